@@ -1,0 +1,58 @@
+"""Sensitivity-guided merging of fine-tuned LLM checkpoints.
+
+The whole path in four calls::
+
+    import sensmerge
+
+    recipe = sensmerge.Recipe.load("recipe.yaml")
+    calibration = sensmerge.calibrate(recipe)  # needs sensmerge[calibrate]
+    print(sensmerge.coefficients(calibration, recipe).table())
+    sensmerge.merge(recipe, "merged", calibration=calibration)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from sensmerge._core import InputError
+
+if TYPE_CHECKING:
+    from sensmerge.calibration import Calibration, calibrate
+    from sensmerge.scaling import Coefficients, coefficients
+    from sensmerge.merging import MergeResult, merge
+    from sensmerge.recipe import Recipe
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Calibration",
+    "Coefficients",
+    "InputError",
+    "MergeResult",
+    "Recipe",
+    "calibrate",
+    "coefficients",
+    "merge",
+]
+
+_HOMES = {
+    "Calibration": "sensmerge.calibration",
+    "Coefficients": "sensmerge.scaling",
+    "MergeResult": "sensmerge.merging",
+    "Recipe": "sensmerge.recipe",
+    "calibrate": "sensmerge.calibration",
+    "coefficients": "sensmerge.scaling",
+    "merge": "sensmerge.merging",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use: `import sensmerge` costs neither NumPy nor pydantic nor torch.
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'sensmerge' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

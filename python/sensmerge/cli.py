@@ -1,0 +1,220 @@
+"""The command line: reads arguments, calls one verb, maps errors to exit codes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sensmerge import InputError, __version__
+
+if TYPE_CHECKING:
+    from sensmerge.calibration import Calibration
+    from sensmerge.recipe import Recipe
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_PATH = click.Path(path_type=Path)
+
+_threads = click.option(
+    "--threads", type=click.IntRange(min=1), help="Threads to use; all cores by default."
+)
+_quiet = click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+_calibration = click.option(
+    "--calibration", type=_FILE, help="A calibration.json made earlier for these experts."
+)
+
+
+def main() -> None:
+    """Run the command line; exit 0 done, 2 bad input, 130 interrupted, 1 anything else."""
+    try:
+        commands(standalone_mode=False)
+    except (InputError, click.ClickException) as error:
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            click.echo(error.ctx.get_usage(), err=True)
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        _fail(message, EXIT_BAD_INPUT)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output went away; there is nobody to tell.
+        sys.stderr.close()
+        sys.exit(1)
+    except Exception as error:
+        _fail(f"{type(error).__name__}: {error}", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"error: {message}", err=True)
+    sys.exit(code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sensmerge")
+def commands() -> None:
+    """Merge fine-tuned LLM checkpoints, each layer as strongly as it matters."""
+
+
+@commands.command()
+@click.argument("recipe", type=_FILE)
+@click.argument("out", type=_FOLDER)
+@_calibration
+@_threads
+@click.option(
+    "--max-shard-size",
+    default="5GB",
+    show_default=True,
+    help="Largest weight file, such as 5GB or 500MiB.",
+)
+@click.option("--no-sync", is_flag=True, help="Do not flush the output to disk.")
+@click.option("--dry-run", is_flag=True, help="Check everything and print the plan; write nothing.")
+@click.option("--force", is_flag=True, help="Replace a model that is already in OUT.")
+@click.option("--allow-nan", is_flag=True, help="Let NaN through instead of refusing it.")
+@_quiet
+def merge(
+    recipe: Path,
+    out: Path,
+    calibration: Path | None,
+    threads: int | None,
+    max_shard_size: str,
+    no_sync: bool,
+    dry_run: bool,
+    force: bool,
+    allow_nan: bool,
+    quiet: bool,
+) -> None:
+    """Merge the models of RECIPE into the folder OUT.
+
+    Calibrates first if the recipe has a `sensitivity:` section and no --calibration is given.
+    """
+    from sensmerge import merging
+
+    loaded = _load(recipe)
+    measured = _load_calibration(calibration)
+    if dry_run:
+        plan = merging.plan(loaded, calibration=measured, max_shard_size=max_shard_size)
+        if not quiet:
+            click.echo(plan.describe())
+        return
+    result = merging.merge(
+        loaded,
+        out,
+        calibration=measured,
+        threads=threads,
+        progress=not quiet,
+        max_shard_size=max_shard_size,
+        sync=not no_sync,
+        overwrite=force,
+        allow_nan=allow_nan,
+    )
+    if not quiet:
+        for note in result.notes:
+            click.echo(f"note: {note}", err=True)
+        click.echo(result.describe())
+
+
+@commands.command()
+@click.argument("recipe", type=_FILE)
+@click.option("-o", "--output", type=_FILE, required=True, help="The calibration.json to write.")
+@_threads
+@_quiet
+def calibrate(recipe: Path, output: Path, threads: int | None, quiet: bool) -> None:
+    """Measure sensitivity and alignment of the experts of RECIPE."""
+    from sensmerge.calibration import calibrate as run
+
+    loaded = _load(recipe)
+    if output.exists() and not output.is_file():
+        raise InputError(f"{output}: is not a file")
+    calibration = run(loaded, progress=not quiet, threads=threads)
+    calibration.save(output)
+    if not quiet:
+        for note in calibration.notes:
+            click.echo(f"note: {note}", err=True)
+        click.echo(f"wrote {output}")
+
+
+@commands.command()
+@click.argument("recipe", type=_FILE)
+@_calibration
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "mergekit"]),
+    default="table",
+    show_default=True,
+)
+def coefficients(recipe: Path, calibration: Path | None, form: str) -> None:
+    """Print the coefficients of every expert and layer."""
+    from sensmerge import merging, scaling
+
+    loaded = _load(recipe)
+    if calibration is None:
+        raise InputError("--calibration: name the file that `sensmerge calibrate` wrote")
+    measured = merging.matching(loaded, _require_calibration(calibration))
+    found = scaling.coefficients(measured, loaded)
+    if form == "json":
+        click.echo(found.to_json())
+    elif form == "mergekit":
+        click.echo(merging.as_mergekit(loaded, found), nl=False)
+    else:
+        click.echo(found.table())
+
+
+@commands.command()
+@click.argument("source", metavar="FILE_OR_OUT", type=_PATH)
+@click.option("-o", "--output", type=_FILE, required=True, help="The HTML file to write.")
+@click.option("--png", type=_FILE, help="Also write the figure as a picture.")
+@click.option("--recipe", type=_FILE, help="The recipe whose coefficients are shown.")
+def report(source: Path, output: Path, png: Path | None, recipe: Path | None) -> None:
+    """Write a report of a calibration file or of a merged model's folder."""
+    from sensmerge.report import write_for
+
+    write_for(source, output, png=png, recipe=recipe)
+    for written in (output, png):
+        if written is not None:
+            click.echo(f"wrote {written}")
+
+
+@commands.command()
+@click.argument("model", type=_PATH)
+def inspect(model: Path) -> None:
+    """List the tensors, dtypes, sizes and layers of MODEL."""
+    from sensmerge.inspection import describe
+
+    click.echo(describe(model))
+
+
+@commands.command()
+@click.argument("folder", metavar="[DIR]", type=_FOLDER, default=Path("demo"), required=False)
+@click.option("--seed", default=0, show_default=True, help="Seed of training and merging.")
+@_threads
+def demo(folder: Path, seed: int, threads: int | None) -> None:
+    """Train a small family of models, merge it in every way, and compare."""
+    from sensmerge.demo import run
+
+    run(folder, seed=seed, threads=threads)
+
+
+def _load(path: Path) -> Recipe:
+    from sensmerge.recipe import Recipe
+
+    return Recipe.load(path)
+
+
+def _load_calibration(path: Path | None) -> Calibration | None:
+    return None if path is None else _require_calibration(path)
+
+
+def _require_calibration(path: Path) -> Calibration:
+    from sensmerge.calibration import Calibration
+
+    return Calibration.load(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""What stands beside the weights: config, tokenizer, model card, and how the model was made."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from sensmerge import __version__
+from sensmerge.plan import model_paths, template
+from sensmerge.sources import own_file, read_config, resolve, tokenizer_files
+
+if TYPE_CHECKING:
+    from sensmerge.calibration import Calibration
+    from sensmerge.recipe import Recipe
+    from sensmerge.scaling import Coefficients
+
+RECIPE_FILE = "sensmerge_recipe.yaml"
+CALIBRATION_FILE = "sensmerge_calibration.json"
+
+
+def sidecars(
+    recipe: Recipe, found: Coefficients | None, calibration: Calibration | None
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]], list[str]]:
+    """The files beside the weights.
+
+    Returns:
+        Files to copy byte for byte (name, path), texts to write (name, content), and notes on
+        what the model will lack.
+
+    Raises:
+        InputError: A file of the base's folder leads outside it, or cannot be read.
+    """
+    home = template(recipe)
+    copies, texts, notes = [], [], []
+    if home.is_dir():
+        source = recipe.tokenizer_source
+        tokenizer = home if source in (None, "base") else resolve(source, recipe.folder)
+        files = tokenizer_files(tokenizer)
+        if not files:
+            notes.append(f"{tokenizer}: has no tokenizer files, so the merged model has none")
+        generation = own_file(home, "generation_config.json")
+        files += [generation] if generation is not None else []
+        copies = [(path.name, str(path)) for path in files]
+        config, text = own_file(home, "config.json"), config_text(recipe)
+        if config is None:
+            notes.append(f"{home}: has no config.json, so transformers cannot load the result")
+        elif text is None:
+            copies.append((config.name, str(config)))
+        else:
+            texts.append((config.name, text))
+    texts.append(("README.md", model_card(recipe, found)))
+    texts.append((RECIPE_FILE, recipe.to_yaml()))
+    if calibration is not None:
+        texts.append((CALIBRATION_FILE, calibration.to_json()))
+    return copies, texts, notes
+
+
+def config_text(recipe: Recipe) -> str | None:
+    """The base's config with the output's dtype; None where it already says so."""
+    config = read_config(template(recipe))
+    asked = recipe.out_dtype or recipe.dtype
+    keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
+    if asked is None or not config or all(config.get(key) == asked for key in keys):
+        return None
+    return json.dumps(config | dict.fromkeys(keys, asked), indent=2) + "\n"
+
+
+def model_card(recipe: Recipe, found: Coefficients | None) -> str:
+    """The README.md of the merged model, with the front matter that the Hub reads."""
+    names = [name for name in [recipe.base_model] if name is not None]
+    names += [expert.model for expert in recipe.experts]
+    method = recipe.merge_method + (" with Sens-Merging" if found is not None else "")
+    lines = ["---", "library_name: transformers", "tags:", "- merge", "- sensmerge"]
+    hub_names = [
+        name
+        for name, path in zip(names, model_paths(recipe), strict=True)
+        if not (recipe.folder / name).exists() and not path.samefile(recipe.folder)
+    ]
+    if hub_names:
+        lines += ["base_model:", *(f"- {json.dumps(name)}" for name in hub_names)]
+    lines += ["---", "", "# Merged model", "", f"Merged by sensmerge {__version__}: {method}."]
+    lines += ["", f"Semantics: {recipe.semantics}. Seed: {recipe.seed}.", "", "| model | role |"]
+    lines += ["|---|---|"]
+    if recipe.base_model is not None:
+        lines.append(f"| {_cell(recipe.base_model)} | base |")
+    lines += [f"| {_cell(expert.model)} | expert |" for expert in recipe.experts]
+    if found is not None:
+        lines += ["", "## Coefficients", "", *(f"{sentence}." for sentence in found.sentences())]
+        lines += ["", f"What was measured is in `{CALIBRATION_FILE}`."]
+    lines += ["", "## Recipe", "", f"The same text is in `{RECIPE_FILE}`.", "", "```yaml"]
+    lines += [recipe.to_yaml().rstrip("\n"), "```", ""]
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

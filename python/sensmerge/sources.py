@@ -1,0 +1,124 @@
+"""Where a model's files are, and which of them a merge needs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from sensmerge._core import InputError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+
+_HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+
+TOKENIZER_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
+
+
+def resolve(model: str, folder: Path) -> Path:
+    """Find the local folder (or single safetensors file) of a model.
+
+    Args:
+        model: A path, relative to ``folder``; or a Hub id such as ``org/name`` or
+            ``org/name@revision``, read from the local cache or downloaded where
+            ``huggingface_hub`` is installed.
+        folder: The folder that relative paths start from, usually the recipe's.
+
+    Raises:
+        InputError: There is no such folder, or it cannot be merged as it is.
+    """
+    if "+" in model and not (folder / Path(model).expanduser()).exists():
+        whole, adapter = model.split("+", 1)
+        raise InputError(
+            f"model '{model}': the LoRA adapter '{adapter}' has to be merged into '{whole}' first; "
+            "load both with PEFT, call merge_and_unload() and save the result"
+        )
+    path = folder / Path(model).expanduser()
+    if path.exists():
+        return path
+    if _HUB_ID.fullmatch(model):
+        return _from_hub(model)
+    raise InputError(f"model '{model}': no such folder: {path}")
+
+
+def _from_hub(model: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise InputError(
+            f"model '{model}': no such folder; to read it from the Hugging Face Hub, "
+            "pip install 'sensmerge[hub]'"
+        ) from None
+    name, _, revision = model.partition("@")
+    try:
+        return Path(
+            snapshot_download(name, revision=revision or None, allow_patterns=_HUB_PATTERNS)
+        )
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"model '{model}': no such folder, and the Hugging Face Hub did not give it: {reason}"
+        ) from None
+
+
+def read_config(model: Path) -> dict[str, Any]:
+    """Read a model's ``config.json``; empty where it has none.
+
+    Raises:
+        InputError: The file is not a JSON object.
+    """
+    path = model / "config.json"
+    if not model.is_dir() or not path.exists():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: expected a JSON object")
+    return config
+
+
+def tokenizer_files(model: Path) -> list[Path]:
+    """The files of a model's folder that make up its tokenizer.
+
+    Raises:
+        InputError: One of them is a link that leaves the folder.
+    """
+    return [path for name in TOKENIZER_FILES if (path := own_file(model, name)) is not None]
+
+
+def own_file(model: Path, name: str) -> Path | None:
+    """A file of a model's folder, or None where it has no such file.
+
+    Links may lead elsewhere in the folder or, in the Hub's cache, to its blobs.
+
+    Raises:
+        InputError: It is a link that leads outside, or no regular file.
+    """
+    path = model / name
+    if not os.path.lexists(path):
+        return None
+    target, home = path.resolve(), model.resolve()
+    # A Hub cache holds models--org--name/snapshots/<commit>/ beside models--org--name/blobs/.
+    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+    if not (target.is_relative_to(home) or target.is_relative_to(blobs)):
+        raise InputError(f"{path}: is a link that leads outside the model's folder")
+    if not target.is_file():
+        raise InputError(f"{path}: is not a regular file")
+    return path

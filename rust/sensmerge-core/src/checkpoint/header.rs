@@ -1,0 +1,174 @@
+//! One safetensors file's header: eight bytes of length, a JSON object, then the data. Everything
+//! is checked before anything is believed.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::path::Path;
+
+use serde::Deserialize;
+use serde::de::{MapAccess, Visitor};
+
+use super::TensorInfo;
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+
+/// Bytes of the length that a file starts with.
+pub(super) const LENGTH_BYTES: usize = 8;
+
+/// The longest header that is read, as in the format's own implementation.
+const LONGEST_HEADER: usize = 100_000_000;
+
+/// What the header says of one tensor.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    dtype: String,
+    shape: Vec<usize>,
+    data_offsets: [usize; 2],
+}
+
+/// A header as it is written: in its order, with every name as often as it occurs.
+struct Header(Vec<(String, Entry)>);
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_map(HeaderVisitor)
+    }
+}
+
+struct HeaderVisitor;
+
+impl<'de> Visitor<'de> for HeaderVisitor {
+    type Value = Header;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str("an object with an entry for every tensor")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Header, A::Error> {
+        let mut entries = Vec::new();
+        let mut seen = HashSet::new();
+        while let Some(name) = map.next_key::<String>()? {
+            if !seen.insert(name.clone()) {
+                return Err(serde::de::Error::custom(format!("'{name}' occurs twice")));
+            }
+            if name == "__metadata__" {
+                map.next_value::<BTreeMap<String, String>>()?;
+            } else {
+                entries.push((name, map.next_value()?));
+            }
+        }
+        Ok(Header(entries))
+    }
+}
+
+/// Read the header of the file at `path`, whose bytes are `file`.
+///
+/// # Errors
+/// [`Error::File`] and [`Error::Tensor`] for a header that is truncated, malformed or lies: about
+/// its length, about where a tensor lies, or about how large it is.
+pub(super) fn read(path: &Path, file: &[u8], shard: usize) -> Result<Vec<TensorInfo>> {
+    let start = data_start(path, file)?;
+    let json = &file[LENGTH_BYTES..start];
+    let Header(entries) = serde_json::from_slice(json)
+        .map_err(|error| Error::file(path, format!("the header is malformed: {error}")))?;
+    let mut tensors = Vec::with_capacity(entries.len());
+    for (name, entry) in entries {
+        tensors.push(locate(path, name, &entry, start, file.len(), shard)?);
+    }
+    check_coverage(path, &tensors, start, file.len())?;
+    Ok(tensors)
+}
+
+/// Where the data starts.
+fn data_start(path: &Path, file: &[u8]) -> Result<usize> {
+    let Some((length, rest)) = file.split_first_chunk::<LENGTH_BYTES>() else {
+        let length = file.len();
+        return Err(Error::file(path, format!("is truncated: {length} bytes hold no header")));
+    };
+    let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
+    if length > LONGEST_HEADER {
+        let reason = format!("the header claims {length} bytes; this is no safetensors file");
+        return Err(Error::file(path, reason));
+    }
+    if length > rest.len() {
+        return Err(Error::file(
+            path,
+            format!("is truncated: the header claims {length} bytes, {} follow", rest.len()),
+        ));
+    }
+    Ok(LENGTH_BYTES + length)
+}
+
+fn locate(
+    path: &Path,
+    name: String,
+    entry: &Entry,
+    start: usize,
+    file_size: usize,
+    shard: usize,
+) -> Result<TensorInfo> {
+    let refuse = |reason: String| Error::tensor(path, &name, reason);
+    if name.is_empty() {
+        return Err(refuse("has no name".into()));
+    }
+    let dtype = Dtype::from_name(&entry.dtype)
+        .ok_or_else(|| refuse(format!("dtype '{}' is not known", entry.dtype)))?;
+    let size = byte_size(dtype, &entry.shape).ok_or_else(|| {
+        refuse(format!("shape {:?} of {} is no number of bytes", entry.shape, entry.dtype))
+    })?;
+    let [first, last] = entry.data_offsets;
+    if last < first || last > file_size - start {
+        return Err(refuse(format!(
+            "lies at {first}..{last} of {} bytes of data: the file is truncated or its header lies",
+            file_size - start
+        )));
+    }
+    if last - first != size {
+        return Err(refuse(format!(
+            "shape {:?} of {} is {size} bytes, the header gives it {}",
+            entry.shape,
+            entry.dtype,
+            last - first
+        )));
+    }
+    let shape = entry.shape.clone();
+    Ok(TensorInfo { name, dtype, shape, shard, start: start + first, end: start + last })
+}
+
+/// Bytes of a tensor, where that is a whole number that fits.
+fn byte_size(dtype: Dtype, shape: &[usize]) -> Option<usize> {
+    let elements = shape.iter().try_fold(1_usize, |product, &size| product.checked_mul(size))?;
+    let bits = elements.checked_mul(dtype.bits())?;
+    bits.is_multiple_of(8).then_some(bits / 8)
+}
+
+/// Every byte of data belongs to exactly one tensor.
+fn check_coverage(path: &Path, tensors: &[TensorInfo], start: usize, end: usize) -> Result<()> {
+    let mut order: Vec<&TensorInfo> = tensors.iter().collect();
+    order.sort_unstable_by_key(|tensor| (tensor.start, tensor.end));
+    let mut covered = start;
+    for tensor in order {
+        if tensor.start < covered {
+            return Err(Error::tensor(path, &tensor.name, "overlaps another tensor's data"));
+        }
+        if tensor.start > covered {
+            let gap = tensor.start - covered;
+            return Err(Error::tensor(
+                path,
+                &tensor.name,
+                format!("{gap} bytes before it belong to no tensor"),
+            ));
+        }
+        covered = tensor.end;
+    }
+    if covered != end {
+        return Err(Error::file(
+            path,
+            format!("{} bytes at its end belong to no tensor", end - covered),
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,81 @@
+//! `model.safetensors.index.json`: which shard holds which tensor.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Component, Path};
+
+use serde::Deserialize;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+
+use crate::error::{Error, Result};
+
+/// The index of a sharded checkpoint in its folder.
+pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: WeightMap,
+    #[serde(default, rename = "metadata")]
+    _metadata: IgnoredAny,
+}
+
+/// File by tensor; a tensor that is named twice is refused.
+struct WeightMap(BTreeMap<String, String>);
+
+impl<'de> Deserialize<'de> for WeightMap {
+    fn deserialize<D: serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_map(WeightMapVisitor)
+    }
+}
+
+struct WeightMapVisitor;
+
+impl<'de> Visitor<'de> for WeightMapVisitor {
+    type Value = WeightMap;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str("an object that maps every tensor to a file name")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<WeightMap, A::Error> {
+        let mut files = BTreeMap::new();
+        while let Some((tensor, file)) = map.next_entry::<String, String>()? {
+            if files.insert(tensor.clone(), file).is_some() {
+                return Err(serde::de::Error::custom(format!("'{tensor}' occurs twice")));
+            }
+        }
+        Ok(WeightMap(files))
+    }
+}
+
+/// Read an index: file name by tensor.
+///
+/// # Errors
+/// [`Error::File`] for an index that is malformed or names anything but files of its own folder.
+pub(super) fn read(path: &Path) -> Result<BTreeMap<String, String>> {
+    let text = std::fs::read(path).map_err(Error::io(path))?;
+    let Index { weight_map: WeightMap(files), .. } = serde_json::from_slice(&text)
+        .map_err(|error| Error::file(path, format!("the index is malformed: {error}")))?;
+    if files.is_empty() {
+        return Err(Error::file(path, "the index names no tensor"));
+    }
+    for (tensor, file) in &files {
+        if !is_bare(file) {
+            return Err(Error::tensor(
+                path,
+                tensor,
+                format!("weight_map names '{file}', which is no file name in this folder"),
+            ));
+        }
+    }
+    Ok(files)
+}
+
+/// Whether a name stays in its folder on every platform.
+pub(super) fn is_bare(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    let single = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
+    single && !name.contains(['/', '\\', ':', '\0'])
+}

@@ -1,0 +1,23 @@
+//! Files as memory: the crate's only `unsafe`.
+#![expect(unsafe_code, reason = "a file is mapped to be read without copying it")]
+
+use std::fs::File;
+use std::path::Path;
+
+use memmap2::Mmap;
+
+use crate::error::{Error, Result};
+
+/// Map a regular file, read-only. Links are followed: the Hub's cache is made of them.
+pub(super) fn map(path: &Path) -> Result<Mmap> {
+    // Asked before opening: to open a pipe would wait for its writer.
+    let kind = std::fs::metadata(path).map_err(Error::io(path))?;
+    if !kind.is_file() {
+        return Err(Error::file(path, "is not a regular file"));
+    }
+    let file = File::open(path).map_err(Error::io(path))?;
+    // SAFETY: the map is read-only and private to this process. The operating system cannot keep
+    // other processes from changing or truncating the file meanwhile; like every mapped reader,
+    // this one relies on checkpoints not being rewritten in place while they are merged.
+    unsafe { Mmap::map(&file) }.map_err(Error::io(path))
+}

@@ -1,0 +1,478 @@
+//! Number formats: what safetensors files hold, and how it is widened for computing and rounded
+//! once for storing.
+//!
+//! Conversions are branch-free per entry, so that the loops vectorise on any target, and exact
+//! bit for bit on all of them: no hardware conversion that flushes subnormals is used.
+
+use std::ops::{Add, AddAssign, Div, Mul, Sub};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Every dtype that a safetensors header can name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "the names are the format's")]
+pub enum Dtype {
+    Bool,
+    F4,
+    F6E2M3,
+    F6E3M2,
+    U8,
+    I8,
+    F8E5M2,
+    F8E4M3,
+    F8E8M0,
+    F8E4M3Fnuz,
+    F8E5M2Fnuz,
+    I16,
+    U16,
+    F16,
+    Bf16,
+    I32,
+    U32,
+    F32,
+    C64,
+    F64,
+    I64,
+    U64,
+}
+
+const NAMES: [(Dtype, &str, usize); 22] = [
+    (Dtype::Bool, "BOOL", 8),
+    (Dtype::F4, "F4", 4),
+    (Dtype::F6E2M3, "F6_E2M3", 6),
+    (Dtype::F6E3M2, "F6_E3M2", 6),
+    (Dtype::U8, "U8", 8),
+    (Dtype::I8, "I8", 8),
+    (Dtype::F8E5M2, "F8_E5M2", 8),
+    (Dtype::F8E4M3, "F8_E4M3", 8),
+    (Dtype::F8E8M0, "F8_E8M0", 8),
+    (Dtype::F8E4M3Fnuz, "F8_E4M3FNUZ", 8),
+    (Dtype::F8E5M2Fnuz, "F8_E5M2FNUZ", 8),
+    (Dtype::I16, "I16", 16),
+    (Dtype::U16, "U16", 16),
+    (Dtype::F16, "F16", 16),
+    (Dtype::Bf16, "BF16", 16),
+    (Dtype::I32, "I32", 32),
+    (Dtype::U32, "U32", 32),
+    (Dtype::F32, "F32", 32),
+    (Dtype::C64, "C64", 64),
+    (Dtype::F64, "F64", 64),
+    (Dtype::I64, "I64", 64),
+    (Dtype::U64, "U64", 64),
+];
+
+impl Dtype {
+    /// The name in safetensors headers, such as `BF16`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        NAMES[self as usize].1
+    }
+
+    /// The dtype that a header names.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        NAMES.iter().find(|(_, known, _)| *known == name).map(|&(dtype, ..)| dtype)
+    }
+
+    /// Bits of one entry.
+    #[must_use]
+    pub fn bits(self) -> usize {
+        NAMES[self as usize].2
+    }
+
+    /// The same dtype where it is one that is merged.
+    #[must_use]
+    pub fn float(self) -> Option<Float> {
+        match self {
+            Self::F16 => Some(Float::F16),
+            Self::Bf16 => Some(Float::Bf16),
+            Self::F32 => Some(Float::F32),
+            Self::F64 => Some(Float::F64),
+            _ => None,
+        }
+    }
+}
+
+/// The dtypes that are merged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Float {
+    /// IEEE half precision.
+    #[serde(rename = "float16", alias = "fp16")]
+    F16,
+    /// The upper half of a float32.
+    #[serde(rename = "bfloat16", alias = "bf16")]
+    Bf16,
+    /// IEEE single precision.
+    #[serde(rename = "float32", alias = "fp32")]
+    F32,
+    /// IEEE double precision.
+    #[serde(rename = "float64", alias = "fp64")]
+    F64,
+}
+
+impl Float {
+    /// Bytes of one entry.
+    #[must_use]
+    pub fn size(self) -> usize {
+        self.dtype().bits() / 8
+    }
+
+    /// The same dtype among all dtypes.
+    #[must_use]
+    pub fn dtype(self) -> Dtype {
+        match self {
+            Self::F16 => Dtype::F16,
+            Self::Bf16 => Dtype::Bf16,
+            Self::F32 => Dtype::F32,
+            Self::F64 => Dtype::F64,
+        }
+    }
+}
+
+/// A dtype name that is none of float16, bfloat16, float32 and float64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnknownFloat;
+
+impl FromStr for Float {
+    type Err = UnknownFloat;
+
+    fn from_str(name: &str) -> Result<Self, UnknownFloat> {
+        match name {
+            "float16" | "fp16" => Ok(Self::F16),
+            "bfloat16" | "bf16" => Ok(Self::Bf16),
+            "float32" | "fp32" => Ok(Self::F32),
+            "float64" | "fp64" => Ok(Self::F64),
+            _ => Err(UnknownFloat),
+        }
+    }
+}
+
+/// The types that merges are computed in: f32, and f64 where an input is float64.
+pub trait Real:
+    Copy
+    + Default
+    + PartialOrd
+    + Send
+    + Sync
+    + std::fmt::Debug
+    + Add<Output = Self>
+    + AddAssign
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + 'static
+{
+    /// 0.
+    const ZERO: Self;
+    /// 1.
+    const ONE: Self;
+    /// Infinity.
+    const INFINITY: Self;
+    /// Bits of a magnitude: all but the sign.
+    const MAGNITUDE_BITS: u32;
+
+    /// Round to this type, to nearest even.
+    fn from_f64(value: f64) -> Self;
+    /// Widen, exactly.
+    fn to_f64(self) -> f64;
+    /// `|self|`.
+    #[must_use]
+    fn abs(self) -> Self;
+    /// The bits of `|self|`: they order as magnitudes do, NaN above infinity.
+    fn magnitude(self) -> u64;
+
+    /// Read entries of dtype `from`, little-endian at any alignment. Exact, but for float64 into
+    /// f32, which is rounded to nearest even.
+    ///
+    /// # Panics
+    /// If `bytes` does not hold exactly `out.len()` entries.
+    fn widen(from: Float, bytes: &[u8], out: &mut [Self]);
+
+    /// Store entries as dtype `to`, rounded once, to nearest even. Subnormals are kept, NaN stays
+    /// NaN, and what is out of range becomes infinite.
+    ///
+    /// # Panics
+    /// If `out` does not hold exactly `values.len()` entries.
+    fn narrow(values: &[Self], to: Float, out: &mut [u8]);
+}
+
+impl Real for f32 {
+    const ZERO: Self = 0.0;
+    const ONE: Self = 1.0;
+    const INFINITY: Self = f32::INFINITY;
+    const MAGNITUDE_BITS: u32 = 31;
+
+    fn from_f64(value: f64) -> Self {
+        value as f32
+    }
+
+    fn to_f64(self) -> f64 {
+        f64::from(self)
+    }
+
+    fn abs(self) -> Self {
+        f32::abs(self)
+    }
+
+    fn magnitude(self) -> u64 {
+        u64::from(self.to_bits() & 0x7fff_ffff)
+    }
+
+    fn widen(from: Float, bytes: &[u8], out: &mut [Self]) {
+        match from {
+            Float::F16 => read(bytes, out, |entry| f16_to_f32(u16::from_le_bytes(entry))),
+            Float::Bf16 => read(bytes, out, |entry| bf16_to_f32(u16::from_le_bytes(entry))),
+            Float::F32 => read(bytes, out, f32::from_le_bytes),
+            Float::F64 => read(bytes, out, |entry| f64::from_le_bytes(entry) as f32),
+        }
+    }
+
+    fn narrow(values: &[Self], to: Float, out: &mut [u8]) {
+        match to {
+            Float::F16 => write(values, out, |value| f32_to_f16(value).to_le_bytes()),
+            Float::Bf16 => write(values, out, |value| f32_to_bf16(value).to_le_bytes()),
+            Float::F32 => write(values, out, f32::to_le_bytes),
+            Float::F64 => write(values, out, |value| f64::from(value).to_le_bytes()),
+        }
+    }
+}
+
+impl Real for f64 {
+    const ZERO: Self = 0.0;
+    const ONE: Self = 1.0;
+    const INFINITY: Self = f64::INFINITY;
+    const MAGNITUDE_BITS: u32 = 63;
+
+    fn from_f64(value: f64) -> Self {
+        value
+    }
+
+    fn to_f64(self) -> f64 {
+        self
+    }
+
+    fn abs(self) -> Self {
+        f64::abs(self)
+    }
+
+    fn magnitude(self) -> u64 {
+        self.to_bits() & 0x7fff_ffff_ffff_ffff
+    }
+
+    fn widen(from: Float, bytes: &[u8], out: &mut [Self]) {
+        match from {
+            Float::F16 => read(bytes, out, |entry| f16_to_f32(u16::from_le_bytes(entry)).into()),
+            Float::Bf16 => read(bytes, out, |entry| bf16_to_f32(u16::from_le_bytes(entry)).into()),
+            Float::F32 => read(bytes, out, |entry| f32::from_le_bytes(entry).into()),
+            Float::F64 => read(bytes, out, f64::from_le_bytes),
+        }
+    }
+
+    fn narrow(values: &[Self], to: Float, out: &mut [u8]) {
+        match to {
+            Float::F16 => write(values, out, |value| f32_to_f16(to_odd(value)).to_le_bytes()),
+            Float::Bf16 => write(values, out, |value| f32_to_bf16(to_odd(value)).to_le_bytes()),
+            Float::F32 => write(values, out, |value| (value as f32).to_le_bytes()),
+            Float::F64 => write(values, out, f64::to_le_bytes),
+        }
+    }
+}
+
+fn read<const N: usize, T>(bytes: &[u8], out: &mut [T], entry: impl Fn([u8; N]) -> T) {
+    let (entries, rest) = bytes.as_chunks::<N>();
+    assert!(rest.is_empty() && entries.len() == out.len(), "entries do not match their bytes");
+    for (out, bytes) in out.iter_mut().zip(entries) {
+        *out = entry(*bytes);
+    }
+}
+
+fn write<const N: usize, T: Copy>(values: &[T], out: &mut [u8], bytes: impl Fn(T) -> [u8; N]) {
+    let (entries, rest) = out.as_chunks_mut::<N>();
+    assert!(rest.is_empty() && entries.len() == values.len(), "entries do not match their bytes");
+    for (entry, value) in entries.iter_mut().zip(values) {
+        *entry = bytes(*value);
+    }
+}
+
+fn bf16_to_f32(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
+/// Add half a unit of the last kept place, a little less where that place is even: the carry
+/// rounds to nearest even and runs into infinity by itself.
+fn f32_to_bf16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    let quiet = (bits >> 16) | 0x40;
+    (if value.is_nan() { quiet } else { rounded }) as u16
+}
+
+/// Shift exponent and mantissa into a float32's place and let a multiplication move the bias:
+/// that is exact for subnormals too. Infinity and NaN get the largest exponent.
+fn f16_to_f32(bits: u16) -> f32 {
+    const BIAS: f32 = f32::from_bits((127 + (127 - 15)) << 23);
+    let sign = u32::from(bits & 0x8000) << 16;
+    let magnitude = u32::from(bits & 0x7fff) << 13;
+    let finite = (f32::from_bits(magnitude) * BIAS).to_bits();
+    let special = magnitude | 0x7f80_0000;
+    f32::from_bits(sign | if magnitude >= 0x7c00 << 13 { special } else { finite })
+}
+
+/// Three cases, all computed, one chosen: normal numbers round by carry as in bfloat16; for
+/// subnormals an addition of one half shifts the kept places to the mantissa's end and rounds; the
+/// rest is infinite or NaN.
+fn f32_to_f16(value: f32) -> u16 {
+    const SMALLEST_NORMAL: u32 = (127 - 14) << 23;
+    const BEYOND: u32 = (127 + 16) << 23;
+    let bits = value.to_bits();
+    let sign = (bits >> 16) & 0x8000;
+    let magnitude = bits & 0x7fff_ffff;
+
+    let rebiased = magnitude.wrapping_sub((127 - 15) << 23);
+    let normal = rebiased.wrapping_add(0xfff + ((rebiased >> 13) & 1)) >> 13;
+    let half = f32::from_bits((127 - 1) << 23);
+    let subnormal = (f32::from_bits(magnitude) + half).to_bits().wrapping_sub(half.to_bits());
+    let special = if magnitude > 0x7f80_0000 { 0x7e00 | ((bits >> 13) & 0x3ff) } else { 0x7c00 };
+
+    let finite = if magnitude < SMALLEST_NORMAL { subnormal } else { normal };
+    (sign | if magnitude >= BEYOND { special } else { finite }) as u16
+}
+
+/// Round to float32 towards zero and set the last place if anything was lost. A second rounding,
+/// to a format of at most 22 bits, then gives what a single one would have given.
+fn to_odd(value: f64) -> f32 {
+    let nearest = value as f32;
+    let (exact, back) = (value.abs(), f64::from(nearest).abs());
+    let bits = nearest.to_bits();
+    let truncated = bits.wrapping_sub(u32::from(back > exact));
+    let odd = truncated | u32::from(back != exact);
+    f32::from_bits(if value.is_finite() { odd } else { bits })
+}
+
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn narrow_f32(value: f32, to: Float) -> u16 {
+        let mut bytes = [0; 2];
+        f32::narrow(&[value], to, &mut bytes);
+        u16::from_le_bytes(bytes)
+    }
+
+    fn narrow_f64(value: f64, to: Float) -> u16 {
+        let mut bytes = [0; 2];
+        f64::narrow(&[value], to, &mut bytes);
+        u16::from_le_bytes(bytes)
+    }
+
+    /// The 16-bit number nearest to `value`, even where two are, found among all of them.
+    fn nearest(value: f64, widened: &[(u16, f64)]) -> u16 {
+        let distance = |&&(bits, other): &&(u16, f64)| ((other - value).abs(), bits & 1);
+        let closest = widened.iter().min_by(|a, b| {
+            distance(a).partial_cmp(&distance(b)).unwrap_or(std::cmp::Ordering::Equal)
+        });
+        closest.map_or(0, |&(bits, _)| bits)
+    }
+
+    #[test]
+    fn names_are_the_formats_and_in_the_enums_order() {
+        for (place, &(dtype, name, bits)) in NAMES.iter().enumerate() {
+            assert_eq!(dtype as usize, place);
+            assert_eq!(Dtype::from_name(name), Some(dtype));
+            assert_eq!(dtype.bits(), bits);
+        }
+        assert_eq!(Dtype::from_name("bf16"), None);
+    }
+
+    #[test]
+    fn every_16_bit_pattern_widens_exactly_and_comes_back() {
+        for bits in 0..=u16::MAX {
+            let bytes = bits.to_le_bytes();
+            let mut wide = [0.0_f32];
+            f32::widen(Float::F16, &bytes, &mut wide);
+            let expected = f16::from_bits(bits);
+            assert!(wide[0].to_bits() == expected.to_f32().to_bits() || expected.is_nan());
+            assert_eq!(wide[0].is_nan(), expected.is_nan());
+            if !expected.is_nan() {
+                assert_eq!(narrow_f32(wide[0], Float::F16), bits);
+            }
+            f32::widen(Float::Bf16, &bytes, &mut wide);
+            let expected = bf16::from_bits(bits);
+            assert_eq!(wide[0].to_bits(), u32::from(bits) << 16);
+            assert_eq!(wide[0].is_nan(), expected.is_nan());
+            if !expected.is_nan() {
+                assert_eq!(narrow_f32(wide[0], Float::Bf16), bits);
+            }
+        }
+    }
+
+    #[test]
+    fn every_midpoint_between_16_bit_numbers_rounds_to_even() {
+        for bits in 0..0x7c00_u16 {
+            let (low, high) = (f16::from_bits(bits).to_f64(), f16::from_bits(bits + 1).to_f64());
+            let even = bits + (bits & 1);
+            let middle = if bits == 0x7bff { 65520.0 } else { f64::midpoint(low, high) };
+            assert_eq!(narrow_f64(middle, Float::F16), even);
+            assert_eq!(narrow_f32(middle as f32, Float::F16), even);
+            assert_eq!(narrow_f64(middle.next_up(), Float::F16), bits + 1);
+            assert_eq!(narrow_f64(middle.next_down(), Float::F16), bits);
+        }
+        for bits in 0..0x7f7f_u16 {
+            let (low, high) = (bf16::from_bits(bits).to_f64(), bf16::from_bits(bits + 1).to_f64());
+            let middle = f64::midpoint(low, high);
+            assert_eq!(narrow_f64(middle, Float::Bf16), bits + (bits & 1));
+            assert_eq!(narrow_f64(middle.next_up(), Float::Bf16), bits + 1);
+            assert_eq!(narrow_f64(middle.next_down(), Float::Bf16), bits);
+        }
+    }
+
+    #[test]
+    fn nan_stays_nan_and_overflow_becomes_infinite() {
+        for to in [Float::F16, Float::Bf16] {
+            let infinity = if to == Float::F16 { 0x7c00 } else { 0x7f80 };
+            assert_eq!(narrow_f32(f32::INFINITY, to), infinity);
+            assert_eq!(narrow_f32(-f32::MAX, to), infinity | 0x8000);
+            assert_eq!(narrow_f64(1e300, to), infinity);
+            // The first NaN has its only set bit where a 16-bit format cannot keep it.
+            for nan in [f32::from_bits(0x7f80_0001), f32::NAN] {
+                assert!(narrow_f32(nan, to) & 0x7fff > infinity);
+                assert!(narrow_f64(f64::from(nan), to) & 0x7fff > infinity);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn narrowing_agrees_with_the_half_crate(bits in any::<u32>()) {
+            let value = f32::from_bits(bits);
+            prop_assume!(!value.is_nan());
+            prop_assert_eq!(narrow_f32(value, Float::F16), f16::from_f32(value).to_bits());
+            prop_assert_eq!(narrow_f32(value, Float::Bf16), bf16::from_f32(value).to_bits());
+        }
+
+        #[test]
+        fn narrowing_a_double_rounds_once(value in -70000.0_f64..70000.0, scale in 0..60) {
+            let value = value * 0.5_f64.powi(scale);
+            prop_assume!(value.abs() < 65504.0);
+            let finite = (0..=u16::MAX).map(|bits| (bits, f16::from_bits(bits).to_f64()));
+            let widened: Vec<_> = finite.filter(|(_, other)| other.is_finite()).collect();
+            let found = narrow_f64(value, Float::F16);
+            let expected = nearest(value, &widened);
+            prop_assert!(found == expected || (found ^ expected) == 0x8000 && expected << 1 == 0);
+        }
+
+        #[test]
+        fn any_alignment_is_read(values in prop::collection::vec(any::<f32>(), 0..40)) {
+            let mut bytes = vec![0; 1 + 4 * values.len()];
+            f32::narrow(&values, Float::F32, &mut bytes[1..]);
+            let mut back = vec![0.0; values.len()];
+            f32::widen(Float::F32, &bytes[1..], &mut back);
+            let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            prop_assert_eq!(bits(&back), bits(&values));
+        }
+    }
+}

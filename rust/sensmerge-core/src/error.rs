@@ -1,0 +1,115 @@
+//! The one error type. Every variant names the file, tensor or key it is about.
+
+use std::path::{Path, PathBuf};
+
+/// Result with this crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Whose fault an error is; front ends map it to exit codes and exception types.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The caller's files or settings cannot be used as they are.
+    Input,
+    /// The operating system refused or failed.
+    Io,
+    /// The caller asked to stop.
+    Interrupted,
+}
+
+/// Everything that can go wrong between a recipe and a written model.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file or folder could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+
+    /// A file or folder is not what it should be: missing, truncated, malformed, not a regular file.
+    #[error("{}: {reason}", path.display())]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong and what to do about it.
+        reason: String,
+    },
+
+    /// A tensor inside a checkpoint cannot be used.
+    #[error("{}: tensor '{tensor}': {reason}", path.display())]
+    Tensor {
+        /// The checkpoint's file or folder.
+        path: PathBuf,
+        /// The tensor's name.
+        tensor: String,
+        /// What is wrong and what to do about it.
+        reason: String,
+    },
+
+    /// A setting of the recipe cannot be used.
+    #[error("{key}: {reason}")]
+    Setting {
+        /// The recipe's key, such as `models[1].parameters.density`.
+        key: String,
+        /// What is wrong and what would be right.
+        reason: String,
+    },
+
+    /// The output folder cannot be written to as asked.
+    #[error("{}: {reason}", path.display())]
+    Output {
+        /// The output folder.
+        path: PathBuf,
+        /// What is wrong and what to do about it.
+        reason: String,
+    },
+
+    /// The caller cancelled the merge; nothing was left behind.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl Error {
+    /// Whose fault this is.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Kind::Input,
+            Self::Io { .. } => Kind::Io,
+            Self::Interrupted => Kind::Interrupted,
+            _ => Kind::Input,
+        }
+    }
+
+    pub(crate) fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.as_ref().to_path_buf();
+        move |source| Self::Io { path, source }
+    }
+
+    pub(crate) fn file(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
+        Self::File { path: path.as_ref().to_path_buf(), reason: reason.into() }
+    }
+
+    pub(crate) fn tensor(
+        path: impl AsRef<Path>,
+        tensor: impl Into<String>,
+        reason: impl Into<String>,
+    ) -> Self {
+        Self::Tensor {
+            path: path.as_ref().to_path_buf(),
+            tensor: tensor.into(),
+            reason: reason.into(),
+        }
+    }
+
+    pub(crate) fn setting(key: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Setting { key: key.into(), reason: reason.into() }
+    }
+
+    pub(crate) fn output(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
+        Self::Output { path: path.as_ref().to_path_buf(), reason: reason.into() }
+    }
+}

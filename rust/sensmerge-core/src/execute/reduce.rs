@@ -1,0 +1,128 @@
+//! Reductions over tensors that a caller already holds in memory: what calibration asks of the
+//! kernels. They run on the rayon pool that calls them.
+
+use rayon::prelude::*;
+
+use super::tensor::BLOCK;
+use crate::dtype::{Float, Real};
+use crate::error::{Error, Result};
+use crate::kernel::distance::squared_distance;
+use crate::kernel::sensitivity;
+
+/// Blocks that a thread takes at a time.
+const BLOCKS: usize = 16;
+
+/// A tensor in memory: little-endian entries of a dtype, at any alignment.
+#[derive(Clone, Copy, Debug)]
+pub struct Buffer<'b> {
+    bytes: &'b [u8],
+    dtype: Float,
+}
+
+impl<'b> Buffer<'b> {
+    /// A view of `bytes` as entries of `dtype`.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] where the length is no whole number of entries.
+    pub fn new(name: &str, bytes: &'b [u8], dtype: Float) -> Result<Self> {
+        if bytes.len().is_multiple_of(dtype.size()) {
+            return Ok(Self { bytes, dtype });
+        }
+        let length = bytes.len();
+        Err(Error::setting(
+            name,
+            format!("{length} bytes are no whole number of {dtype:?} entries"),
+        ))
+    }
+
+    /// Number of entries.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.bytes.len() / self.dtype.size()
+    }
+
+    /// Whether there are no entries.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    fn read<T: Real>(&self, start: usize, out: &mut [T]) {
+        let size = self.dtype.size();
+        T::widen(self.dtype, &self.bytes[start * size..(start + out.len()) * size], out);
+    }
+
+    fn row(&self, row: usize, columns: usize) -> Self {
+        let size = self.dtype.size() * columns;
+        Self { bytes: &self.bytes[row * size..(row + 1) * size], dtype: self.dtype }
+    }
+
+    fn same_length(&self, other: &Self, name: &str) -> Result<()> {
+        if self.len() == other.len() {
+            return Ok(());
+        }
+        let reason = format!("has {} entries where {} are expected", other.len(), self.len());
+        Err(Error::setting(name, reason))
+    }
+}
+
+/// `Σ_j |θ_j · g_j|` over one parameter tensor (Sens-Merging, Eq. 1 and 3).
+///
+/// Products are float32 (float64 where a buffer is), sums float64 of a fixed shape: the result
+/// does not depend on the number of threads.
+///
+/// # Errors
+/// [`Error::Setting`] where the lengths differ.
+pub fn sum_abs_product(theta: Buffer, gradient: Buffer) -> Result<f64> {
+    theta.same_length(&gradient, "gradient")?;
+    if theta.dtype == Float::F64 || gradient.dtype == Float::F64 {
+        Ok(sum_blocks::<f64>(theta, gradient, sensitivity::sum_abs_product))
+    } else {
+        Ok(sum_blocks::<f32>(theta, gradient, sensitivity::sum_abs_product))
+    }
+}
+
+/// `‖a_r − b_r‖₂` for every row `r` of two `[rows, columns]` matrices (Sens-Merging, Eq. 4).
+///
+/// # Errors
+/// [`Error::Setting`] where the lengths differ or are no multiple of `rows`.
+pub fn row_distances(a: Buffer, b: Buffer, rows: usize) -> Result<Vec<f64>> {
+    a.same_length(&b, "b")?;
+    if rows == 0 || !a.len().is_multiple_of(rows) {
+        let reason = format!("{rows} rows do not divide {} entries", a.len());
+        return Err(Error::setting("rows", reason));
+    }
+    let columns = a.len() / rows;
+    let double = a.dtype == Float::F64 || b.dtype == Float::F64;
+    let distance = |index: usize| {
+        let (a, b) = (a.row(index, columns), b.row(index, columns));
+        let squared = if double {
+            sum_blocks::<f64>(a, b, squared_distance)
+        } else {
+            sum_blocks::<f32>(a, b, squared_distance)
+        };
+        squared.sqrt()
+    };
+    Ok((0..rows).into_par_iter().map(distance).collect())
+}
+
+/// Apply `kernel` to blocks of both buffers and add the results in index order.
+fn sum_blocks<T: Real>(a: Buffer, b: Buffer, kernel: fn(&[T], &[T]) -> f64) -> f64 {
+    let blocks = a.len().div_ceil(BLOCK);
+    let sums: Vec<f64> = (0..blocks)
+        .into_par_iter()
+        .with_min_len(BLOCKS)
+        .map_init(
+            || (vec![T::ZERO; BLOCK], vec![T::ZERO; BLOCK]),
+            |(left, right), block| {
+                let start = block * BLOCK;
+                let length = BLOCK.min(a.len() - start);
+                let (left, right) = (&mut left[..length], &mut right[..length]);
+                a.read(start, left);
+                b.read(start, right);
+                kernel(left, right)
+            },
+        )
+        .collect();
+    sums.iter().sum()
+}

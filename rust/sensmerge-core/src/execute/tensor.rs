@@ -1,0 +1,203 @@
+//! A tensor being merged: its inputs as bytes, read block by block as task vectors.
+
+use std::ops::Range;
+
+use crate::dtype::{Float, Real};
+use crate::kernel::magnitude::{trim, trim_exact};
+use crate::kernel::random_drop::drop_and_rescale;
+use crate::kernel::task_vector::subtract;
+use crate::kernel::weighted_sum::multiply;
+use crate::plan::{Merge, Source, Step};
+use crate::random::Stream;
+
+/// Entries computed at a time. The buffers of a block (one a model, and three) stay in the
+/// second-level cache of one core.
+pub(super) const BLOCK: usize = 4096;
+
+/// One input's entries.
+struct Input<'a> {
+    bytes: &'a [u8],
+    dtype: Float,
+}
+
+impl<'a> Input<'a> {
+    fn new(source: &Source<'a>) -> Self {
+        Self { bytes: source.checkpoint.bytes(source.tensor), dtype: source.dtype }
+    }
+
+    fn read<T: Real>(&self, entries: Range<usize>, out: &mut [T]) {
+        let size = self.dtype.size();
+        T::widen(self.dtype, &self.bytes[entries.start * size..entries.end * size], out);
+    }
+}
+
+/// A tensor being merged.
+pub(super) struct Tensor<'p> {
+    pub(super) step: &'p Step<'p>,
+    pub(super) merge: &'p Merge<'p>,
+    base: Option<Input<'p>>,
+    experts: Vec<Input<'p>>,
+    streams: Vec<Stream>,
+    /// Bytes of all inputs for one entry: the unit of progress.
+    pub(super) entry_bytes: u64,
+}
+
+impl<'p> Tensor<'p> {
+    pub(super) fn new(step: &'p Step<'p>, merge: &'p Merge<'p>, seed: u64) -> Self {
+        let base = merge.base.as_ref().map(Input::new);
+        let experts: Vec<Input> = merge.terms.iter().map(|term| Input::new(&term.source)).collect();
+        let places = 0..merge.terms.len() as u64;
+        let streams = places.map(|place| Stream::new(seed, place, &step.name)).collect();
+        let sizes = base.iter().chain(&experts).map(|input| input.dtype.size() as u64);
+        let entry_bytes = sizes.sum();
+        Self { step, merge, base, experts, streams, entry_bytes }
+    }
+
+    /// The base's entries, or zeros where parameters themselves are combined.
+    pub(super) fn read_base<T: Real>(&self, entries: Range<usize>, out: &mut [T]) {
+        match &self.base {
+            Some(base) => base.read(entries, out),
+            None => out.fill(T::ZERO),
+        }
+    }
+
+    /// An expert's entries as they are stored.
+    pub(super) fn read_expert<T: Real>(&self, expert: usize, entries: Range<usize>, out: &mut [T]) {
+        self.experts[expert].read(entries, out);
+    }
+
+    /// Turn an expert's entries into its task vector's.
+    pub(super) fn subtract_base<T: Real>(&self, base: &[T], expert: &mut [T]) {
+        if self.base.is_some() {
+            subtract(expert, base);
+        }
+    }
+
+    /// Drop entries at random, where the method does and the density asks for it, and multiply
+    /// the others by `scale`.
+    pub(super) fn drop<T: Real>(
+        &self,
+        expert: usize,
+        first: usize,
+        scale: T,
+        keep: &mut [u8],
+        delta: &mut [T],
+    ) {
+        let density = self.merge.terms[expert].drop_density;
+        if density < 1.0 {
+            let keep = &mut keep[..delta.len()];
+            self.streams[expert].keep(first as u64, density, keep);
+            drop_and_rescale(delta, keep, scale);
+        }
+    }
+
+    /// Sparsify one block of a task vector: drop, trim, rescale. `ties` is carried from block to
+    /// block of a chunk.
+    pub(super) fn sparsify<T: Real>(
+        &self,
+        expert: usize,
+        first: usize,
+        sparsity: &Sparsity<T>,
+        ties: &mut u64,
+        keep: &mut [u8],
+        delta: &mut [T],
+    ) {
+        let Sparsity { cut, scale } = sparsity;
+        if matches!(cut, Cut::None) {
+            self.drop(expert, first, *scale, keep, delta);
+            return;
+        }
+        self.drop(expert, first, T::ONE, keep, delta);
+        cut.apply(delta, ties);
+        if *scale != T::ONE {
+            multiply(delta, *scale);
+        }
+    }
+
+    /// An expert's task vector after the random drop, unscaled: what trimming looks at.
+    pub(super) fn dropped<T: Real>(
+        &self,
+        expert: usize,
+        entries: Range<usize>,
+        block: &mut Block<T>,
+    ) {
+        let first = entries.start;
+        let Block { base, rows, keep, .. } = block;
+        let (base, delta) = (&mut base[..entries.len()], &mut rows[..entries.len()]);
+        self.read_base(entries.clone(), base);
+        self.read_expert(expert, entries, delta);
+        self.subtract_base(base, delta);
+        self.drop(expert, first, T::ONE, keep, delta);
+    }
+}
+
+/// Buffers for one block of one tensor, owned by one thread at a time.
+pub(super) struct Block<T> {
+    /// The base's entries.
+    pub(super) base: Vec<T>,
+    /// The experts' entries, a row each.
+    pub(super) rows: Vec<T>,
+    /// Elected signs.
+    pub(super) signs: Vec<T>,
+    /// What is written.
+    pub(super) out: Vec<T>,
+    /// Which entries the random drop keeps.
+    pub(super) keep: Vec<u8>,
+    /// A chunk's output.
+    pub(super) bytes: Vec<u8>,
+}
+
+impl<T: Real> Block<T> {
+    pub(super) fn new(experts: usize) -> Self {
+        Self {
+            base: vec![T::ZERO; BLOCK],
+            rows: vec![T::ZERO; BLOCK * experts],
+            signs: vec![T::ZERO; BLOCK],
+            out: vec![T::ZERO; BLOCK],
+            keep: vec![0; BLOCK],
+            bytes: Vec::new(),
+        }
+    }
+}
+
+/// Which entries of a task vector a trim keeps.
+#[derive(Clone, Debug)]
+pub(super) enum Cut {
+    /// All of them.
+    None,
+    /// Those of at least this magnitude (its bits).
+    AtLeast(u64),
+    /// Those above this magnitude, and of those equal to it the first few in index order.
+    Exactly {
+        /// The threshold's bits.
+        magnitude: u64,
+        /// For every chunk of the tensor, how many equal entries it may still keep.
+        ties: Vec<u64>,
+    },
+}
+
+impl Cut {
+    /// What the cut leaves to keep at the start of `chunk`.
+    pub(super) fn ties_at(&self, chunk: usize) -> u64 {
+        match self {
+            Self::Exactly { ties, .. } => ties[chunk],
+            Self::None | Self::AtLeast(_) => 0,
+        }
+    }
+
+    /// Trim one block; `ties` is carried from block to block of a chunk.
+    pub(super) fn apply<T: Real>(&self, delta: &mut [T], ties: &mut u64) {
+        match self {
+            Self::None => {}
+            Self::AtLeast(magnitude) => trim(delta, *magnitude),
+            Self::Exactly { magnitude, .. } => trim_exact(delta, *magnitude, ties),
+        }
+    }
+}
+
+/// What sparsification does to one expert's part of one tensor, once it is known.
+#[derive(Clone, Debug)]
+pub(super) struct Sparsity<T> {
+    pub(super) cut: Cut,
+    pub(super) scale: T,
+}

@@ -1,0 +1,93 @@
+//! How a merge is cut into pieces of work.
+//!
+//! A *chunk* is a run of entries of one tensor, of a fixed size: what one thread does at a time. A
+//! *window* is a run of tensors of one precision whose statistics (thresholds, norms) are held
+//! at a time: it bounds memory, and gives every thread enough chunks. Neither changes a byte of
+//! the output: statistics are exact or sums of a fixed shape.
+
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use super::tensor::{BLOCK, Block, Tensor};
+use crate::dtype::Real;
+use crate::plan::Precision;
+
+/// Entries of a window: enough chunks for many threads.
+const WINDOW_ENTRIES: usize = 1 << 26;
+
+/// Tensors of a window: 20,000 small tensors make a few windows, not 20,000.
+const WINDOW_TENSORS: usize = 4096;
+
+/// A run of entries of one tensor.
+#[derive(Clone, Debug)]
+pub(super) struct Chunk {
+    /// The tensor's place in its window.
+    pub(super) tensor: usize,
+    /// The chunk's place in its tensor.
+    pub(super) place: usize,
+    pub(super) entries: Range<usize>,
+}
+
+impl Chunk {
+    /// The chunk's entries, a cache-sized block at a time.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let end = self.entries.end;
+        self.entries.clone().step_by(BLOCK).map(move |start| start..end.min(start + BLOCK))
+    }
+}
+
+/// Entries of a chunk of about `bytes` bytes, a whole number of blocks.
+pub(super) fn chunk_entries<T: Real>(bytes: usize) -> usize {
+    (bytes / size_of::<T>() / BLOCK).max(1) * BLOCK
+}
+
+/// A tensor's chunks. An empty tensor has none.
+pub(super) fn chunks_of(tensor: usize, elements: usize, chunk_entries: usize) -> Vec<Chunk> {
+    let starts = (0..elements).step_by(chunk_entries);
+    let entries = starts.map(|start| start..elements.min(start + chunk_entries));
+    entries.enumerate().map(|(place, entries)| Chunk { tensor, place, entries }).collect()
+}
+
+/// Cut `tensors` into windows.
+pub(super) fn windows<'t, 'p>(tensors: &'t [Tensor<'p>]) -> Vec<&'t [Tensor<'p>]> {
+    let mut windows = Vec::new();
+    let mut rest = tensors;
+    while let Some(first) = rest.first() {
+        let precision = first.merge.precision;
+        let mut entries = 0;
+        let fits = |tensor: &&Tensor| {
+            entries += tensor.step.elements;
+            tensor.merge.precision == precision && entries <= WINDOW_ENTRIES
+        };
+        let length = rest.iter().take(WINDOW_TENSORS).take_while(fits).count().max(1);
+        let (window, others) = rest.split_at(length);
+        windows.push(window);
+        rest = others;
+    }
+    windows
+}
+
+/// A window's precision.
+pub(super) fn precision(window: &[Tensor]) -> Precision {
+    window.first().map_or(Precision::Single, |tensor| tensor.merge.precision)
+}
+
+/// Idle buffers, lent to whichever thread works on a chunk.
+pub(super) struct Scratch<T> {
+    experts: usize,
+    idle: Mutex<Vec<Block<T>>>,
+}
+
+impl<T: Real> Scratch<T> {
+    pub(super) fn new(experts: usize) -> Self {
+        Self { experts, idle: Mutex::new(Vec::new()) }
+    }
+
+    pub(super) fn lend<R>(&self, work: impl FnOnce(&mut Block<T>) -> R) -> R {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut block = idle.unwrap_or_else(|| Block::new(self.experts));
+        let result = work(&mut block);
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(block);
+        result
+    }
+}

@@ -1,0 +1,129 @@
+//! The disjoint sum and mean: only experts that agree with the elected sign take part (TIES,
+//! Yadav et al. 2023, §4.2).
+
+use crate::dtype::Real;
+
+/// Entries merged at a time: their sums stay in registers or first-level cache.
+const STRIDE: usize = 128;
+
+/// What has to have the elected sign.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Agreement {
+    /// `w_i δ_ij`.
+    Weighted,
+    /// `δ_ij`.
+    Unweighted,
+}
+
+/// What the sum is divided by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Divisor {
+    /// 1.
+    One,
+    /// The sum of the weights of those that take part.
+    Weights,
+    /// The number of those that take part.
+    Count,
+}
+
+/// `out_j = Σ w_i δ_ij / divisor` over the rows that agree with `signs`, in row order.
+///
+/// Where no row agrees, or the divisor is 0, the sum is divided by 1. A zero agrees with no sign. NaN
+/// always takes part, so that it is not lost.
+///
+/// # Panics
+/// If the lengths do not match.
+pub fn disjoint<T: Real>(
+    deltas: &[T],
+    weights: &[T],
+    signs: &[T],
+    agreement: Agreement,
+    divisor: Divisor,
+    out: &mut [T],
+) {
+    let length = out.len();
+    assert_eq!(signs.len(), length);
+    assert_eq!(deltas.len(), weights.len() * length);
+    for (start, out) in (0..).step_by(STRIDE).zip(out.chunks_mut(STRIDE)) {
+        let entries = start..start + out.len();
+        let signs = &signs[entries.clone()];
+        let shares = &mut [T::ZERO; STRIDE][..out.len()];
+        out.fill(T::ZERO);
+        for (deltas, &weight) in deltas.chunks_exact(length).zip(weights) {
+            let share = if divisor == Divisor::Count { T::ONE } else { weight };
+            let vote = if agreement == Agreement::Weighted { weight } else { T::ONE };
+            let deltas = &deltas[entries.clone()];
+            for (((out, total), &delta), &sign) in
+                out.iter_mut().zip(&mut *shares).zip(deltas).zip(signs)
+            {
+                let disagrees = agrees_not(vote * delta, sign);
+                *out += if disagrees { T::ZERO } else { weight * delta };
+                *total += if disagrees { T::ZERO } else { share };
+            }
+        }
+        if divisor != Divisor::One {
+            for (out, &total) in out.iter_mut().zip(&*shares) {
+                *out = *out / if total == T::ZERO { T::ONE } else { total };
+            }
+        }
+    }
+}
+
+/// Whether a vote is surely not for the sign. The vote itself is compared, not its product with
+/// the sign, since a sign of 0 is one that no vote agrees with.
+#[inline]
+fn agrees_not<T: Real>(vote: T, sign: T) -> bool {
+    let against_positive = (sign > T::ZERO) & (vote <= T::ZERO);
+    let against_negative = (sign < T::ZERO) & (vote >= T::ZERO);
+    let against_none = (sign == T::ZERO) & ((vote <= T::ZERO) | (vote >= T::ZERO));
+    against_positive | against_negative | against_none
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::samples::{any, rows, same};
+    use proptest::prelude::*;
+
+    fn naive(
+        column: &[f32],
+        weights: &[f32],
+        sign: f32,
+        agreement: Agreement,
+        divisor: Divisor,
+    ) -> f32 {
+        let (mut sum, mut share) = (0.0, 0.0);
+        for (&delta, &weight) in column.iter().zip(weights) {
+            let vote = if agreement == Agreement::Weighted { weight * delta } else { delta };
+            let agrees = (sign > 0.0 && vote > 0.0) || (sign < 0.0 && vote < 0.0);
+            if agrees || vote.is_nan() {
+                sum += weight * delta;
+                share += match divisor {
+                    Divisor::One => 0.0,
+                    Divisor::Weights => weight,
+                    Divisor::Count => 1.0,
+                };
+            }
+        }
+        if divisor == Divisor::One || share == 0.0 { sum } else { sum / share }
+    }
+
+    proptest! {
+        #[test]
+        fn only_those_that_agree((length, rows, weights) in rows(any()), seed in 0..3_usize) {
+            let signs: Vec<f32> = (0..length).map(|j| [1.0, -1.0, 0.0][(j * 7 + seed) % 3]).collect();
+            for agreement in [Agreement::Weighted, Agreement::Unweighted] {
+                for divisor in [Divisor::One, Divisor::Weights, Divisor::Count] {
+                    let mut out = vec![7.0; length];
+                    disjoint(&rows, &weights, &signs, agreement, divisor, &mut out);
+                    for j in 0..length {
+                        let column: Vec<f32> =
+                            (0..weights.len()).map(|i| rows[i * length + j]).collect();
+                        let expected = naive(&column, &weights, signs[j], agreement, divisor);
+                        prop_assert!(same(&[out[j]], &[expected]), "{} {}", out[j], expected);
+                    }
+                }
+            }
+        }
+    }
+}

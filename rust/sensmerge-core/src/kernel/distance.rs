@@ -1,0 +1,34 @@
+//! Squared L2 distance, of logits for one (Sens-Merging, Eq. 4).
+
+use super::sum::sum;
+use crate::dtype::Real;
+
+/// `Σ_j (a_j − b_j)²`: differences in the computing type, squares and sums in float64, of a fixed
+/// shape.
+///
+/// # Panics
+/// If the lengths differ.
+#[must_use]
+pub fn squared_distance<T: Real>(a: &[T], b: &[T]) -> f64 {
+    sum(a, b, |a, b| {
+        let difference = (a - b).to_f64();
+        difference * difference
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::samples::{finite, vector};
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn differences_are_float32_and_sums_float64(a in vector(finite())) {
+            let b: Vec<f32> = a.iter().rev().copied().collect();
+            let expected: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+            prop_assert!((squared_distance(&a, &b) - expected).abs() <= 1e-12 * expected);
+            prop_assert_eq!(squared_distance(&a, &a), 0.0);
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Sums of a fixed shape: the same bits on every SIMD level and however a tensor is cut into
+//! blocks, as long as the blocks are the same.
+//!
+//! A slice is summed in 16 lanes of float64, entry `j` in lane `j % 16`, and the lanes are folded
+//! in halves. Floating-point addition is not associative, so the compiler may vectorise this shape
+//! but not choose another.
+
+use crate::dtype::Real;
+
+const LANES: usize = 16;
+
+/// `Σ_j |x_j|`.
+#[must_use]
+pub fn l1<T: Real>(values: &[T]) -> f64 {
+    sum(values, values, |value, _| value.abs().to_f64())
+}
+
+/// `Σ_j term(a_j, b_j)`.
+///
+/// # Panics
+/// If the lengths differ.
+pub(super) fn sum<T: Real>(a: &[T], b: &[T], term: impl Fn(T, T) -> f64) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let mut lanes = [0.0; LANES];
+    let (whole_a, rest_a) = a.as_chunks::<LANES>();
+    let (whole_b, rest_b) = b.as_chunks::<LANES>();
+    for (a, b) in whole_a.iter().zip(whole_b) {
+        for lane in 0..LANES {
+            lanes[lane] += term(a[lane], b[lane]);
+        }
+    }
+    for ((lane, &a), &b) in lanes.iter_mut().zip(rest_a).zip(rest_b) {
+        *lane += term(a, b);
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] += lanes[lane + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::samples::{finite, vector};
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn near_the_plain_sum(values in vector(finite())) {
+            let expected: f64 = values.iter().map(|&value| f64::from(value.abs())).sum();
+            prop_assert!((l1(&values) - expected).abs() <= 1e-12 * expected);
+        }
+
+        #[test]
+        fn of_the_documented_shape(values in vector(finite())) {
+            let mut lanes = [0.0_f64; 16];
+            for (j, &value) in values.iter().enumerate() {
+                lanes[j % 16] += f64::from(value.abs());
+            }
+            let fold = |lanes: Vec<f64>| -> Vec<f64> {
+                let (low, high) = lanes.split_at(lanes.len() / 2);
+                low.iter().zip(high).map(|(a, b)| a + b).collect()
+            };
+            let expected = fold(fold(fold(fold(lanes.to_vec()))));
+            prop_assert_eq!(l1(&values).to_bits(), expected[0].to_bits());
+        }
+    }
+
+    #[test]
+    fn nan_is_not_lost() {
+        assert!(l1(&[1.0_f32, f32::NAN, 2.0]).is_nan());
+        assert_eq!(l1::<f32>(&[]), 0.0);
+    }
+}

@@ -1,0 +1,204 @@
+//! Random numbers that are addressed, not drawn in turn: the same for any number of threads, any
+//! chunk size, any order of shards and any machine.
+//!
+//! The generator is Philox4x32-10 (Salmon et al. 2011). **The format below never changes**, since
+//! a merge must be reproducible from its seed:
+//!
+//! - The key is the seed: low word, high word.
+//! - A stream is a 64-bit FNV-1a hash over the UTF-8 bytes of the tensor's name, then over the
+//!   eight little-endian bytes of the model's place in the recipe.
+//! - Word `i` of a stream is word `i % 4` of `philox([b_lo, b_hi, s_lo, s_hi])`, with block
+//!   `b = i / 4` and stream `s`.
+//! - Entry `j` is kept with density `d` as follows. Let `D = round(d · 2⁴⁰)`, `h = D >> 32` and
+//!   `l = D mod 2³²`. Byte `j % 16` of block `j / 16` (four little-endian words) of the stream is
+//!   compared with `h`: less keeps, more drops. Where it is equal, word `j` of the *fine* stream,
+//!   whose number is `s XOR 0x9E3779B97F4A7C15`, keeps if it is less than `l`.
+//!
+//! So a decision costs one byte, and its probability is `D / 2⁴⁰` exactly.
+
+const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+const FINE: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// Entries that one block of the coarse stream decides.
+const PER_BLOCK: usize = 16;
+
+/// Blocks computed side by side, for the compiler to vectorise.
+const LANES: usize = 16;
+
+/// The Philox4x32 generator with 10 rounds.
+#[must_use]
+pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
+    let lanes = philox_lanes(counter.map(|word| [word]), key);
+    lanes.map(|[word]| word)
+}
+
+/// The same for `N` counters at once, word by word.
+#[inline]
+fn philox_lanes<const N: usize>(mut counter: [[u32; N]; 4], mut key: [u32; 2]) -> [[u32; N]; 4] {
+    for _ in 0..10 {
+        for lane in 0..N {
+            let [a, b, c, d] = counter.map(|words| words[lane]);
+            let left = u64::from(a) * u64::from(MULTIPLIERS[0]);
+            let right = u64::from(c) * u64::from(MULTIPLIERS[1]);
+            counter[0][lane] = (right >> 32) as u32 ^ b ^ key[0];
+            counter[1][lane] = right as u32;
+            counter[2][lane] = (left >> 32) as u32 ^ d ^ key[1];
+            counter[3][lane] = left as u32;
+        }
+        key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
+    }
+    counter
+}
+
+/// The random numbers of one model's tensor.
+#[derive(Clone, Copy, Debug)]
+pub struct Stream {
+    key: [u32; 2],
+    stream: u64,
+}
+
+impl Stream {
+    /// The stream of a tensor of the model at `place` in the recipe.
+    #[must_use]
+    pub fn new(seed: u64, place: u64, tensor: &str) -> Self {
+        let fnv = |hash: u64, &byte: &u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3);
+        let named = tensor.as_bytes().iter().fold(0xCBF2_9CE4_8422_2325, fnv);
+        let stream = place.to_le_bytes().iter().fold(named, fnv);
+        Self { key: [seed as u32, (seed >> 32) as u32], stream }
+    }
+
+    /// Word `index` of the stream.
+    #[must_use]
+    pub fn word(&self, index: u64) -> u32 {
+        let block = index / 4;
+        let counter =
+            [block as u32, (block >> 32) as u32, self.stream as u32, (self.stream >> 32) as u32];
+        philox4x32(counter, self.key)[(index % 4) as usize]
+    }
+
+    /// Decide for entries `first..first + keep.len()` whether each is kept: 1, or dropped: 0.
+    pub fn keep(&self, first: u64, density: f64, keep: &mut [u8]) {
+        let threshold = (density * (1_u64 << 40) as f64).round() as u64;
+        if threshold >= 1 << 40 {
+            keep.fill(1);
+            return;
+        }
+        let (coarse, fine) = ((threshold >> 32) as u8, threshold as u32);
+        let mut bytes = [0; PER_BLOCK * LANES];
+        let mut entry = first;
+        let mut rest = keep;
+        while !rest.is_empty() {
+            let skipped = (entry % PER_BLOCK as u64) as usize;
+            self.bytes(entry / PER_BLOCK as u64, &mut bytes);
+            let length = rest.len().min(bytes.len() - skipped);
+            let (now, later) = rest.split_at_mut(length);
+            self.decide(entry, (coarse, fine), &bytes[skipped..skipped + length], now);
+            entry += length as u64;
+            rest = later;
+        }
+    }
+
+    /// The coarse bytes of `LANES` blocks from `block` on.
+    fn bytes(&self, block: u64, out: &mut [u8; PER_BLOCK * LANES]) {
+        let blocks: [u64; LANES] = std::array::from_fn(|lane| block.wrapping_add(lane as u64));
+        let words = philox_lanes(
+            [
+                blocks.map(|block| block as u32),
+                blocks.map(|block| (block >> 32) as u32),
+                [self.stream as u32; LANES],
+                [(self.stream >> 32) as u32; LANES],
+            ],
+            self.key,
+        );
+        for (lane, out) in out.chunks_exact_mut(PER_BLOCK).enumerate() {
+            for (word, out) in words.iter().zip(out.chunks_exact_mut(4)) {
+                out.copy_from_slice(&word[lane].to_le_bytes());
+            }
+        }
+    }
+
+    fn decide(&self, first: u64, (coarse, fine): (u8, u32), bytes: &[u8], keep: &mut [u8]) {
+        let mut draws = 0_usize;
+        for (keep, &byte) in keep.iter_mut().zip(bytes) {
+            *keep = u8::from(byte < coarse);
+            draws += usize::from(byte == coarse);
+        }
+        if draws == 0 {
+            return;
+        }
+        let stream = Self { stream: self.stream ^ FINE, ..*self };
+        for (place, &byte) in bytes.iter().enumerate() {
+            if byte == coarse {
+                keep[place] = u8::from(stream.word(first + place as u64) < fine);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The rule as it is written above, one entry at a time.
+    fn kept(stream: Stream, entry: u64, density: f64) -> u8 {
+        let threshold = (density * 1_099_511_627_776.0).round() as u64;
+        let block = entry / 16;
+        let word = stream.word(block * 4 + (entry % 16) / 4);
+        let byte = u64::from(word.to_le_bytes()[(entry % 4) as usize]);
+        let fine = Stream { stream: stream.stream ^ FINE, ..stream };
+        let drawn = byte << 32 | u64::from(fine.word(entry));
+        u8::from(drawn < threshold)
+    }
+
+    #[test]
+    fn known_answers_of_random123() {
+        let answers = [
+            ([0; 4], [0; 2], [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]),
+            ([!0; 4], [!0; 2], [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]),
+            (
+                [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344],
+                [0xa409_3822, 0x299f_31d0],
+                [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1],
+            ),
+        ];
+        for (counter, key, expected) in answers {
+            assert_eq!(philox4x32(counter, key), expected);
+        }
+    }
+
+    #[test]
+    fn a_mask_does_not_depend_on_how_it_is_cut() {
+        let stream = Stream::new(7, 2, "model.layers.3.mlp.up_proj.weight");
+        for density in [0.003, 0.5, 0.9, 0.999_99] {
+            let expected: Vec<u8> = (0..3000).map(|entry| kept(stream, entry, density)).collect();
+            for (start, length) in [(0, 3000), (0, 1), (1, 15), (15, 2), (17, 1000), (2999, 1)] {
+                let mut mask = vec![9; length];
+                stream.keep(start as u64, density, &mut mask);
+                assert_eq!(mask, expected[start..start + length], "{density} {start} {length}");
+            }
+        }
+    }
+
+    #[test]
+    fn masks_keep_the_density_and_differ_by_key() {
+        let count = 1 << 18;
+        let mask = |seed, place, tensor: &str, density| {
+            let mut mask = vec![0; count];
+            Stream::new(seed, place, tensor).keep(0, density, &mut mask);
+            mask
+        };
+        for density in [0.1_f64, 0.5, 0.9] {
+            let kept = mask(1, 0, "a", density).iter().map(|&kept| f64::from(kept)).sum::<f64>();
+            let deviation = (density * (1.0 - density) * count as f64).sqrt();
+            assert!((kept - density * count as f64).abs() < 5.0 * deviation);
+        }
+        let first = mask(1, 0, "a", 0.5);
+        for other in [mask(2, 0, "a", 0.5), mask(1, 1, "a", 0.5), mask(1, 0, "b", 0.5)] {
+            let same = first.iter().zip(&other).filter(|(a, b)| a == b).count() as f64;
+            let half = count as f64 / 2.0;
+            assert!((same - half).abs() < 5.0 * half.sqrt());
+        }
+        assert!(mask(1, 0, "a", 1.0).iter().all(|&kept| kept == 1));
+    }
+}

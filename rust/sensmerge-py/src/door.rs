@@ -1,0 +1,67 @@
+//! The one way in: work runs on a thread of its own with the interpreter released, while the
+//! calling thread reports progress and listens for Ctrl-C.
+
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use sensmerge_core::execute::Monitor;
+use sensmerge_core::{Error, Result};
+
+use crate::error::to_python;
+
+/// How often progress is reported and signals are looked at.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Run `work`, which `monitor` can cancel; call `progress(done, total)` now and then.
+pub(crate) fn enter<R: Send>(
+    py: Python<'_>,
+    monitor: &Monitor,
+    progress: Option<&Bound<'_, PyAny>>,
+    work: impl FnOnce() -> Result<R> + Send,
+) -> PyResult<R> {
+    let (finished, mut wait) = channel::<()>();
+    std::thread::scope(|scope| {
+        let worker = scope.spawn(move || {
+            // Dropped when the work ends, however it ends: that wakes the waiting thread.
+            let _finished = finished;
+            work()
+        });
+        let mut raised = None;
+        let mut still_running = || {
+            let wait = &mut wait;
+            let ended = py.detach(move || wait.recv_timeout(TICK));
+            ended == Err(RecvTimeoutError::Timeout)
+        };
+        while still_running() {
+            if raised.is_none() {
+                raised = tick(py, monitor, progress).err();
+                if raised.is_some() {
+                    monitor.cancel();
+                }
+            }
+        }
+        let result = worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        match (raised, result) {
+            // What Python raised explains the cancellation.
+            (Some(raised), Ok(_) | Err(Error::Interrupted)) => Err(raised),
+            (_, Err(error)) => Err(to_python(error)),
+            (None, Ok(result)) => {
+                report(monitor, progress)?;
+                Ok(result)
+            }
+        }
+    })
+}
+
+fn tick(py: Python<'_>, monitor: &Monitor, progress: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+    py.check_signals()?;
+    report(monitor, progress)
+}
+
+fn report(monitor: &Monitor, progress: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+    if let Some(progress) = progress {
+        progress.call1(monitor.progress())?;
+    }
+    Ok(())
+}

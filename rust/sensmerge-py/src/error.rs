@@ -1,0 +1,27 @@
+//! The one error door: core errors become Python exceptions by whose fault they are.
+
+use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError, PyValueError};
+use pyo3::{PyErr, create_exception};
+use sensmerge_core::error::{Error, Kind};
+
+create_exception!(
+    sensmerge._core,
+    InputError,
+    PyValueError,
+    "The caller's files or settings cannot be used as they are; the message says which and why."
+);
+
+/// `InputError` for bad input, `KeyboardInterrupt` for a cancellation, `OSError` for the rest.
+pub(crate) fn to_python(error: Error) -> PyErr {
+    let message = error.to_string();
+    match error.kind() {
+        Kind::Input => InputError::new_err(message),
+        Kind::Interrupted => PyKeyboardInterrupt::new_err(message),
+        Kind::Io => PyOSError::new_err(message),
+    }
+}
+
+/// Bad input that only the binding can see.
+pub(crate) fn bad_input(message: impl Into<String>) -> PyErr {
+    InputError::new_err(message.into())
+}

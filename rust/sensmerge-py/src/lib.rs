@@ -1,0 +1,34 @@
+//! `sensmerge._core`: translation between Python and `sensmerge-core`, one verb a file. A binding
+//! converts its arguments, releases the interpreter, makes one call and converts the result.
+
+mod buffers;
+mod checkpoint;
+mod distance;
+mod door;
+mod error;
+mod merge;
+mod output;
+mod plan;
+mod pool;
+mod sensitivity;
+
+use pyo3::pymodule;
+
+/// The compiled core of sensmerge.
+#[pymodule]
+mod _core {
+    #[pymodule_export]
+    use crate::checkpoint::{Checkpoint, TensorInfo};
+    #[pymodule_export]
+    use crate::distance::row_distances;
+    #[pymodule_export]
+    use crate::error::InputError;
+    #[pymodule_export]
+    use crate::merge::merge;
+    #[pymodule_export]
+    use crate::output::check_output;
+    #[pymodule_export]
+    use crate::plan::plan;
+    #[pymodule_export]
+    use crate::sensitivity::sum_abs_product;
+}

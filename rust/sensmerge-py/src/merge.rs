@@ -1,0 +1,69 @@
+use std::path::PathBuf;
+
+use pyo3::prelude::*;
+use sensmerge_core::execute::{DEFAULT_CHUNK_BYTES, Monitor, Options, Sidecar, execute};
+use sensmerge_core::plan::{Inputs, Plan};
+
+use crate::door::enter;
+use crate::plan::parse;
+
+/// Merge checkpoints and write the result.
+///
+/// Args:
+///     recipe: The core's recipe as JSON.
+///     output: The folder to write.
+///     max_shard_bytes: Upper bound on the size of an output file.
+///     copies: Files to copy beside the weights: pairs of name and path.
+///     texts: Files to write beside the weights: pairs of name and content.
+///     threads: Threads to use; all cores by default.
+///     chunk_bytes: Bytes a thread works on at a time; does not change the output.
+///     sync: Flush the output to disk before returning.
+///     overwrite: Replace a model that is already in the folder.
+///     allow_nan: Let NaN through instead of refusing it.
+///     progress: Called now and then with bytes read and bytes to read.
+///
+/// Returns:
+///     JSON: what was written.
+///
+/// Raises:
+///     InputError: The checkpoints cannot be merged as asked, or the folder cannot be written.
+///     OSError: The disk failed.
+///     KeyboardInterrupt: Ctrl-C was pressed; nothing is left behind.
+#[pyfunction]
+#[pyo3(signature = (
+    recipe, output, max_shard_bytes, *, copies = Vec::new(), texts = Vec::new(), threads = None,
+    chunk_bytes = None, sync = true, overwrite = false, allow_nan = false, progress = None
+))]
+#[expect(
+    clippy::too_many_arguments,
+    clippy::fn_params_excessive_bools,
+    reason = "keywords in Python"
+)]
+pub(crate) fn merge(
+    py: Python<'_>,
+    recipe: &str,
+    output: PathBuf,
+    max_shard_bytes: u64,
+    copies: Vec<(String, PathBuf)>,
+    texts: Vec<(String, String)>,
+    threads: Option<usize>,
+    chunk_bytes: Option<usize>,
+    sync: bool,
+    overwrite: bool,
+    allow_nan: bool,
+    progress: Option<&Bound<'_, PyAny>>,
+) -> PyResult<String> {
+    let recipe = parse(recipe)?;
+    let copies = copies.into_iter().map(|(name, from)| Sidecar::Copy { name, from });
+    let texts = texts.into_iter().map(|(name, content)| Sidecar::Text { name, content });
+    let sidecars: Vec<Sidecar> = copies.chain(texts).collect();
+    let chunk_bytes = chunk_bytes.unwrap_or(DEFAULT_CHUNK_BYTES);
+    let options = Options { threads, chunk_bytes, sync, overwrite, allow_nan };
+    let monitor = Monitor::new();
+    let summary = enter(py, &monitor, progress, || {
+        let inputs = Inputs::open(&recipe)?;
+        let plan = Plan::new(&recipe, &inputs, max_shard_bytes)?;
+        execute(&plan, &output, &sidecars, &options, &monitor)
+    })?;
+    Ok(serde_json::json!(summary).to_string())
+}

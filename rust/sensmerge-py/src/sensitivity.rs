@@ -1,0 +1,43 @@
+use pyo3::prelude::*;
+use sensmerge_core::execute::reduce::{self, Buffer};
+
+use crate::buffers::{Bytes, dtype};
+use crate::error::to_python;
+use crate::pool::pool;
+
+/// Sum of ``|theta * gradient|`` over one parameter tensor (Sens-Merging, Eq. 1 and 3).
+///
+/// Products are float32 (float64 where an input is), sums float64; the result does not depend on
+/// the number of threads.
+///
+/// Args:
+///     theta: The parameter, as a contiguous uint8 view.
+///     theta_dtype: Its dtype, such as ``bfloat16``.
+///     gradient: Its gradient, of as many entries, as a contiguous uint8 view.
+///     gradient_dtype: The gradient's dtype.
+///     threads: Threads to use; all cores by default.
+///
+/// Raises:
+///     InputError: Lengths differ, or a buffer is not contiguous.
+#[pyfunction]
+#[pyo3(signature = (theta, theta_dtype, gradient, gradient_dtype, threads = None))]
+pub(crate) fn sum_abs_product(
+    py: Python<'_>,
+    theta: &Bound<'_, PyAny>,
+    theta_dtype: &str,
+    gradient: &Bound<'_, PyAny>,
+    gradient_dtype: &str,
+    threads: Option<usize>,
+) -> PyResult<f64> {
+    let (theta, gradient) = (Bytes::of("theta", theta)?, Bytes::of("gradient", gradient)?);
+    let theta_dtype = dtype("theta_dtype", theta_dtype)?;
+    let gradient_dtype = dtype("gradient_dtype", gradient_dtype)?;
+    let pool = pool(threads)?;
+    let (theta, gradient) = (theta.as_slice(), gradient.as_slice());
+    py.detach(|| {
+        let theta = Buffer::new("theta", theta, theta_dtype)?;
+        let gradient = Buffer::new("gradient", gradient, gradient_dtype)?;
+        pool.install(|| reduce::sum_abs_product(theta, gradient))
+    })
+    .map_err(to_python)
+}
