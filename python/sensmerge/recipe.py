@@ -1,0 +1,358 @@
+"""What the user wrote: mergekit's keys, and how sensitivity is measured and used.
+
+Every refusal names the key and says what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+)
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from sensmerge._core import InputError
+from sensmerge.settings import Setting, numbers
+
+MethodName = Literal["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"]
+Dtype = Literal["bfloat16", "float16", "float32", "float64"]
+
+_NUMBER_OR_LIST = "a number, a list of numbers, or a list of {filter, value}"
+
+
+def _setting(value: Any) -> Any:
+    """Refuse what is no setting, and numbers that are not finite."""
+    if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
+        for part in value:
+            if "value" not in part or not set(part) <= {"filter", "value"}:
+                raise ValueError("each condition has a value and, if not for all, a filter")
+            _setting(part["value"])
+        return value
+    if isinstance(value, dict):
+        return _setting([value])
+    if isinstance(value, list) and value:
+        return [_number(part) for part in value]
+    return _number(value)
+
+
+def _number(value: Any) -> float:
+    # YAML 1.1 files write 1e-3, which is a string there; a boolean is no number.
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"expected {_NUMBER_OR_LIST}")
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError(f"expected {_NUMBER_OR_LIST}, not '{value}'") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{value} is not a finite number")
+    return number
+
+
+def _density(value: Any) -> Any:
+    checked = _setting(value)
+    for number in numbers(checked):
+        if not 0 < number <= 1:
+            raise ValueError(f"{number:g} is not a fraction of entries to keep, in (0, 1]")
+    return checked
+
+
+def _name(value: Any) -> Any:
+    """mergekit also takes a model as a mapping with path, revision and lora."""
+    if isinstance(value, dict):
+        inner = value.get("model", value)
+        if not isinstance(inner, dict) or not set(inner) <= {"path", "revision"}:
+            raise ValueError("expected a path or a Hub id")
+        revision = inner.get("revision")
+        return inner.get("path", "") + (f"@{revision}" if revision else "")
+    return value
+
+
+def _mode(value: Any) -> Any:
+    # YAML 1.1 reads a bare `off` as false.
+    return "off" if value is False else value
+
+
+def _task(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+SettingField = Annotated[Any, AfterValidator(_setting)]
+DensityField = Annotated[Any, AfterValidator(_density)]
+ModelName = Annotated[str, BeforeValidator(_name), Field(min_length=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+
+class Task(_Strict):
+    """Where an expert's calibration samples are.
+
+    Attributes:
+        path: A JSONL file, relative to the recipe.
+        samples: How many to draw; None takes the recipe's number.
+        max_length: Longest sample in tokens; None takes the recipe's.
+    """
+
+    path: str = Field(min_length=1)
+    samples: int | None = Field(default=None, ge=1)
+    max_length: int | None = Field(default=None, ge=2)
+
+
+class ModelParameters(_Strict):
+    """One model's own settings; what is None is the recipe's."""
+
+    weight: SettingField = None
+    density: DensityField = None
+    ties_density: DensityField = None
+
+
+class Parameters(ModelParameters):
+    """Settings for all models, and of the merge as a whole."""
+
+    lambda_: SettingField = Field(default=None, alias="lambda")
+    normalize: bool | None = None
+    rescale: bool | None = None
+    # mergekit's; it saves memory there and changes nothing here.
+    int8_mask: bool | None = None
+
+
+class Model(_Strict):
+    """An expert, or the base listed among the models."""
+
+    model: ModelName
+    parameters: ModelParameters = Field(default_factory=ModelParameters)
+    calibration: Annotated[Task | None, BeforeValidator(_task)] = None
+
+
+class Sensitivity(_Strict):
+    """How sensitivity is measured and turned into coefficients.
+
+    Attributes:
+        mode: ``full``; ``task`` drops τ and ``cross`` drops α (the paper's ablation); ``off`` is
+            the plain method.
+        temperature: T of Eq. 6.
+        cross_task: Eq. 5 of the camera-ready paper (``transfer``) or of the preprint
+            (``distance``).
+        positions: Which tokens the loss and the logit distance look at.
+        distance: Mean of the per-position L2 norms, or the norm of the whole sequence.
+        outside_blocks: What tensors outside the decoder blocks get.
+        dtype: In which dtype models run.
+        samples: Samples an expert.
+        max_length: Longest sample in tokens.
+        seed: Seed of the draw.
+    """
+
+    mode: Annotated[Literal["full", "task", "cross", "off"], BeforeValidator(_mode)] = "full"
+    temperature: float = Field(default=0.05, gt=0, allow_inf_nan=False)
+    cross_task: Literal["transfer", "distance"] = "transfer"
+    positions: Literal["completion", "all"] = "completion"
+    distance: Literal["token", "sequence"] = "token"
+    outside_blocks: Literal["uniform", "cross", "own"] = "uniform"
+    dtype: Literal["stored", "float32"] = "stored"
+    samples: int = Field(default=10, ge=1)
+    max_length: int = Field(default=512, ge=2)
+    seed: int = 0
+
+
+class Recipe(_Strict):
+    """A merge as the user wrote it. Paths are relative to ``folder``."""
+
+    merge_method: MethodName
+    models: list[Model] = Field(min_length=1)
+    base_model: ModelName | None = None
+    parameters: Parameters = Field(default_factory=Parameters)
+    dtype: Dtype | None = None
+    out_dtype: Dtype | None = None
+    tokenizer_source: ModelName | None = None
+    sensitivity: Sensitivity | None = None
+    semantics: Literal["mergekit", "original"] = "mergekit"
+    seed: int = Field(default=0, ge=0, lt=2**64)
+
+    _source: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _folder: Path = PrivateAttr(default_factory=Path)
+    _path: Path | None = PrivateAttr(default=None)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Read a recipe from a YAML file.
+
+        Raises:
+            InputError: The file cannot be read, is not YAML, or is not a recipe.
+        """
+        path = Path(path)
+        try:
+            data = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        except MarkedYAMLError as error:
+            mark = error.problem_mark
+            line = f", line {mark.line + 1}" if mark is not None else ""
+            raise InputError(f"{path}{line}: not YAML: {error.problem}") from None
+        except (YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: not YAML: {error}") from None
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror or error}") from None
+        try:
+            recipe = cls.from_dict(data, folder=path.parent)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        recipe._path = path
+        return recipe
+
+    @classmethod
+    def from_dict(cls, data: Any, folder: str | Path = ".") -> Recipe:
+        """Check a recipe that is already parsed.
+
+        Raises:
+            InputError: It is not a recipe; the message names the key.
+        """
+        if not isinstance(data, dict):
+            raise InputError("a recipe is a mapping with merge_method and models")
+        _refuse_unsupported(data)
+        try:
+            recipe = cls.model_validate(data)
+        except ValidationError as error:
+            raise InputError(_explain(error)) from None
+        recipe._source = data
+        recipe._folder = Path(folder)
+        recipe._check()
+        return recipe
+
+    @property
+    def folder(self) -> Path:
+        """What paths are relative to."""
+        return self._folder
+
+    @property
+    def path(self) -> Path | None:
+        """The file it was read from."""
+        return self._path
+
+    @property
+    def experts(self) -> list[Model]:
+        """The models that are merged: all but the base, in the recipe's order."""
+        if self.merge_method == "linear":
+            return self.models
+        return [model for model in self.models if model.model != self.base_model]
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML, with the keys that the user wrote."""
+        text = io.StringIO()
+        yaml = YAML(typ="safe", pure=True)
+        yaml.default_flow_style = False
+        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+        yaml.dump(self._source, text)
+        return text.getvalue()
+
+    def _check(self) -> None:
+        """Refuse what each key allows but the recipe as a whole does not."""
+        if not self.experts:
+            raise InputError("models: no expert to merge; list models besides the base")
+        if self.merge_method != "linear" and self.base_model is None:
+            raise InputError(
+                f"base_model: {self.merge_method} adds task vectors to a base; name the model that "
+                "the experts were tuned from"
+            )
+        if self.merge_method == "linear" and self.parameters.lambda_ not in (None, 1.0):
+            raise InputError("parameters.lambda: linear has no lambda; remove the key")
+        if self.tokenizer_source == "union":
+            raise InputError(
+                "tokenizer_source: 'union' is not supported; models with one tokenizer are "
+                "merged, use 'base'"
+            )
+        drops = self.merge_method.startswith("dare")
+        trims = self.merge_method == "ties" and self.semantics == "mergekit"
+        if self.parameters.rescale and not (drops or trims):
+            raise InputError(
+                f"parameters.rescale: {self.merge_method} with semantics: {self.semantics} does "
+                "not rescale; remove the key"
+            )
+        self._check_whole_model_densities()
+
+    def _check_whole_model_densities(self) -> None:
+        trimmed_by = {"ties": "density", "dare_ties": "ties_density"}.get(self.merge_method)
+        if self.semantics != "original" or trimmed_by is None:
+            return
+        owners = [("parameters", self.parameters.model_dump())]
+        owners += [
+            (f"models[{place}].parameters", model.parameters.model_dump())
+            for place, model in enumerate(self.models)
+        ]
+        for key, settings in owners:
+            if isinstance(settings[trimmed_by], list):
+                raise InputError(
+                    f"{key}.{trimmed_by}: the trim of semantics: original is over the whole model "
+                    "and takes one number; use semantics: mergekit for densities by layer"
+                )
+
+
+_UNSUPPORTED = {
+    "slices": "merging slices is not supported; list whole models under 'models'",
+    "modules": "merging modules is not supported; list whole models under 'models'",
+    "tokenizer": "building a tokenizer is not supported; use tokenizer_source: base",
+    "chat_template": "is not supported; the tokenizer files are copied as they are",
+}
+
+
+def _refuse_unsupported(data: dict[str, Any]) -> None:
+    for key, reason in _UNSUPPORTED.items():
+        if data.get(key) is not None:
+            raise InputError(f"{key}: {reason}")
+
+
+def _explain(error: ValidationError) -> str:
+    """The first thing that is wrong, by its key."""
+    first = error.errors()[0]
+    location = first["loc"]
+    key = _key(location)
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        return f"{key}: unknown key{_nearest(str(location[-1]), known)}"
+    if first["type"] == "missing":
+        return f"{key}: is missing"
+    if first["type"] == "literal_error":
+        known = [part.strip(" '") for part in first["ctx"]["expected"].replace(" or ", ", ").split(",")]
+        hint = _nearest(str(first["input"]), known)
+        return f"{key}: unknown value '{first['input']}'{hint}; known: {', '.join(known)}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{key}: {message[:1].lower()}{message[1:]}"
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    key = ""
+    for part in location:
+        key += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return key.removeprefix(".") or "recipe"
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    """The keys of the mapping at a place in the recipe."""
+    model: type[BaseModel] = Recipe
+    for part in location:
+        for name, field in model.model_fields.items():
+            if part in (name, field.alias):
+                model = next(_models(field.annotation), model)
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _models(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models(part)
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return f"; did you mean '{cast(list[str], close)[0]}'?" if close else ""

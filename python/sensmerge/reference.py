@@ -1,0 +1,266 @@
+"""The whole method in plain NumPy, float64, top to bottom: to be read, and to test the core with.
+
+Nothing here is fast, and nothing in the package calls it. Sources: Sens-Merging (Liu et al.),
+task arithmetic (Ilharco et al. 2023), TIES (Yadav et al. 2023), DARE (Yu et al. 2024),
+Philox (Salmon et al. 2011).
+
+A model is a dict of arrays by tensor name. ``weights[name]`` holds one weight an expert: the
+recipe's weight times K·σ of the tensor's layer (Eq. 7).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Model = Mapping[str, Array]
+
+SMALLEST_NORM = 1e-7
+SMALLEST_DIVISOR = 1e-8
+
+
+# Sens-Merging: what the coefficients are --------------------------------------------------------
+
+
+def sensitivity(parameters: Sequence[Array], gradients: Sequence[Sequence[Array]]) -> float:
+    """s^l = Σ over samples and the layer's parameters of |θ · g| (Eq. 1 and 3)."""
+    return float(
+        sum(
+            np.abs(theta * gradient).sum()
+            for sample in gradients
+            for theta, gradient in zip(parameters, sample, strict=True)
+        )
+    )
+
+
+def sigma(
+    s: Array, g: Array, *, mode: str = "full", form: str = "transfer", temperature: float = 0.05
+) -> Array:
+    """σ, K × L, from sensitivities s, K × L, and logit distances g, K × K (Eq. 3, 5, 6)."""
+    experts, layers = s.shape
+    alpha = s / np.sqrt((s**2).sum(axis=1, keepdims=True))
+    tau = np.array([sum(g[i, j] for j in range(experts) if j != i) for i in range(experts)])
+    tau = tau / tau.sum() if tau.sum() > 0 else np.full(experts, 1 / experts)
+    if form == "transfer":
+        tau = 1 - tau
+    result = np.empty((experts, layers))
+    for layer in range(layers):
+        a = alpha[:, layer] if mode in ("full", "task") else np.ones(experts)
+        t = tau if mode in ("full", "cross") else np.ones(experts)
+        e = np.exp((t * a - (t * a).max()) / temperature)
+        result[:, layer] = e / e.sum() if mode != "off" else 1 / experts
+    return result
+
+
+# Sparsification -------------------------------------------------------------------------------
+
+
+def trim_tensor(delta: Array, density: float) -> Array:
+    """Keep exactly max(1, ⌊density·n⌋) entries of the largest magnitude, ties by lowest index."""
+    if density >= 1 or delta.size == 0:
+        return delta
+    flat = delta.ravel()
+    kept = np.argsort(-np.abs(flat), kind="stable")[: max(1, math.floor(density * flat.size))]
+    trimmed = np.zeros_like(flat)
+    trimmed[kept] = flat[kept]
+    return trimmed.reshape(delta.shape)
+
+
+def trim_model(deltas: Model, density: float) -> dict[str, Array]:
+    """Keep every entry at or above the k-th smallest magnitude of the model (TIES, §4.1)."""
+    magnitudes = np.concatenate([np.abs(delta).ravel() for delta in deltas.values()])
+    k = magnitudes.size - math.floor(density * magnitudes.size)
+    if k == 0:
+        return dict(deltas)
+    threshold = np.sort(magnitudes)[k - 1]
+    return {
+        name: np.where(np.abs(delta) >= threshold, delta, 0.0) for name, delta in deltas.items()
+    }
+
+
+def philox4x32(counter: Sequence[int], key: Sequence[int]) -> list[int]:
+    """Philox4x32 with 10 rounds."""
+    mask = 0xFFFFFFFF
+    a, b, c, d = counter
+    k0, k1 = key
+    for _ in range(10):
+        left, right = a * 0xD2511F53, c * 0xCD9E8D57
+        a, b, c, d = (right >> 32) ^ b ^ k0, right & mask, (left >> 32) ^ d ^ k1, left & mask
+        k0, k1 = (k0 + 0x9E3779B9) & mask, (k1 + 0xBB67AE85) & mask
+    return [a, b, c, d]
+
+
+def keep_mask(seed: int, place: int, tensor: str, size: int, density: float) -> NDArray[np.bool_]:
+    """Which entries of a tensor the random drop keeps, for the model at ``place``.
+
+    The format is the one that ``random.rs`` promises never to change: a byte of a Philox stream
+    an entry, and a word of a second stream where the byte alone does not decide.
+    """
+    mask64 = 2**64 - 1
+    stream = 0xCBF29CE484222325
+    for byte in tensor.encode() + place.to_bytes(8, "little"):
+        stream = ((stream ^ byte) * 0x100000001B3) & mask64
+    threshold = round(density * 2**40)
+
+    def block(number: int, stream: int) -> list[int]:
+        counter = [number & 0xFFFFFFFF, number >> 32, stream & 0xFFFFFFFF, stream >> 32]
+        return philox4x32(counter, [seed & 0xFFFFFFFF, seed >> 32])
+
+    kept = np.zeros(size, dtype=bool)
+    for first in range(0, size, 16):
+        words = block(first // 16, stream)
+        coarse = b"".join(word.to_bytes(4, "little") for word in words)
+        for entry in range(first, min(first + 16, size)):
+            draw = coarse[entry - first] << 32
+            if draw >> 32 == threshold >> 32:
+                draw |= block(entry // 4, stream ^ 0x9E3779B97F4A7C15)[entry % 4]
+            kept[entry] = draw < threshold
+    return kept
+
+
+def preserve_l1(delta: Array, sparse: Array) -> Array:
+    """Scale what is left so that the tensor's L1 norm is what it was (mergekit's rescale)."""
+    before, after = np.abs(delta).sum(), np.abs(sparse).sum()
+    if before < SMALLEST_NORM or after < SMALLEST_NORM:
+        return sparse
+    return sparse * (before / after)
+
+
+# Consensus --------------------------------------------------------------------------------------
+
+
+def elect(rows: Array, zero_sign: float) -> Array:
+    """The sign of each column's sum; a sum of 0 gets ``zero_sign`` (TIES, §4.2)."""
+    sums = rows.sum(axis=0)
+    return np.where(sums > 0, 1.0, np.where(sums < 0, -1.0, zero_sign))
+
+
+def disjoint(rows: Array, votes: Array, signs: Array, shares: Array | None) -> Array:
+    """Σ of the rows whose vote has the elected sign, ÷ Σ of their shares (TIES, §4.2)."""
+    agrees = (np.sign(votes) == signs) & (votes != 0)
+    total = np.where(agrees, rows, 0.0).sum(axis=0)
+    if shares is None:
+        return total
+    divisor = (agrees * shares.reshape(-1, *[1] * (rows.ndim - 1))).sum(axis=0)
+    return total / np.where(divisor == 0, 1.0, divisor)
+
+
+# The methods ------------------------------------------------------------------------------------
+
+
+def merge(
+    method: str,
+    semantics: str,
+    base: Model | None,
+    experts: Sequence[Model],
+    *,
+    weights: Mapping[str, Sequence[float]],
+    densities: Sequence[float] | None = None,
+    ties_densities: Sequence[float] | None = None,
+    lambda_: float = 1.0,
+    normalize: bool | None = None,
+    rescale: bool | None = None,
+    seed: int = 0,
+) -> dict[str, Array]:
+    """Merge experts by one of five methods, in either semantics; see docs/methods.md.
+
+    Args:
+        method: linear, task_arithmetic, ties, dare_linear or dare_ties.
+        semantics: ``mergekit`` or ``original``.
+        base: The base; linear needs none.
+        experts: The experts, each with the base's tensors.
+        weights: One weight an expert for every tensor.
+        densities: Fraction kept, an expert.
+        ties_densities: Fraction kept by the trim of original dare_ties.
+        lambda_: Scale of the merged task vector.
+        normalize: Divide the weighted sum; None is the method's default.
+        rescale: Rescale what sparsification leaves; None is the method's default.
+        seed: Key of the random drop.
+    """
+    count = len(experts)
+    densities = densities or [1.0] * count
+    ties_densities = ties_densities or [1.0] * count
+    original = semantics == "original"
+    if method == "linear":
+        return linear(experts, weights, normalize is not False)
+    assert base is not None
+
+    deltas = [{name: expert[name] - base[name] for name in base} for expert in experts]
+    if method.startswith("dare"):
+        rescale = rescale is not False
+        for place, delta in enumerate(deltas):
+            for name in base:
+                delta[name] = drop(
+                    delta[name], seed, place, name, densities[place], rescale, original
+                )
+    trims = {"ties": densities, "dare_ties": ties_densities}.get(method)
+    if trims is not None and original:
+        deltas = [trim_model(d, density) for d, density in zip(deltas, trims, strict=True)]
+    elif method == "ties":
+        for delta, density in zip(deltas, densities, strict=True):
+            for name in base:
+                trimmed = trim_tensor(delta[name], density)
+                if rescale and density < 1:
+                    trimmed = preserve_l1(delta[name], trimmed)
+                delta[name] = trimmed
+
+    majority = 0.0
+    if original:
+        elected = [elect(np.stack([delta[name] for delta in deltas]), 0.0) for name in base]
+        majority = float(np.sign(sum(signs.sum() for signs in elected)))
+    merged = {}
+    for name in base:
+        rows = np.stack([delta[name] for delta in deltas])
+        w = np.array(weights[name], dtype=np.float64)
+        weighted = rows * w.reshape(-1, *[1] * (rows.ndim - 1))
+        if method in ("task_arithmetic", "dare_linear"):
+            total = weighted.sum(axis=0)
+            divisor = w.sum() if normalize and abs(w.sum()) >= SMALLEST_DIVISOR else 1.0
+            total = total / divisor
+        elif original:
+            signs = elect(rows, majority)
+            shares = np.ones(count) if normalize is not False else None
+            total = disjoint(weighted, rows, signs, shares)
+        else:
+            signs = elect(weighted, 1.0)
+            divide = normalize if normalize is not None else method == "ties"
+            total = disjoint(weighted, weighted, signs, w if divide else None)
+        merged[name] = base[name] + lambda_ * total
+    return merged
+
+
+def linear(
+    experts: Sequence[Model], weights: Mapping[str, Sequence[float]], normalize: bool
+) -> dict[str, Array]:
+    """Σ w_i θ_i ÷ Σ w_i (model soups, Wortsman et al. 2022)."""
+    merged = {}
+    for name in experts[0]:
+        terms = zip(weights[name], experts, strict=True)
+        total = sum(
+            (w * expert[name] for w, expert in terms), start=np.zeros_like(experts[0][name])
+        )
+        merged[name] = total / sum(weights[name]) if normalize else total
+    return merged
+
+
+def drop(
+    delta: Array,
+    seed: int,
+    place: int,
+    tensor: str,
+    density: float,
+    rescale: bool,
+    original: bool,
+) -> Array:
+    """DARE: drop with probability 1 − density, and rescale the survivors."""
+    if density >= 1:
+        return delta
+    mask = keep_mask(seed, place, tensor, delta.size, density).reshape(delta.shape)
+    sparse = np.where(mask, delta, 0.0)
+    if not rescale:
+        return sparse
+    return sparse / density if original else preserve_l1(delta, sparse)

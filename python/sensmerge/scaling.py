@@ -1,0 +1,235 @@
+"""From what was measured to coefficients: Eq. 3, 5 and 6 of Sens-Merging, in NumPy.
+
+α says how much a layer matters to its expert, τ how well an expert serves the others, and σ how
+strongly each expert takes part in each layer.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sensmerge._core import InputError
+
+if TYPE_CHECKING:
+    from sensmerge.calibration import Calibration
+    from sensmerge.recipe import Recipe, Sensitivity
+
+Matrix = NDArray[np.float64]
+
+# Below this, coefficients change a merge less than rounding to bfloat16 does.
+NEAR_UNIFORM = 0.02
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """Coefficients of K experts and L layers.
+
+    Attributes:
+        experts: Names, in the recipe's order.
+        layers: The decoder blocks; with ``outside_blocks: own`` every layer, in the model's order.
+        alpha: K × L, α of Eq. 3.
+        tau: K, τ of Eq. 5.
+        sigma: K × L, σ of Eq. 6: every column sums to 1.
+        outside: K, σ of layers that are not listed.
+        mode: Which of α and τ were used.
+        temperature: T of Eq. 6.
+        cross_task: Which Eq. 5.
+        outside_blocks: What tensors outside the blocks get.
+    """
+
+    experts: list[str]
+    layers: list[str]
+    alpha: Matrix
+    tau: Matrix
+    sigma: Matrix
+    outside: Matrix
+    mode: str
+    temperature: float
+    cross_task: str
+    outside_blocks: str
+
+    @property
+    def scale(self) -> Matrix:
+        """K · σ, K × L: what each weight is multiplied by (Eq. 7)."""
+        return len(self.experts) * self.sigma
+
+    def scale_of(self, layer: str) -> Matrix:
+        """K · σ of one layer, K numbers."""
+        if layer in self.layers:
+            sigma = self.sigma[:, self.layers.index(layer)]
+        else:
+            sigma = self.outside
+        # A uniform σ must leave weights untouched: K · (1/K) is not 1 for every K.
+        uniform = sigma == 1 / len(self.experts)
+        return np.where(uniform, 1.0, len(self.experts) * sigma)
+
+    @property
+    def near_uniform(self) -> bool:
+        """Whether every |K · σ − 1| is below 0.02."""
+        return bool(np.all(np.abs(self.scale - 1) < NEAR_UNIFORM))
+
+    def notes(self) -> list[str]:
+        """What the user must know before trusting the result."""
+        if not self.near_uniform or self.mode == "off" or len(self.experts) == 1:
+            return []
+        return [
+            "the coefficients are nearly uniform, so this is all but the plain merge; lower "
+            f"sensitivity.temperature (now {self.temperature:g})"
+        ]
+
+    def sentences(self) -> list[str]:
+        """The coefficients in words."""
+        low, high = float(self.scale.min()), float(self.scale.max())
+        said = [
+            f"K·σ lies between {low:.4f} and {high:.4f} over {len(self.experts)} experts and "
+            f"{len(self.layers)} layers (mode {self.mode}, T = {self.temperature:g}, "
+            f"{self.cross_task} form of τ)"
+        ]
+        return said + self.notes()
+
+    def to_json(self) -> str:
+        """The coefficients as JSON; rows in the recipe's order."""
+        data: dict[str, Any] = {
+            "experts": self.experts,
+            "layers": self.layers,
+            "alpha": self.alpha.tolist(),
+            "tau": self.tau.tolist(),
+            "sigma": self.sigma.tolist(),
+            "outside": self.outside.tolist(),
+            "mode": self.mode,
+            "temperature": self.temperature,
+            "cross_task": self.cross_task,
+            "outside_blocks": self.outside_blocks,
+        }
+        return json.dumps(data, indent=2, ensure_ascii=False)
+
+    def table(self) -> str:
+        """The coefficients as text: K·σ, a row a layer, with α beside it."""
+        width = max(len("layer"), *(len(layer) for layer in self.layers))
+        names = [f"{place + 1}" for place in range(len(self.experts))]
+        lines = [f"{name}: {expert}" for name, expert in zip(names, self.experts, strict=True)]
+        header = "  ".join(f"K·σ {name:<4} α {name:<4}" for name in names)
+        lines += ["", f"{'layer':<{width}}  {header}"]
+        for place, layer in enumerate(self.layers):
+            cells = "  ".join(
+                f"{self.scale[row, place]:8.4f} {self.alpha[row, place]:6.4f}"
+                for row in range(len(self.experts))
+            )
+            lines.append(f"{layer:<{width}}  {cells}")
+        outside = "  ".join(
+            f"{len(self.experts) * self.outside[row]:8.4f}       "
+            for row in range(len(self.experts))
+        )
+        lines.append(f"{'others':<{width}}  {outside}".rstrip())
+        lines += ["", "τ  " + "  ".join(f"{tau:.4f}" for tau in self.tau)]
+        return "\n".join([*lines, *(f"{sentence}." for sentence in self.sentences())])
+
+
+def coefficients(calibration: Calibration, recipe: Recipe | Sensitivity) -> Coefficients:
+    """Compute α, τ and σ (Sens-Merging, Eq. 3, 5 and 6).
+
+    Args:
+        calibration: What was measured, its experts in the wanted order.
+        recipe: The recipe, or its ``sensitivity`` section alone.
+
+    Raises:
+        InputError: The recipe has no sensitivity section, or an expert's sensitivity is zero
+            everywhere.
+    """
+    options = recipe.sensitivity if hasattr(recipe, "sensitivity") else recipe
+    if options is None:
+        raise InputError("sensitivity: the recipe has no such section; add one, even if empty")
+    experts = [expert.model for expert in calibration.experts]
+    if hasattr(recipe, "experts"):
+        experts = [expert.model for expert in recipe.experts]
+        if len(experts) != len(calibration.experts):
+            raise InputError(
+                f"the recipe has {len(experts)} experts and the calibration "
+                f"{len(calibration.experts)}; select the recipe's first"
+            )
+    layers, sensitivity = calibration.layers, calibration.sensitivity
+    if options.outside_blocks == "own":
+        layers, sensitivity = _every_layer(calibration)
+    alpha = task_specific(sensitivity, experts)
+    tau = cross_task(calibration.alignment, options.cross_task)
+    sigma = combine(alpha, tau, options.mode, options.temperature)
+    count = len(experts)
+    outside = np.full(count, 1 / count)
+    if options.outside_blocks == "cross" and options.mode != "off":
+        outside = softmax(tau[:, None] / options.temperature)[:, 0]
+    return Coefficients(
+        experts=experts,
+        layers=list(layers),
+        alpha=alpha,
+        tau=tau,
+        sigma=sigma,
+        outside=outside,
+        mode=options.mode,
+        temperature=options.temperature,
+        cross_task=options.cross_task,
+        outside_blocks=options.outside_blocks,
+    )
+
+
+def task_specific(sensitivity: Matrix, experts: list[str]) -> Matrix:
+    """α_i = s_i / ‖s_i‖₂ over the layers (Eq. 3); K × L to K × L.
+
+    Raises:
+        InputError: An expert's sensitivities are all zero, or not finite.
+    """
+    norms = np.linalg.norm(sensitivity, axis=1, keepdims=True)
+    for expert, norm in zip(experts, norms[:, 0], strict=True):
+        if not (np.isfinite(norm) and norm > 0):
+            raise InputError(
+                f"expert '{expert}': its sensitivities have norm {norm}; calibrate it again with "
+                "samples that it has a loss on"
+            )
+    alpha: Matrix = sensitivity / norms
+    return alpha
+
+
+def cross_task(alignment: Matrix, form: str) -> Matrix:
+    """τ from the logit distances g_ij (Eq. 5); K × K to K.
+
+    ``transfer`` is the camera-ready form 1 − τ/‖τ‖₁, ``distance`` the preprint's τ/‖τ‖₁. Where no
+    distance is left to compare, every expert has the same share.
+    """
+    count = len(alignment)
+    distances = alignment.sum(axis=1) - np.diagonal(alignment)
+    total = distances.sum()
+    share = distances / total if total > 0 else np.full(count, 1 / count)
+    return 1 - share if form == "transfer" else share
+
+
+def combine(alpha: Matrix, tau: Matrix, mode: str, temperature: float) -> Matrix:
+    """σ^l = softmax over the experts of τ · α^l / T (Eq. 6); K × L.
+
+    ``task`` drops τ, ``cross`` drops α, ``off`` drops both.
+    """
+    if mode == "off":
+        return np.full_like(alpha, 1 / len(alpha))
+    importance = {
+        "full": tau[:, None] * alpha,
+        "task": alpha,
+        "cross": np.broadcast_to(tau[:, None], alpha.shape),
+    }[mode]
+    return softmax(importance / temperature)
+
+
+def softmax(values: Matrix) -> Matrix:
+    """Softmax over the first axis."""
+    shifted = np.exp(values - values.max(axis=0, keepdims=True))
+    result: Matrix = shifted / shifted.sum(axis=0, keepdims=True)
+    return result
+
+
+def _every_layer(calibration: Calibration) -> tuple[list[str], Matrix]:
+    """Blocks and outer layers together, in the model's order."""
+    names = [*calibration.layers, *calibration.outside_layers]
+    columns = np.concatenate([calibration.sensitivity, calibration.outside_sensitivity], axis=1)
+    return calibration.order, columns[:, [names.index(layer) for layer in calibration.order]]

@@ -1,0 +1,57 @@
+"""A recipe's settings, as mergekit writes them, resolved to one number a tensor.
+
+A setting is a number; a list of numbers, a *gradient* that is interpolated over the depth of the
+model; or a list of ``{filter, value}``, of which the first whose filter is part of the tensor's
+name counts (no filter, or ``*``, is part of every name).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+Setting = float | list[float] | list["Condition"]
+Condition = dict[str, Any]
+
+
+def resolve(setting: Setting | None, tensor: str, position: float, default: float) -> float:
+    """The number that a setting gives a tensor.
+
+    Args:
+        setting: What the recipe says; None where it says nothing.
+        tensor: The tensor's name.
+        position: Where in the model's depth it lies: 0 the first block, 1 the last; 0 outside.
+        default: The number where no condition matches or nothing is said.
+    """
+    if setting is None:
+        return default
+    if isinstance(setting, int | float):
+        return float(setting)
+    if isinstance(setting, Mapping):
+        setting = [setting]
+    if setting and isinstance(setting[0], Mapping):
+        for condition in setting:
+            wanted = condition.get("filter")
+            if wanted is None or wanted == "*" or wanted in tensor:
+                return resolve(condition["value"], tensor, position, default)
+        return default
+    return _interpolate([float(value) for value in setting], position)
+
+
+def numbers(setting: Setting | None) -> Iterator[float]:
+    """Every number that a setting can give or interpolate between."""
+    if setting is None:
+        return
+    if isinstance(setting, int | float):
+        yield float(setting)
+        return
+    for part in [setting] if isinstance(setting, Mapping) else setting:
+        yield from numbers(part["value"] if isinstance(part, Mapping) else part)
+
+
+def _interpolate(values: list[float], position: float) -> float:
+    scaled = position * (len(values) - 1)
+    low = int(scaled)
+    high = min(len(values) - 1, low + 1)
+    share = scaled - low
+    return (1 - share) * values[low] + share * values[high]
