@@ -266,7 +266,7 @@ def _problems(seed: int) -> Iterator[list[Sample]]:
 def _problem(numbers: random.Random) -> Sample:
     name, other = numbers.sample(_NAMES, 2)
     thing, place = numbers.choice(_THINGS), numbers.choice(_PLACES)
-    first, second = numbers.randint(2, 12), numbers.randint(2, 12)
+    first, second = numbers.randint(2, 9), numbers.randint(2, 9)
     small, large = sorted((first, second))
     factor, times = numbers.randint(2, 9), numbers.randint(2, 9)
     question, answer = numbers.choice(

@@ -1,0 +1,236 @@
+"""Calibration samples: read, drawn, tokenised.
+
+What is scored: the completion's tokens where a sample has a prompt and a completion, the
+assistant's turns where it has messages, every token but the first where it has only text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sensmerge._core import InputError
+from sensmerge.calibration.record import TaskRecord
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+EXPECTED = "expected an object with prompt and completion, with messages, or with text"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a file."""
+
+    place: str
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One tokenised sample.
+
+    Attributes:
+        ids: Its token ids.
+        scored: Places of the tokens that the loss is taken over, each at least 1.
+        place: The file and line it is from.
+    """
+
+    ids: list[int]
+    scored: list[int]
+    place: str
+
+    def logit_positions(self, positions: str) -> list[int]:
+        """Places whose logits are compared: all, or those that predict a scored token."""
+        if positions == "all":
+            return list(range(len(self.ids)))
+        return [place - 1 for place in self.scored]
+
+
+@dataclass(frozen=True)
+class Task:
+    """The samples of one expert, ready to be run."""
+
+    samples: list[Sample]
+    record: TaskRecord
+
+
+def load(
+    path: Path,
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    count: int,
+    seed: int,
+    max_length: int,
+    positions: str,
+) -> Task:
+    """Read a JSONL file, draw samples and tokenise them.
+
+    Args:
+        path: The file.
+        name: What the recipe calls it.
+        tokenizer: The expert's tokenizer.
+        count: Samples to draw; a file with fewer gives all of them.
+        seed: Seed of the draw.
+        max_length: Longest sample in tokens; the right end is cut off.
+        positions: ``completion`` or ``all``.
+
+    Raises:
+        InputError: The file or a line of it is not what it should be, or no sample has a scored
+            token left.
+    """
+    rows = read(path)
+    drawn = draw(len(rows), count, seed)
+    samples = [encode(rows[place], tokenizer, max_length, positions) for place in drawn]
+    used = [sample for sample in samples if sample.scored]
+    if not used:
+        raise InputError(
+            f"{path}: no sample has a scored token within max_length {max_length}; shorten the "
+            "prompts or raise sensitivity.max_length"
+        )
+    digest = hashlib.sha256()
+    for sample in used:
+        digest.update(json.dumps([sample.ids, sample.scored]).encode())
+    record = TaskRecord(
+        path=name,
+        rows=len(rows),
+        drawn=drawn,
+        used=len(used),
+        left_out=len(samples) - len(used),
+        scored_tokens=sum(len(sample.scored) for sample in used),
+        token_ids=f"sha256:{digest.hexdigest()}",
+    )
+    return Task(samples=used, record=record)
+
+
+def draw(rows: int, count: int, seed: int) -> list[int]:
+    """Draw places without replacement, in the file's order; all of them where there are few."""
+    if rows <= count:
+        return list(range(rows))
+    return sorted(random.Random(seed).sample(range(rows), count))
+
+
+def read(path: Path) -> list[Row]:
+    """Read a JSONL file; blank lines are passed over.
+
+    Raises:
+        InputError: The file cannot be read, is empty, or has a line that is no sample.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text: {error.reason}") from None
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            place = f"{path}, line {number}"
+            try:
+                data = json.loads(line)
+            except ValueError as error:
+                raise InputError(f"{place}: not JSON: {error}; {EXPECTED}") from None
+            _check(data, place)
+            rows.append(Row(place, data))
+    if not rows:
+        raise InputError(f"{path}: holds no samples; {EXPECTED} on each line")
+    return rows
+
+
+def _check(data: Any, place: str) -> None:
+    if not isinstance(data, dict):
+        raise InputError(f"{place}: {EXPECTED}")
+    if "messages" in data:
+        _check_messages(data["messages"], place)
+        return
+    keys = ("prompt", "completion") if "prompt" in data or "completion" in data else ("text",)
+    for key in keys:
+        if key not in data:
+            raise InputError(f"{place}: has no '{key}'; {EXPECTED}")
+        if not isinstance(data[key], str):
+            raise InputError(f"{place}: '{key}' is no text")
+    if not data[keys[-1]]:
+        raise InputError(f"{place}: '{keys[-1]}' is empty")
+
+
+def _check_messages(messages: Any, place: str) -> None:
+    if not isinstance(messages, list) or not messages:
+        raise InputError(f"{place}: 'messages' is no list of turns")
+    for turn in messages:
+        known = isinstance(turn, dict) and isinstance(turn.get("role"), str)
+        if not known or not isinstance(turn.get("content"), str):
+            raise InputError(f"{place}: each message has a 'role' and a text as 'content'")
+    if not any(turn["role"] == "assistant" for turn in messages):
+        raise InputError(f"{place}: 'messages' has no turn of the assistant to score")
+
+
+def encode(
+    row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int, positions: str
+) -> Sample:
+    """Tokenise one sample and say which tokens are scored.
+
+    Raises:
+        InputError: The tokenizer cannot lay out its messages.
+    """
+    data = row.data
+    if "messages" in data:
+        ids, scored = _encode_messages(row, tokenizer)
+    elif "text" in data and "completion" not in data:
+        ids = [*tokenizer(data["text"])["input_ids"], *_end(tokenizer)]
+        scored = list(range(1, len(ids)))
+    else:
+        prompt = list(tokenizer(data["prompt"])["input_ids"])
+        completion = tokenizer(data["completion"], add_special_tokens=False)["input_ids"]
+        ids = [*prompt, *completion, *_end(tokenizer)]
+        scored = list(range(len(prompt), len(ids)))
+    ids = ids[:max_length]
+    if positions == "all":
+        scored = list(range(1, len(ids)))
+    # The first token has nothing before it that could predict it.
+    return Sample(ids, [place for place in scored if 0 < place < len(ids)], row.place)
+
+
+def _end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+
+
+def _encode_messages(
+    row: Row, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[int]]:
+    """Lay out a conversation by the chat template; the assistant's turns are what they add."""
+    messages = row.data["messages"]
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"{row.place}: has messages, but the expert's tokenizer has no chat template; give "
+            "prompt and completion instead"
+        )
+    whole = _layout(row, tokenizer, messages)
+    scored: list[int] = []
+    for place, turn in enumerate(messages):
+        if turn["role"] == "assistant":
+            before = _layout(row, tokenizer, messages[:place], add_generation_prompt=True)
+            after = _layout(row, tokenizer, messages[: place + 1])
+            if after[: len(before)] != before or whole[: len(after)] != after:
+                raise InputError(
+                    f"{row.place}: the chat template rewrites earlier turns, so the assistant's "
+                    "tokens cannot be told; give prompt and completion instead"
+                )
+            scored += range(len(before), len(after))
+    return whole, scored
+
+
+def _layout(
+    row: Row, tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **options: bool
+) -> list[int]:
+    if not messages:
+        return []
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    except Exception as error:
+        raise InputError(f"{row.place}: the chat template refuses it: {error}") from None
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
