@@ -15,7 +15,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sensmerge._core import InputError
+from sensmerge.errors import InputError
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration, calibrate

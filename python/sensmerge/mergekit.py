@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
 
-from sensmerge._core import InputError
+from sensmerge.errors import InputError
 from sensmerge.layers import block_of, blocks, layer_of
 from sensmerge.settings import resolve
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sensmerge import _core
-from sensmerge._core import InputError
+from sensmerge.errors import InputError
 from sensmerge.plan import core_recipe, model_paths, parse_size, template_names
 from sensmerge.progress import bytes_bar
 from sensmerge.scaling import Coefficients, coefficients

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sensmerge import _core
-from sensmerge._core import InputError
+from sensmerge.errors import InputError
 from sensmerge.layers import block_of, blocks, layer_of
 from sensmerge.settings import resolve as resolve_setting
 from sensmerge.sources import read_config, resolve

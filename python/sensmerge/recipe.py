@@ -23,7 +23,7 @@ from pydantic import (
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from sensmerge._core import InputError
+from sensmerge.errors import InputError
 from sensmerge.settings import Setting, numbers
 
 MethodName = Literal["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"]

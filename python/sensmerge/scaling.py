@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sensmerge._core import InputError
+from sensmerge.errors import InputError
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sensmerge._core import InputError
+from sensmerge.errors import InputError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sensmerge import _core
-from sensmerge._core import InputError
+from sensmerge.errors import InputError
 from sensmerge.calibration.sensitivity import as_bytes
 
 if TYPE_CHECKING:

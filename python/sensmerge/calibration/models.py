@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from sensmerge import _core
-from sensmerge._core import InputError
+from sensmerge.errors import InputError
 from sensmerge.layers import layer_of
 from sensmerge.sources import tokenizer_files
 

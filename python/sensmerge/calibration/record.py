@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sensmerge._core import InputError
+from sensmerge.errors import InputError
 
 FORMAT = "sensmerge-calibration"
 VERSION = 1

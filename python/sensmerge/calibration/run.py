@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sensmerge import __version__, _core
-from sensmerge._core import InputError
+from sensmerge.errors import InputError
 from sensmerge.calibration import samples
 from sensmerge.calibration.record import Calibration, Expert
 from sensmerge.layers import block_of, blocks

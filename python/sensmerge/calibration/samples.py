@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sensmerge._core import InputError
+from sensmerge.errors import InputError
 from sensmerge.calibration.record import TaskRecord
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from sensmerge import _core
-from sensmerge._core import InputError
+from sensmerge.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

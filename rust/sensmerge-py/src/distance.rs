@@ -17,7 +17,10 @@ use crate::pool::pool;
 /// Raises:
 ///     InputError: Lengths differ or are no multiple of ``rows``.
 #[pyfunction]
-#[pyo3(signature = (a, b, dtype, rows, threads = None))]
+#[pyo3(signature = (
+    a: "numpy.typing.NDArray[numpy.uint8]", b: "numpy.typing.NDArray[numpy.uint8]", dtype, rows,
+    threads = None
+))]
 pub(crate) fn row_distances(
     py: Python<'_>,
     a: &Bound<'_, PyAny>,

@@ -1,15 +1,11 @@
 //! The one error door: core errors become Python exceptions by whose fault they are.
 
-use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError, PyValueError};
-use pyo3::{PyErr, create_exception};
+use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError};
+use pyo3::{PyErr, import_exception};
 use sensmerge_core::error::{Error, Kind};
 
-create_exception!(
-    sensmerge._core,
-    InputError,
-    PyValueError,
-    "The caller's files or settings cannot be used as they are; the message says which and why."
-);
+// Defined in Python, so that it has a type there.
+import_exception!(sensmerge.errors, InputError);
 
 /// `InputError` for bad input, `KeyboardInterrupt` for a cancellation, `OSError` for the rest.
 pub(crate) fn to_python(error: Error) -> PyErr {

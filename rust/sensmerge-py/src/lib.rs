@@ -1,5 +1,7 @@
 //! `sensmerge._core`: translation between Python and `sensmerge-core`, one verb a file. A binding
 //! converts its arguments, releases the interpreter, makes one call and converts the result.
+#![expect(clippy::doc_markdown, reason = "the documentation is Python's docstrings")]
+#![expect(clippy::needless_pass_by_value, reason = "PyO3 hands converted arguments over")]
 
 mod buffers;
 mod checkpoint;
@@ -21,8 +23,6 @@ mod _core {
     use crate::checkpoint::{Checkpoint, TensorInfo};
     #[pymodule_export]
     use crate::distance::row_distances;
-    #[pymodule_export]
-    use crate::error::InputError;
     #[pymodule_export]
     use crate::merge::merge;
     #[pymodule_export]

@@ -31,8 +31,11 @@ use crate::plan::parse;
 ///     KeyboardInterrupt: Ctrl-C was pressed; nothing is left behind.
 #[pyfunction]
 #[pyo3(signature = (
-    recipe, output, max_shard_bytes, *, copies = Vec::new(), texts = Vec::new(), threads = None,
-    chunk_bytes = None, sync = true, overwrite = false, allow_nan = false, progress = None
+    recipe, output, max_shard_bytes, *,
+    copies: "collections.abc.Sequence[tuple[str, str | os.PathLike[str]]]" = Vec::new(),
+    texts: "collections.abc.Sequence[tuple[str, str]]" = Vec::new(),
+    threads = None, chunk_bytes = None, sync = true, overwrite = false, allow_nan = false,
+    progress: "collections.abc.Callable[[int, int], object] | None" = None
 ))]
 #[expect(
     clippy::too_many_arguments,

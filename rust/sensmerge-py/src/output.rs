@@ -15,7 +15,9 @@ use crate::error::to_python;
 /// Raises:
 ///     InputError: The folder is not empty, is no folder, or belongs to an input.
 #[pyfunction]
-#[pyo3(signature = (output, inputs, overwrite))]
+#[pyo3(signature = (
+    output, inputs: "collections.abc.Sequence[str | os.PathLike[str]]", overwrite
+))]
 pub(crate) fn check_output(output: PathBuf, inputs: Vec<PathBuf>, overwrite: bool) -> PyResult<()> {
     let inputs: Vec<&Path> = inputs.iter().map(PathBuf::as_path).collect();
     output::check(&output, overwrite, &inputs).map_err(to_python)

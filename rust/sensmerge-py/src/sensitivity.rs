@@ -20,7 +20,10 @@ use crate::pool::pool;
 /// Raises:
 ///     InputError: Lengths differ, or a buffer is not contiguous.
 #[pyfunction]
-#[pyo3(signature = (theta, theta_dtype, gradient, gradient_dtype, threads = None))]
+#[pyo3(signature = (
+    theta: "numpy.typing.NDArray[numpy.uint8]", theta_dtype,
+    gradient: "numpy.typing.NDArray[numpy.uint8]", gradient_dtype, threads = None
+))]
 pub(crate) fn sum_abs_product(
     py: Python<'_>,
     theta: &Bound<'_, PyAny>,

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use super::index::{INDEX_FILE, is_bare};
@@ -322,9 +322,15 @@ fn canonical(path: &Path) -> Result<PathBuf> {
     let absolute = std::path::absolute(path).map_err(Error::io(path))?;
     let existing = absolute.ancestors().find(|ancestor| ancestor.exists());
     let existing = existing.unwrap_or(&absolute);
-    let rest = absolute.strip_prefix(existing).unwrap_or(Path::new(""));
-    let resolved = existing.canonicalize().map_err(Error::io(path))?;
-    Ok(if rest.as_os_str().is_empty() { resolved } else { resolved.join(rest) })
+    let mut resolved = existing.canonicalize().map_err(Error::io(path))?;
+    // What does not exist cannot be a link, so that `..` takes back just what was named.
+    for part in absolute.strip_prefix(existing).into_iter().flat_map(Path::components) {
+        match part {
+            Component::ParentDir => drop(resolved.pop()),
+            part => resolved.push(part),
+        }
+    }
+    Ok(resolved.canonicalize().unwrap_or(resolved))
 }
 
 /// Whether weights of `input` really lie in the folder `output`, by links.

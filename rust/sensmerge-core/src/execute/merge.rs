@@ -61,13 +61,11 @@ pub(super) fn merge_chunk<T: Real>(
         let mut ties: Vec<u64> = places.map(|expert| expert.cut.ties_at(chunk.place)).collect();
         let mut written = std::mem::take(&mut block.bytes);
         written.resize(chunk.entries.len() * size, 0);
-        let blocks = chunk.blocks().zip(written.chunks_mut(BLOCK * size));
-        let merged = blocks
-            .map(|(entries, bytes)| {
-                combine(run, tensor, combination, entries, &mut ties, block)
-                    .and_then(|()| round(run, tensor, block, bytes))
-            })
-            .collect::<Result<()>>();
+        let mut blocks = chunk.blocks().zip(written.chunks_mut(BLOCK * size));
+        let merged = blocks.try_for_each(|(entries, bytes)| {
+            combine(run, tensor, combination, entries, &mut ties, block)?;
+            round(run, tensor, block, bytes)
+        });
         let offset = tensor.step.bytes.start + (chunk.entries.start * size) as u64;
         let result = merged.and_then(|()| writer.write_at(offset, &written));
         block.bytes = written;

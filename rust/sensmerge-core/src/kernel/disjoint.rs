@@ -72,6 +72,7 @@ pub fn disjoint<T: Real>(
 /// Whether a vote is surely not for the sign. The vote itself is compared, not its product with
 /// the sign, since a sign of 0 is one that no vote agrees with.
 #[inline]
+#[expect(clippy::needless_bitwise_bool, reason = "short circuits would be branches in the loop")]
 fn agrees_not<T: Real>(vote: T, sign: T) -> bool {
     let against_positive = (sign > T::ZERO) & (vote <= T::ZERO);
     let against_negative = (sign < T::ZERO) & (vote >= T::ZERO);

@@ -27,9 +27,9 @@ pub fn trim<T: Real>(delta: &mut [T], threshold: u64) {
 pub fn trim_exact<T: Real>(delta: &mut [T], threshold: u64, ties: &mut u64) {
     for delta in delta {
         let magnitude = delta.magnitude();
-        let tied = magnitude == threshold;
-        let stays = magnitude > threshold || (tied && *ties > 0);
-        *ties -= u64::from(tied && stays);
+        let equal = magnitude == threshold;
+        let stays = magnitude > threshold || (equal && *ties > 0);
+        *ties -= u64::from(equal && stays);
         *delta = if stays { *delta } else { T::ZERO };
     }
 }

@@ -38,12 +38,16 @@ pub fn scale_and_add<T: Real>(base: &[T], lambda: T, sum: &mut [T]) {
 
 /// Divide every entry.
 pub fn divide<T: Real>(values: &mut [T], divisor: T) {
-    values.iter_mut().for_each(|value| *value = *value / divisor);
+    for value in values {
+        *value = *value / divisor;
+    }
 }
 
 /// Multiply every entry.
 pub fn multiply<T: Real>(values: &mut [T], factor: T) {
-    values.iter_mut().for_each(|value| *value = *value * factor);
+    for value in values {
+        *value = *value * factor;
+    }
 }
 
 #[cfg(test)]

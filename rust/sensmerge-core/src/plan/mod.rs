@@ -13,7 +13,7 @@ use crate::checkpoint::layout::{ShardLayout, TensorSpec, layout};
 use crate::checkpoint::{Checkpoint, TensorInfo};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
-use crate::method::{Method, Operand, Scope, TrimDensity};
+use crate::method::{Divisor, Method, Operand, Scope, TrimDensity};
 use resolve::Resolver;
 
 /// The checkpoints of a recipe, opened: headers checked, data mapped.
@@ -155,12 +155,12 @@ impl<'a> Plan<'a> {
                  tuned from",
             ));
         }
-        check_scope(recipe, &method)?;
-
+        check_scope(recipe, method)?;
         let mut resolver = Resolver::new(recipe, &method, inputs);
         let mut contents = resolver.contents()?;
         let (identical, notes) = resolver.findings();
-        unify_precision(&method, contents.iter_mut().map(|(_, content)| content));
+        check_weights(method, contents.iter())?;
+        unify_precision(method, contents.iter_mut().map(|(_, content)| content));
 
         let specs = contents.iter().map(|(tensor, content)| specification(tensor, content));
         let shards = layout(specs.collect(), max_shard_bytes);
@@ -191,8 +191,29 @@ impl<'a> Plan<'a> {
     }
 }
 
+/// A mean whose weights cancel is no mean.
+fn check_weights<'c, 'a: 'c>(
+    method: Method,
+    contents: impl Iterator<Item = &'c (&'a TensorInfo, Content<'a>)>,
+) -> Result<()> {
+    if method.operand != Operand::Parameters || method.divisor != Divisor::Weights {
+        return Ok(());
+    }
+    for (tensor, content) in contents {
+        if let Content::Merge(merge) = content
+            && merge.terms.iter().map(|term| term.weight).sum::<f64>() == 0.0
+        {
+            return Err(Error::setting(
+                "models[].parameters.weight",
+                format!("the weights for '{}' sum to 0 and cannot be normalized", tensor.name),
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// Whole-model trimming has one threshold an expert, so one density an expert.
-fn check_scope(recipe: &Recipe, method: &Method) -> Result<()> {
+fn check_scope(recipe: &Recipe, method: Method) -> Result<()> {
     let Some(trim) = method.trim.filter(|trim| trim.scope == Scope::Model) else {
         return Ok(());
     };
@@ -214,20 +235,22 @@ fn check_scope(recipe: &Recipe, method: &Method) -> Result<()> {
 
 /// Magnitudes that share a threshold must share a type.
 fn unify_precision<'c, 'a: 'c>(
-    method: &Method,
+    method: Method,
     contents: impl Iterator<Item = &'c mut Content<'a>>,
 ) {
     if method.trim.is_none_or(|trim| trim.scope != Scope::Model) {
         return;
     }
-    let mut merges: Vec<&mut Merge> = contents
+    let merges: Vec<&mut Merge> = contents
         .filter_map(|content| match content {
             Content::Merge(merge) => Some(merge),
             Content::Copy(_) => None,
         })
         .collect();
     if merges.iter().any(|merge| merge.precision == Precision::Double) {
-        merges.iter_mut().for_each(|merge| merge.precision = Precision::Double);
+        for merge in merges {
+            merge.precision = Precision::Double;
+        }
     }
 }
 

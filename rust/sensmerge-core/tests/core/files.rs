@@ -1,0 +1,73 @@
+//! Checkpoints written by hand, for the integration tests.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+/// One tensor of a file: name, dtype, shape, bytes.
+pub(crate) type Tensor = (String, &'static str, Vec<usize>, Vec<u8>);
+
+/// A file's bytes from a header and data.
+pub(crate) fn file(header: &Value, data: &[u8]) -> Vec<u8> {
+    raw_file(header.to_string().as_bytes(), data)
+}
+
+/// The same from a header's text, whatever it says.
+pub(crate) fn raw_file(header: &[u8], data: &[u8]) -> Vec<u8> {
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header);
+    bytes.extend(data);
+    bytes
+}
+
+/// A valid file that holds `tensors`.
+pub(crate) fn safetensors(tensors: &[Tensor]) -> Vec<u8> {
+    let mut header = Map::new();
+    let mut data = Vec::new();
+    for (name, dtype, shape, bytes) in tensors {
+        let offsets = [data.len(), data.len() + bytes.len()];
+        header
+            .insert(name.clone(), json!({"dtype": dtype, "shape": shape, "data_offsets": offsets}));
+        data.extend(bytes);
+    }
+    file(&Value::Object(header), &data)
+}
+
+/// A float32 tensor.
+pub(crate) fn f32s(name: &str, shape: &[usize], values: &[f32]) -> Tensor {
+    let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    (name.into(), "F32", shape.to_vec(), bytes)
+}
+
+/// A folder with one weight file.
+pub(crate) fn write_model(folder: &Path, tensors: &[Tensor]) {
+    fs::create_dir_all(folder).unwrap();
+    fs::write(folder.join("model.safetensors"), safetensors(tensors)).unwrap();
+}
+
+/// A folder with one weight file a group, and an index.
+pub(crate) fn write_sharded(folder: &Path, groups: &[Vec<Tensor>]) {
+    fs::create_dir_all(folder).unwrap();
+    let mut weight_map = Map::new();
+    for (place, group) in groups.iter().enumerate() {
+        let name = format!("part-{place}.safetensors");
+        fs::write(folder.join(&name), safetensors(group)).unwrap();
+        for (tensor, ..) in group {
+            weight_map.insert(tensor.clone(), json!(name));
+        }
+    }
+    write_index(folder, &json!({"weight_map": weight_map}).to_string());
+}
+
+/// An index, whatever it says.
+pub(crate) fn write_index(folder: &Path, text: &str) {
+    fs::write(folder.join("model.safetensors.index.json"), text).unwrap();
+}
+
+/// A tensor's values as float32.
+pub(crate) fn values(checkpoint: &sensmerge_core::checkpoint::Checkpoint, name: &str) -> Vec<f32> {
+    let tensor = checkpoint.get(name).unwrap();
+    let (entries, _) = checkpoint.bytes(tensor).as_chunks::<4>();
+    entries.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+}

@@ -1,0 +1,201 @@
+//! Checkpoints as they come: sound ones are read, all others are refused by name.
+
+use std::fs;
+use std::path::Path;
+
+use crate::files::{
+    f32s, file, raw_file, safetensors, values, write_index, write_model, write_sharded,
+};
+use proptest::prelude::*;
+use sensmerge_core::checkpoint::Checkpoint;
+use serde_json::{Value, json};
+use tempfile::tempdir;
+
+fn refusal(path: &Path) -> String {
+    Checkpoint::open(path).expect_err("refused").to_string()
+}
+
+/// What is said of a folder whose only weight file holds these bytes.
+fn refusal_of(bytes: &[u8]) -> String {
+    let folder = tempdir().unwrap();
+    fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
+    let said = refusal(folder.path());
+    assert!(said.contains("model.safetensors"), "names the file: {said}");
+    said
+}
+
+fn entry(dtype: &str, shape: &Value, offsets: [u64; 2]) -> Value {
+    json!({"dtype": dtype, "shape": shape, "data_offsets": offsets})
+}
+
+#[test]
+fn one_file_and_several_hold_the_same_model() {
+    let folder = tempdir().unwrap();
+    let a = f32s("a", &[2, 2], &[1.0, 2.0, 3.0, 4.0]);
+    let b = f32s("b", &[1], &[5.0]);
+    let empty = f32s("empty", &[0, 7], &[]);
+    let (one, many) = (folder.path().join("one"), folder.path().join("many"));
+    write_model(&one, &[a.clone(), b.clone(), empty.clone()]);
+    write_sharded(&many, &[vec![b], vec![empty, a]]);
+    let (one, many) = (Checkpoint::open(&one).unwrap(), Checkpoint::open(&many).unwrap());
+    assert_eq!(many.shard_paths().len(), 2);
+    for name in ["a", "b", "empty"] {
+        assert_eq!(values(&one, name), values(&many, name));
+    }
+    assert_eq!(one.fingerprint(), many.fingerprint());
+    assert_eq!(one.get("a").unwrap().shape, [2, 2]);
+    assert!(one.get("c").is_none());
+}
+
+#[test]
+fn a_fingerprint_tells_models_apart() {
+    let folder = tempdir().unwrap();
+    let mut values = vec![1.0; 100_000];
+    let mut fingerprint = |change: &mut dyn FnMut(&mut Vec<f32>)| {
+        change(&mut values);
+        write_model(folder.path(), &[f32s("a", &[100_000], &values)]);
+        Checkpoint::open(folder.path()).unwrap().fingerprint()
+    };
+    let first = fingerprint(&mut |_| {});
+    assert_eq!(first, fingerprint(&mut |_| {}));
+    assert_ne!(first, fingerprint(&mut |values| values[0] = 2.0));
+    let last = fingerprint(&mut |values| values[99_999] = 2.0);
+    assert_ne!(first, last);
+}
+
+#[test]
+fn headers_that_lie_are_refused() {
+    let four = |offsets| file(&json!({"a": entry("F32", &json!([1]), offsets)}), &[0; 4]);
+    assert!(Checkpoint::open(Path::new("/nowhere")).is_err());
+    assert!(refusal_of(&[]).contains("truncated"));
+    assert!(refusal_of(&[9, 0, 0]).contains("truncated"));
+    assert!(refusal_of(&u64::MAX.to_le_bytes()).contains("claims"));
+    assert!(refusal_of(&[200, 0, 0, 0, 0, 0, 0, 0, b'{', b'}']).contains("truncated"));
+    assert!(refusal_of(&raw_file(b"[]", &[])).contains("malformed"));
+    assert!(refusal_of(&raw_file(b"{\"a\": 1}", &[])).contains("malformed"));
+    assert!(refusal_of(&raw_file(b"\xff\xfe", &[])).contains("malformed"));
+    assert!(refusal_of(&four([0, 8])).contains("'a'"));
+    assert!(refusal_of(&four([4, 0])).contains("'a'"));
+    assert!(
+        refusal_of(&file(&json!({"a": entry("F32", &json!([2]), [0, 4])}), &[0; 4]))
+            .contains("8 bytes")
+    );
+    assert!(
+        refusal_of(&file(&json!({"a": entry("F99", &json!([1]), [0, 4])}), &[0; 4]))
+            .contains("F99")
+    );
+    assert!(
+        refusal_of(&file(&json!({"a": entry("F4", &json!([1]), [0, 1])}), &[0]))
+            .contains("no number of bytes")
+    );
+    assert!(
+        refusal_of(&file(&json!({"": entry("U8", &json!([1]), [0, 1])}), &[0])).contains("no name")
+    );
+}
+
+#[test]
+fn sizes_that_overflow_are_refused() {
+    for shape in [json!([u64::MAX, 2]), json!([1_u64 << 40, 1_u64 << 40]), json!([1_u64 << 62])] {
+        let said = refusal_of(&file(&json!({"a": entry("F32", &shape, [0, 4])}), &[0; 4]));
+        assert!(said.contains("no number of bytes"), "{said}");
+    }
+    let negative = raw_file(br#"{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}"#, &[0; 4]);
+    assert!(refusal_of(&negative).contains("malformed"));
+}
+
+#[test]
+fn every_byte_belongs_to_one_tensor() {
+    let two = |first: [u64; 2], second: [u64; 2], data: usize| {
+        let header = json!({"a": entry("U8", &json!([first[1] - first[0]]), first),
+                            "b": entry("U8", &json!([second[1] - second[0]]), second)});
+        refusal_of(&file(&header, &vec![0; data]))
+    };
+    assert!(two([0, 4], [2, 6], 6).contains("overlaps"));
+    assert!(two([0, 4], [0, 4], 4).contains("overlaps"));
+    assert!(two([0, 2], [4, 6], 6).contains("belong to no tensor"));
+    assert!(two([1, 2], [2, 4], 4).contains("belong to no tensor"));
+    assert!(two([0, 2], [2, 4], 9).contains("at its end"));
+}
+
+#[test]
+fn duplicates_are_refused() {
+    let entry = r#"{"dtype":"U8","shape":[1],"data_offsets":[0,1]}"#;
+    let twice = format!("{{\"a\":{entry},\"a\":{entry}}}");
+    assert!(refusal_of(&raw_file(twice.as_bytes(), &[0])).contains("'a' occurs twice"));
+
+    let folder = tempdir().unwrap();
+    write_sharded(folder.path(), &[vec![f32s("a", &[1], &[1.0])], vec![f32s("b", &[1], &[1.0])]]);
+    fs::copy(folder.path().join("part-0.safetensors"), folder.path().join("part-1.safetensors"))
+        .unwrap();
+    assert!(refusal(folder.path()).contains("'a'"));
+    let index = r#"{"weight_map": {"a": "part-0.safetensors", "a": "part-0.safetensors"}}"#;
+    write_index(folder.path(), index);
+    assert!(refusal(folder.path()).contains("'a' occurs twice"));
+}
+
+#[test]
+fn an_index_stays_in_its_folder_and_tells_the_truth() {
+    let folder = tempdir().unwrap();
+    let model = folder.path().join("model");
+    write_sharded(&model, &[vec![f32s("a", &[1], &[1.0])]]);
+    fs::write(folder.path().join("outside.safetensors"), safetensors(&[f32s("a", &[1], &[1.0])]))
+        .unwrap();
+    let absolute = folder.path().join("outside.safetensors");
+    for name in
+        ["../outside.safetensors", absolute.to_str().unwrap(), "..", ".", "", "a/b", "c:\\d"]
+    {
+        write_index(&model, &json!({"weight_map": {"a": name}}).to_string());
+        assert!(refusal(&model).contains("no file name in this folder"), "{name}");
+    }
+    write_index(&model, &json!({"weight_map": {"a": "missing.safetensors"}}).to_string());
+    assert!(refusal(&model).contains("missing.safetensors"));
+    write_index(&model, &json!({"weight_map": {"b": "part-0.safetensors"}}).to_string());
+    assert!(refusal(&model).contains("'b'"));
+    write_sharded(&model, &[vec![f32s("a", &[1], &[1.0]), f32s("b", &[1], &[1.0])]]);
+    write_index(&model, &json!({"weight_map": {"a": "part-0.safetensors"}}).to_string());
+    assert!(refusal(&model).contains("'b': is not in the index"));
+    for text in ["", "{}", "[]", r#"{"weight_map": {}}"#, r#"{"weight_map": {"a": 1}}"#] {
+        write_index(&model, text);
+        assert!(refusal(&model).contains("index"));
+    }
+}
+
+#[test]
+fn only_regular_files_are_read() {
+    let folder = tempdir().unwrap();
+    fs::create_dir(folder.path().join("model.safetensors")).unwrap();
+    assert!(refusal(folder.path()).contains("not a regular file"));
+}
+
+#[test]
+fn folders_without_safetensors_say_what_to_do() {
+    let folder = tempdir().unwrap();
+    assert!(refusal(folder.path()).contains("no safetensors"));
+    fs::write(folder.path().join("pytorch_model.bin"), b"pickle").unwrap();
+    assert!(refusal(folder.path()).contains("convert"));
+    fs::write(folder.path().join("adapter_config.json"), b"{}").unwrap();
+    assert!(refusal(folder.path()).contains("LoRA"));
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_the_reader_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let folder = tempdir().unwrap();
+        fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
+        let _ = Checkpoint::open(folder.path());
+    }
+
+    #[test]
+    fn no_change_to_a_sound_file_makes_the_reader_panic(place in 0..150_usize, byte in any::<u8>()) {
+        let mut bytes = safetensors(&[f32s("a", &[2, 1], &[1.0, 2.0]), f32s("b", &[1], &[3.0])]);
+        let place = place % bytes.len();
+        bytes[place] = byte;
+        let folder = tempdir().unwrap();
+        fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
+        if let Ok(checkpoint) = Checkpoint::open(folder.path()) {
+            for tensor in checkpoint.tensors() {
+                prop_assert_eq!(checkpoint.bytes(tensor).len(), tensor.nbytes());
+            }
+        }
+    }
+}
