@@ -1,64 +1,76 @@
 # Each target sets up what it needs; a second run starts at once.
 #
-# TORCH says which torch to use, as arguments to `uv pip install`; by default the pinned one.
-#   make test TORCH='/wheels/torch-2.15.0-cp311-cp311-linux_x86_64.whl'
+#   PYTHON  the interpreter to start from, 3.11 or newer
+#   TORCH   the torch to install, as arguments of `uv pip install`, instead of the pinned one:
+#           make test TORCH='torch==2.15.0+cpu --index-url ADDRESS'
+#           make test TORCH=wheels/torch-2.15.0-cp311-cp311-linux_x86_64.whl
 
 PYTHON ?= python3
 TORCH ?=
-VENV := .venv
-BIN := $(VENV)/bin
-STAMPS := $(VENV)/stamps
-UV_VERSION := 0.13.9
 
-RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
+BIN := .venv/bin
+STAMPS := .venv/stamps
+RUST := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
+INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
+
+# What runs below sees this environment and nothing of the caller's.
+export VIRTUAL_ENV := $(CURDIR)/.venv
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint stubs bench docs pins clean
+.PHONY: help demo test lint stubs bench docs pins clean force
 
 help: ## Print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
 
-demo: $(STAMPS)/built ## Train a small family, calibrate, merge in every way, compare
+demo: $(STAMPS)/built ## Train a small family of models, calibrate, merge in every way, compare
 	$(BIN)/sensmerge demo demo
 
 test: lint ## Lint, then run the tests of both languages
-	cargo test --release --workspace
+	cargo test --quiet --release --locked --workspace
 	$(BIN)/python -m pytest
 
-lint: $(STAMPS)/built ## Formatting, clippy, ruff, mypy, stubs
+lint: $(STAMPS)/built ## Formatting, clippy, ruff, mypy, type stubs
 	scripts/lint
 
-stubs: $(STAMPS)/tools ## Write python/sensmerge/_core.pyi from the Rust sources
-	scripts/stubs python/sensmerge/_core.pyi
+stubs: $(STAMPS)/built ## Write python/sensmerge/_core.pyi from the Rust sources
+	$(BIN)/python scripts/stubs.py
 
 bench: $(STAMPS)/built ## Every method: seconds, ratio to reading and writing, peak memory
 	$(BIN)/python benches/methods.py
 
-docs: ## The core's API documentation
-	cargo doc -p sensmerge-core --no-deps
+docs: ## The core's API documentation, into target/doc
+	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --locked --package sensmerge-core --no-deps
 
-pins: $(STAMPS)/uv ## Resolve the pinned versions anew
-	scripts/pins
+pins: $(STAMPS)/uv ## Resolve the pinned versions anew, into constraints/
+	$(BIN)/python scripts/pins.py
 
-clean: ## Remove what the targets made
-	rm -rf $(VENV) target demo python/sensmerge/*.so
+clean: ## Remove what the other targets made
+	rm -rf .venv target demo dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -f python/sensmerge/_core.*so python/sensmerge/_core.*pyd
 
-$(STAMPS)/uv:
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	mkdir -p $(STAMPS)
-	touch $@
+$(STAMPS)/uv: constraints/uv.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		"error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] + \
+		"; name one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@mkdir -p $(STAMPS) && touch $@
 
-# Torch stands apart, so that TORCH can take its place.
-$(STAMPS)/tools: $(STAMPS)/uv constraints/tools.txt constraints/torch.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps -r constraints/tools.txt
-ifeq ($(TORCH),)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps -r constraints/torch.txt
+# Rewritten only when TORCH is another than last time.
+$(STAMPS)/torch: $(STAMPS)/uv force
+	@printf '%s\n' "$(TORCH)" | cmp -s - $@ || printf '%s\n' "$(TORCH)" > $@
+
+$(STAMPS)/tools: $(STAMPS)/torch constraints/tools.txt constraints/torch.txt
+ifeq ($(strip $(TORCH)),)
+	$(INSTALL) --require-hashes -r constraints/tools.txt -r constraints/torch.txt
 else
-	$(BIN)/uv pip install --quiet --python $(BIN)/python $(TORCH)
+	$(INSTALL) --require-hashes --no-deps -r constraints/tools.txt
+	$(INSTALL) $(TORCH)
 endif
-	touch $@
+	@touch $@
 
-$(STAMPS)/built: $(STAMPS)/tools $(RUST_SOURCES) pyproject.toml
-	PATH=$(CURDIR)/$(BIN):$$PATH VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --uv --quiet
-	touch $@
+$(STAMPS)/built: $(STAMPS)/tools $(RUST) pyproject.toml
+	$(BIN)/maturin develop --quiet --release --locked --uv
+	@touch $@

@@ -1,0 +1,181 @@
+"""The compiled core of sensmerge."""
+
+import collections.abc
+import os
+from os import PathLike
+from typing import SupportsIndex, final
+
+import numpy
+import numpy.typing
+
+__all__ = [
+    "Checkpoint",
+    "TensorInfo",
+    "check_output",
+    "merge",
+    "plan",
+    "row_distances",
+    "sum_abs_product",
+]
+
+@final
+class Checkpoint:
+    """A safetensors checkpoint, opened and validated: one file or several shards, mapped read-only.
+
+    Args:
+        path: The model's folder, or one ``.safetensors`` file.
+
+    Raises:
+        InputError: A file is missing, truncated or malformed.
+    """
+
+    def __new__(cls, /, path: str | PathLike[str]) -> Checkpoint: ...
+    def fingerprint(self, /) -> str:
+        """A short digest of the weights: names, dtypes, shapes and sampled bytes.
+
+        How the tensors are spread over files does not matter.
+        """
+
+    @property
+    def path(self, /) -> str:
+        """The folder or file that was opened."""
+
+    @property
+    def tensors(self, /) -> list[TensorInfo]:
+        """Its tensors, by name."""
+
+@final
+class TensorInfo:
+    """One tensor of a checkpoint, as its header describes it."""
+
+    @property
+    def dtype(self, /) -> str:
+        """Name of the dtype in the safetensors format, such as ``BF16``."""
+
+    @property
+    def file(self, /) -> str:
+        """Name of the file that holds it."""
+
+    @property
+    def name(self, /) -> str:
+        """Name in the checkpoint."""
+
+    @property
+    def nbytes(self, /) -> int:
+        """Size of its data in bytes."""
+
+    @property
+    def shape(self, /) -> list[int]:
+        """Shape."""
+
+def check_output(
+    output: str | PathLike[str],
+    inputs: collections.abc.Sequence[str | os.PathLike[str]],
+    overwrite: bool,
+) -> None:
+    """Refuse an output folder that a merge could not write to, without touching anything.
+
+    Args:
+        output: The folder.
+        inputs: Folders and files that are merged.
+        overwrite: Whether a model in the folder may be replaced.
+
+    Raises:
+        InputError: The folder is not empty, is no folder, or belongs to an input.
+    """
+
+def merge(
+    recipe: str,
+    output: str | PathLike[str],
+    max_shard_bytes: SupportsIndex,
+    *,
+    copies: collections.abc.Sequence[tuple[str, str | os.PathLike[str]]] = ...,
+    texts: collections.abc.Sequence[tuple[str, str]] = ...,
+    threads: SupportsIndex | None = None,
+    chunk_bytes: SupportsIndex | None = None,
+    sync: bool = True,
+    overwrite: bool = False,
+    allow_nan: bool = False,
+    progress: collections.abc.Callable[[int, int], object] | None = None,
+) -> str:
+    """Merge checkpoints and write the result.
+
+    Args:
+        recipe: The core's recipe as JSON.
+        output: The folder to write.
+        max_shard_bytes: Upper bound on the size of an output file.
+        copies: Files to copy beside the weights: pairs of name and path.
+        texts: Files to write beside the weights: pairs of name and content.
+        threads: Threads to use; all cores by default.
+        chunk_bytes: Bytes a thread works on at a time; does not change the output.
+        sync: Flush the output to disk before returning.
+        overwrite: Replace a model that is already in the folder.
+        allow_nan: Let NaN through instead of refusing it.
+        progress: Called now and then with bytes read and bytes to read.
+
+    Returns:
+        JSON: what was written.
+
+    Raises:
+        InputError: The checkpoints cannot be merged as asked, or the folder cannot be written.
+        OSError: The disk failed.
+        KeyboardInterrupt: Ctrl-C was pressed; nothing is left behind.
+    """
+
+def plan(recipe: str, max_shard_bytes: SupportsIndex) -> str:
+    """Plan a merge without reading or writing tensor data.
+
+    Args:
+        recipe: The core's recipe as JSON.
+        max_shard_bytes: Upper bound on the size of an output file.
+
+    Returns:
+        JSON: every output tensor with its dtype, file and the terms it is made of, the output
+        files, and notes.
+
+    Raises:
+        InputError: The checkpoints cannot be merged as asked.
+    """
+
+def row_distances(
+    a: numpy.typing.NDArray[numpy.uint8],
+    b: numpy.typing.NDArray[numpy.uint8],
+    dtype: str,
+    rows: SupportsIndex,
+    threads: SupportsIndex | None = None,
+) -> list[float]:
+    """L2 norm of every row of ``a - b`` (Sens-Merging, Eq. 4).
+
+    Args:
+        a: A row-major ``[rows, columns]`` matrix, as a contiguous uint8 view.
+        b: Another of the same shape and dtype.
+        dtype: Their dtype, such as ``float32``.
+        rows: Number of rows.
+        threads: Threads to use; all cores by default.
+
+    Raises:
+        InputError: Lengths differ or are no multiple of ``rows``.
+    """
+
+def sum_abs_product(
+    theta: numpy.typing.NDArray[numpy.uint8],
+    theta_dtype: str,
+    gradient: numpy.typing.NDArray[numpy.uint8],
+    gradient_dtype: str,
+    threads: SupportsIndex | None = None,
+) -> float:
+    """Sum of ``|theta * gradient|`` over one parameter tensor (Sens-Merging, Eq. 1 and 3).
+
+    Products are float32 (float64 where an input is), sums float64; the result does not depend on
+    the number of threads.
+
+    Args:
+        theta: The parameter, as a contiguous uint8 view.
+        theta_dtype: Its dtype, such as ``bfloat16``.
+        gradient: Its gradient, of as many entries, as a contiguous uint8 view.
+        gradient_dtype: The gradient's dtype.
+        threads: Threads to use; all cores by default.
+
+    Raises:
+        InputError: Lengths differ, or a buffer is not contiguous.
+    """

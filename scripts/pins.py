@@ -1,0 +1,54 @@
+"""Resolve the versions that development and CI use into ``constraints/``.
+
+The files carry names, versions, markers and hashes, for every platform, and no address of an
+index. Torch and what only torch needs stand apart, so that another torch can take their place;
+so does uv, which installs the rest.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "constraints"
+TORCH = re.compile(r"(torch|triton|nvidia-.*|cuda-.*)==")
+
+
+def resolve(*what: str) -> list[str]:
+    """The requirements that uv resolves ``what`` to: each a line, and its hashes below it."""
+    options = "--quiet --universal --upgrade --generate-hashes --no-header --no-annotate"
+    command = ["uv", "pip", "compile", *options.split(), "--python-version=3.11", *what]
+    run = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if run.returncode != 0:
+        sys.exit("error: uv could not resolve the versions")
+    return requirements(run.stdout)
+
+
+def requirements(compiled: str) -> list[str]:
+    """The requirements in ``compiled``, each with its lines of hashes.
+
+    Lines that are neither, such as the address of an index, are left out.
+    """
+    return re.findall(r"^\w.*\n(?:[ \t]+--hash=.*\n)*", compiled, flags=re.MULTILINE)
+
+
+def write(name: str, pins: list[str], wanted: Callable[[str], bool]) -> None:
+    """Write those of ``pins`` that are ``wanted`` to ``constraints/name``."""
+    (FOLDER / name).write_text("".join(pin for pin in pins if wanted(pin)))
+
+
+def main() -> None:
+    """Write the three files of constraints."""
+    FOLDER.mkdir(exist_ok=True)
+    write("uv.txt", resolve("--group=setup"), lambda pin: True)
+    pins = resolve("pyproject.toml", "--extra=calibrate", "--group=dev")
+    write("torch.txt", pins, lambda pin: TORCH.match(pin) is not None)
+    write("tools.txt", pins, lambda pin: TORCH.match(pin) is None)
+
+
+if __name__ == "__main__":
+    main()
