@@ -1,43 +1,60 @@
-"""What all tests share: no network, few threads, one small family."""
+"""What every test runs under: two threads, no window system, no hub, no network."""
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-# Before any test imports torch: threads that spin for work slow tiny models down.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+# Read by torch, matplotlib and huggingface_hub when they are first imported, here and in the
+# processes that tests start.
+os.environ.update(
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_HUB_OFFLINE="1",
+    MKL_NUM_THREADS="2",
+    MPLBACKEND="Agg",
+    OMP_NUM_THREADS="2",
+    TOKENIZERS_PARALLELISM="false",
+)
 
-from families import Family, llama_family
+
+def is_here(address: Any) -> bool:
+    """Whether a socket's ``address`` is this machine's: a path, or a loopback address."""
+    if not isinstance(address, tuple):
+        return True
+    host = str(address[0])
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 @pytest.fixture(autouse=True)
-def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    connect = socket.socket.connect
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse connections to other machines, so that no test depends on one."""
+    connect, connect_ex = socket.socket.connect, socket.socket.connect_ex
+    lookup = socket.getaddrinfo
 
-    def refuse(self: socket.socket, address: Any) -> None:
-        if self.family in (socket.AF_INET, socket.AF_INET6):
-            raise OSError(f"a test tried to reach {address}")
+    def refuse(address: Any) -> None:
+        if not is_here(address):
+            raise RuntimeError(f"a test tried to reach {address}")
+
+    def guarded_connect(self: socket.socket, address: Any) -> None:
+        refuse(address)
         connect(self, address)
 
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    yield
+    def guarded_connect_ex(self: socket.socket, address: Any) -> int:
+        refuse(address)
+        return connect_ex(self, address)
 
+    def guarded_lookup(host: Any, *rest: Any, **options: Any) -> Any:
+        if host is not None:
+            refuse((host,))
+        return lookup(host, *rest, **options)
 
-@pytest.fixture(scope="session")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
-    """A base and three experts in float32; tests that change files copy it first."""
-    return llama_family(tmp_path_factory.mktemp("family"))
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    """A folder that does not exist yet."""
-    return tmp_path / "out"
+    monkeypatch.setattr(socket.socket, "connect", guarded_connect)
+    monkeypatch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
+    monkeypatch.setattr(socket, "getaddrinfo", guarded_lookup)

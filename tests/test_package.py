@@ -1,0 +1,217 @@
+"""What must stay true of the repository as a whole: who imports whom, and what imports cost."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import sensmerge
+from sensmerge import _core
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "python" / "sensmerge"
+CORE = ROOT / "rust" / "sensmerge-core" / "src"
+
+HEAVY = {"torch", "transformers", "matplotlib"}
+# The rooms that run models.
+TORCH_ROOMS = {"calibration", "demo", "search"}
+
+UNSAFE_FILES = {
+    "rust/sensmerge-core/src/checkpoint/mapping.rs",
+    "rust/sensmerge-py/src/buffers.rs",
+}
+# What each room of the core may use of the others.
+ARROWS = {
+    "error": set(),
+    "dtype": {"error"},
+    "random": set(),
+    "kernel": {"dtype", "random"},
+    "checkpoint": {"dtype", "error"},
+    "method": {"dtype", "error", "kernel"},
+    "plan": {"checkpoint", "dtype", "error", "method"},
+    "execute": {"checkpoint", "dtype", "error", "kernel", "method", "plan", "random"},
+}
+
+
+def python_modules() -> list[Path]:
+    """Every module of the package."""
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def rust_sources(folder: Path = ROOT / "rust") -> list[Path]:
+    """Every Rust source below ``folder``."""
+    return sorted(folder.rglob("*.rs"))
+
+
+def without_comments(source: str) -> str:
+    """Rust ``source`` without line comments and without the contents of string literals."""
+    literal_or_comment = r'"(?:[^"\\]|\\.)*"|//[^\n]*'
+    return re.sub(literal_or_comment, lambda m: '""' if m[0][0] == '"' else "", source, flags=re.S)
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """The top-level packages that run-time code in ``tree`` imports."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or "").partition(".")[0]
+        else:
+            yield from imports(node)
+
+
+def rooms_used(source: str) -> set[str]:
+    """The rooms that Rust ``source`` names by paths from the crate's root."""
+    code = without_comments(source)
+    used = set(re.findall(r"\bcrate::(\w+)", code))
+    for group in re.findall(r"\bcrate::\{([^;]*)\};", code):
+        flat = re.sub(r"\{[^{}]*\}", "", group)
+        used |= set(re.findall(r"(?:^|,)\s*(\w+)", flat))
+    return used
+
+
+def loaded_by(code: str) -> set[str]:
+    """The modules that a fresh interpreter has loaded after running ``code``."""
+    report = "import sys\nprint('\\n'.join(['loaded:', *sys.modules]))"
+    script = f"import contextlib\nwith contextlib.suppress(SystemExit):\n    {code}\n{report}"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(run.stdout.partition("loaded:\n")[2].split())
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sensmerge",
+        "import sensmerge.cli; sensmerge.cli.commands(['--help'])",
+        "import sensmerge.cli; sensmerge.cli.commands(['merge', '--help'])",
+    ],
+    ids=["import", "help", "help of a command"],
+)
+def test_starting_loads_nothing_heavy(code: str) -> None:
+    loaded = loaded_by(code)
+    assert "sensmerge" in loaded
+    assert loaded.isdisjoint(HEAVY)
+
+
+def test_the_command_is_installed() -> None:
+    command = shutil.which("sensmerge", path=str(Path(sys.executable).parent))
+    assert command is not None
+    run = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == f"sensmerge, version {sensmerge.__version__}"
+
+
+def test_one_version_everywhere() -> None:
+    cargo = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]
+    assert importlib.metadata.version("sensmerge") == sensmerge.__version__
+    assert cargo["package"]["version"] == sensmerge.__version__
+    assert cargo["dependencies"]["sensmerge-core"]["version"] == sensmerge.__version__
+
+
+def test_the_package_is_typed() -> None:
+    assert (PACKAGE / "py.typed").is_file()
+    stub = ast.parse((PACKAGE / "_core.pyi").read_text())
+    named = {node.name for node in stub.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    assert named == set(_core.__all__)
+
+
+def test_every_public_name_resolves() -> None:
+    for name in sensmerge.__all__:
+        assert getattr(sensmerge, name).__doc__, name
+
+
+def test_only_rooms_that_run_models_import_torch() -> None:
+    importers = {
+        path.relative_to(PACKAGE).parts[0]
+        for path in python_modules()
+        if {"torch", "transformers"} & set(imports(ast.parse(path.read_text())))
+    }
+    assert importers
+    assert importers <= TORCH_ROOMS
+
+
+def test_the_core_knows_no_python() -> None:
+    tree = ["cargo", "tree", "--package=sensmerge-core", "--edges=normal,build", "--prefix=none"]
+    command = [*tree, "--locked", "--offline", "--format={p}"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    crates = {line.split()[0] for line in run.stdout.splitlines()}
+    assert {"sensmerge-core", "memmap2"} <= crates
+    assert not {crate for crate in crates if crate.startswith(("pyo3", "sensmerge-py"))}
+
+
+def test_unsafe_stays_in_the_files_named() -> None:
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for path in rust_sources()
+        if re.search(r"\bunsafe\b", without_comments(path.read_text()))
+    }
+    assert found == UNSAFE_FILES
+
+
+@pytest.mark.parametrize("name", sorted(UNSAFE_FILES))
+def test_every_unsafe_block_says_why_it_is_sound(name: str) -> None:
+    lines = (ROOT / name).read_text().splitlines()
+    blocks = [number for number, line in enumerate(lines) if re.search(r"\bunsafe\s*\{", line)]
+    assert blocks
+    for number in blocks:
+        above = number - 1
+        while lines[above].lstrip().startswith("//") and "SAFETY:" not in lines[above]:
+            above -= 1
+        assert "// SAFETY:" in lines[above], f"{name}:{number + 1}"
+
+
+def test_every_room_of_the_core_is_known() -> None:
+    rooms = {path.stem if path.is_file() else path.name for path in CORE.iterdir()} - {"lib"}
+    assert rooms == set(ARROWS)
+
+
+@pytest.mark.parametrize("room", sorted(ARROWS))
+def test_rooms_of_the_core_use_only_what_they_may(room: str) -> None:
+    folder, file = CORE / room, CORE / f"{room}.rs"
+    for path in rust_sources(folder) if folder.is_dir() else [file]:
+        extra = (rooms_used(path.read_text()) & set(ARROWS)) - ARROWS[room] - {room}
+        assert not extra, f"{path.relative_to(ROOT)} uses {sorted(extra)}"
+
+
+def test_no_room_is_reached_by_climbing() -> None:
+    # `super::super::` from a room's file would be an arrow that the test above cannot see.
+    for path in rust_sources(CORE):
+        code = without_comments(path.read_text())
+        assert "super::super" not in code, path
+        at_root_of_room = path.name == "mod.rs" or path.parent == CORE
+        climbs = re.findall(r"^use super::(\w+)", code, flags=re.M)
+        assert not (at_root_of_room and climbs), f"{path.relative_to(ROOT)}: {climbs}"
+
+
+def test_rooms_used_sees_every_way_of_naming_a_room() -> None:
+    source = """
+    use crate::kernel::sum; // crate::plan is not used
+    use crate::{dtype::{Dtype, Float}, error::Error, random};
+    fn f() -> crate::method::Method { panic!("crate::execute") }
+    """
+    assert rooms_used(source) == {"kernel", "dtype", "error", "random", "method"}
+
+
+@pytest.mark.parametrize("name", ["uv.txt", "tools.txt", "torch.txt"])
+def test_pins_are_names_versions_and_hashes(name: str) -> None:
+    text = (ROOT / "constraints" / name).read_text()
+    pin = r"[a-z0-9-]+==[\w.+]+(?: ; [^\n]+)? \\\n(?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+"
+    assert re.fullmatch(f"(?:{pin})+", text)
+
+
+def test_tests_cannot_reach_the_network() -> None:
+    with pytest.raises(RuntimeError, match=r"tried to reach .*192\.0\.2\.1"):
+        socket.create_connection(("192.0.2.1", 80), timeout=0.1)
+    with pytest.raises(RuntimeError, match=r"tried to reach .*example\.invalid"):
+        socket.create_connection(("example.invalid", 80), timeout=0.1)

@@ -1,0 +1,94 @@
+"""The scripts behind `make stubs` and `make pins`."""
+
+from __future__ import annotations
+
+import pytest
+
+import pins
+import stubs
+
+GENERATED = '''
+"""
+A module.
+"""
+
+from typing import final
+
+@final
+class Thing:
+    """
+    A thing.
+
+    More of it.
+    """
+    def size(self, /, of: "numpy.typing.NDArray[numpy.uint8]") -> "os.PathLike[str] | None":
+        """
+        Its size.
+        """
+
+def call(back: "collections.abc.Callable[[], object] | None" = None, *, name: str = "a") -> int: ...
+'''
+
+COMPLETE = '''\
+"""A module."""
+import collections.abc
+import numpy
+import numpy.typing
+import os
+from typing import final
+
+@final
+class Thing:
+    """A thing.
+
+    More of it.
+    """
+
+    def size(self, /, of: numpy.typing.NDArray[numpy.uint8]) -> os.PathLike[str] | None:
+        """Its size."""
+
+def call(back: collections.abc.Callable[[], object] | None=None, *, name: str='a') -> int:
+    ...
+'''
+
+
+def test_annotations_become_expressions_with_their_imports() -> None:
+    assert stubs.complete(GENERATED) == COMPLETE
+
+
+def test_a_complete_stub_is_left_alone() -> None:
+    assert stubs.complete(COMPLETE) == COMPLETE
+
+
+def test_what_introspection_misses_is_refused() -> None:
+    with pytest.raises(LookupError, match="does not see"):
+        stubs.complete("def __getattr__(name: str) -> Incomplete: ...\n")
+
+
+def test_requirements_keep_their_hashes_and_lose_addresses() -> None:
+    compiled = (
+        "--index-url https://index.invalid/simple\n"
+        "# made by a program\n"
+        "one==1.0 ; python_version < '3.12' \\\n    --hash=sha256:aa \\\n    --hash=sha256:bb\n"
+        "two==2.0\n"
+        "    # via one\n"
+    )
+    assert pins.requirements(compiled) == [
+        "one==1.0 ; python_version < '3.12' \\\n    --hash=sha256:aa \\\n    --hash=sha256:bb\n",
+        "two==2.0\n",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pin", "torch"),
+    [
+        ("torch==2.15.0\n", True),
+        ("nvidia-cublas==13.4.1.3 ; sys_platform == 'linux'\n", True),
+        ("triton==3.9.0\n", True),
+        ("cuda-toolkit==13.2.2\n", True),
+        ("numpy==2.4.6\n", False),
+        ("torchvision==0.30.0\n", False),
+    ],
+)
+def test_torch_and_what_only_it_needs_stand_apart(pin: str, torch: bool) -> None:
+    assert (pins.TORCH.match(pin) is not None) is torch
