@@ -1,4 +1,4 @@
-"""What every test runs under: two threads, no window system, no hub, no network."""
+"""What every test runs under: one torch thread, no window system, no hub, no network."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import socket
 from typing import Any
 
 import pytest
+from families import Family, llama_family
 
 # Read by torch, matplotlib and huggingface_hub when they are first imported, here and in the
 # processes that tests start.
 os.environ.update(
     HF_HUB_DISABLE_TELEMETRY="1",
     HF_HUB_OFFLINE="1",
-    MKL_NUM_THREADS="2",
+    MKL_NUM_THREADS="1",
     MPLBACKEND="Agg",
-    OMP_NUM_THREADS="2",
+    OMP_NUM_THREADS="1",
     TOKENIZERS_PARALLELISM="false",
 )
 
@@ -58,3 +59,9 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", guarded_connect)
     monkeypatch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
     monkeypatch.setattr(socket, "getaddrinfo", guarded_lookup)
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    """A base and three experts in float32, with samples; tests that change files copy it."""
+    return llama_family(tmp_path_factory.mktemp("family"))

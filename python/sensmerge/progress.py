@@ -64,10 +64,14 @@ def _shown(
 
 def _lines(description: str, unit: str) -> Callable[[int, int], None]:
     last = time.monotonic()
-    print(f"{description} ...", file=sys.stderr, flush=True)
+    started = False
 
     def line(done: int, total: int) -> None:
-        nonlocal last
+        nonlocal last, started
+        if done > 0 and not started:
+            # Not before: work that is refused at once has not begun.
+            started = True
+            print(f"{description} ...", file=sys.stderr, flush=True)
         if time.monotonic() - last >= _SECONDS_BETWEEN_LINES and total > 0:
             last = time.monotonic()
             share = 100 * min(done, total) // total

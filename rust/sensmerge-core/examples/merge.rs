@@ -3,7 +3,7 @@
 //! Task arithmetic over any number of experts, with a weight of 1.2 for the first decoder block
 //! and 1 elsewhere, as Sens-Merging would set them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use sensmerge_core::execute::{Monitor, Options, execute};
@@ -18,7 +18,7 @@ fn main() -> ExitCode {
         eprintln!("usage: merge OUT BASE EXPERT...");
         return ExitCode::from(2);
     };
-    match merge(output, base, paths.collect()) {
+    match merge(&output, base, paths.collect()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn merge(output: PathBuf, base: PathBuf, experts: Vec<PathBuf>) -> sensmerge_core::Result<()> {
+fn merge(output: &Path, base: PathBuf, experts: Vec<PathBuf>) -> sensmerge_core::Result<()> {
     let share = 1.0 / experts.len().max(1) as f64;
     let mut weight = Setting::uniform(1.0);
     weight.layers.insert("model.layers.0".into(), 1.2);
@@ -47,7 +47,7 @@ fn merge(output: PathBuf, base: PathBuf, experts: Vec<PathBuf>) -> sensmerge_cor
     };
     let inputs = Inputs::open(&recipe)?;
     let plan = Plan::new(&recipe, &inputs, MAX_SHARD_BYTES)?;
-    let summary = execute(&plan, &output, &[], &Options::default(), &Monitor::new())?;
+    let summary = execute(&plan, output, &[], &Options::default(), &Monitor::new())?;
     println!("{} tensors in {:.1} s", summary.tensors, summary.seconds);
     Ok(())
 }

@@ -37,11 +37,7 @@ use crate::plan::parse;
     threads = None, chunk_bytes = None, sync = true, overwrite = false, allow_nan = false,
     progress: "collections.abc.Callable[[int, int], object] | None" = None
 ))]
-#[expect(
-    clippy::too_many_arguments,
-    clippy::fn_params_excessive_bools,
-    reason = "keywords in Python"
-)]
+#[expect(clippy::too_many_arguments, reason = "keywords in Python")]
 pub(crate) fn merge(
     py: Python<'_>,
     recipe: &str,

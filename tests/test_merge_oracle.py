@@ -1,0 +1,190 @@
+"""Every method, semantics and mode against the float64 reference."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from families import SHAPES, Arrays, tensor_family
+from numpy.typing import NDArray
+
+import sensmerge
+from sensmerge import Calibration, Recipe, _core, reference
+from sensmerge.calibration.record import Expert, TaskRecord
+from sensmerge.layers import layer_of
+
+METHODS = ["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"]
+BLOCKS = ["model.layers.0", "model.layers.1", "model.layers.10"]
+
+# Entries where a sum cancels to noise before its sign is taken, or a magnitude lies on the trim
+# threshold within rounding, may go either way.
+EXCEPTIONS = 1 / 2000
+
+WEIGHTS = [1.0, 0.75, 1.25, 0.5]
+DENSITIES = [0.3, 0.55, 0.8, 1.0]
+SEED = 11
+
+
+def calibration_of(folder: Path, count: int) -> Calibration:
+    """A calibration that belongs to the experts in a folder."""
+    draw = np.random.default_rng(7)
+    g = draw.random((count, count))
+    np.fill_diagonal(g, 0)
+    task = TaskRecord("t", 1, [0], 1, 0, 1, "sha256:0")
+    prints = [_core.Checkpoint(str(folder / f"e{i}")).fingerprint() for i in range(count)]
+    return Calibration(
+        base="base",
+        experts=[Expert(f"e{i}", prints[i], 1, 1.0, task) for i in range(count)],
+        layers=BLOCKS,
+        sensitivity=draw.random((count, 3)) + 0.2,
+        outside_layers=[],
+        outside_sensitivity=np.zeros((count, 0)),
+        order=BLOCKS,
+        alignment=g,
+        options={},
+    )
+
+
+def merged_and_expected(
+    folder: Path, method: str, semantics: str, mode: str, count: int, dtype: str
+) -> tuple[Arrays, Arrays, Arrays]:
+    """What the core writes, what the reference says, and the largest term of each sum."""
+    from safetensors.torch import load_file
+
+    base, experts = tensor_family(folder, experts=count, dtype=dtype)
+    lambda_ = 1.0 if method == "linear" else 0.8
+    data: dict[str, Any] = {
+        "merge_method": method,
+        "base_model": "base",
+        "models": [
+            {
+                "model": f"e{i}",
+                "parameters": {"weight": WEIGHTS[i], "density": DENSITIES[i], "ties_density": 0.7},
+            }
+            for i in range(count)
+        ],
+        "parameters": {"lambda": lambda_},
+        "semantics": semantics,
+        "seed": SEED,
+        "sensitivity": {"mode": mode, "temperature": 0.3},
+    }
+    recipe = Recipe.from_dict(data, folder=folder)
+    calibration = calibration_of(folder, count)
+    result = sensmerge.merge(recipe, folder / "out", calibration=calibration, progress=False)
+    assert (result.coefficients is None) == (mode == "off")
+
+    sigma = reference.sigma(
+        calibration.sensitivity, calibration.alignment, mode=mode, temperature=0.3
+    )
+    scale = {block: count * sigma[:, place] for place, block in enumerate(BLOCKS)}
+    weights = {
+        name: [w * s for w, s in zip(WEIGHTS, scale.get(layer_of(name), [1.0] * count), strict=False)]
+        for name in SHAPES
+    }
+    expected = reference.merge(
+        method,
+        semantics,
+        base,
+        experts,
+        weights=weights,
+        densities=DENSITIES[:count],
+        ties_densities=[0.7] * count,
+        lambda_=lambda_,
+        seed=SEED,
+    )
+    stored = load_file(folder / "out" / "model.safetensors")
+    terms = {
+        name: np.max([np.abs(base[name])] + [np.abs(expert[name]) for expert in experts], axis=0)
+        for name in SHAPES
+    }
+    return {name: value.double().numpy() for name, value in stored.items()}, expected, terms
+
+
+def spacing(values: NDArray[np.float64], bits: int, smallest: float) -> NDArray[np.float64]:
+    """One unit in the last place of a format with so many significant bits."""
+    exponent = np.floor(np.log2(np.maximum(np.abs(values), smallest)))
+    return np.asarray(2.0 ** (exponent - bits + 1))
+
+
+@pytest.mark.parametrize("semantics", ["mergekit", "original"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("mode", "count", "dtype"),
+    [
+        ("off", 2, "bfloat16"),
+        ("full", 3, "bfloat16"),
+        ("task", 4, "bfloat16"),
+        ("cross", 3, "float16"),
+        ("full", 2, "float16"),
+        ("full", 4, "float32"),
+        ("task", 3, "float32"),
+        ("off", 2, "float64"),
+    ],
+)
+def test_merges_are_the_references(
+    tmp_path: Path, method: str, semantics: str, mode: str, count: int, dtype: str
+) -> None:
+    merged, expected, terms = merged_and_expected(tmp_path, method, semantics, mode, count, dtype)
+    assert merged.keys() == expected.keys() == SHAPES.keys()
+    found = np.concatenate([merged[name].ravel() for name in SHAPES])
+    wanted = np.concatenate([expected[name].ravel() for name in SHAPES])
+    largest = np.concatenate([terms[name].ravel() for name in SHAPES])
+    if dtype in ("bfloat16", "float16"):
+        import torch
+
+        rounded = torch.tensor(wanted).to(getattr(torch, dtype)).double().numpy()
+        bits, smallest = (8, 2.0**-126) if dtype == "bfloat16" else (11, 2.0**-14)
+        apart = np.abs(found - rounded) > spacing(wanted, bits, smallest)
+        # Sums of whole parameters, not of differences, meet exact halves of the last place, where
+        # float64's own rounding decides the reference.
+        assert (found == rounded).mean() >= (0.99 if method == "linear" else 0.999)
+    else:
+        # In float64 the reference's own sums are no more exact than ours.
+        bits, units = (24, 4) if dtype == "float32" else (53, 64)
+        apart = np.abs(found - wanted) > units * spacing(np.maximum(largest, np.abs(wanted)), bits, 1e-38)
+    assert apart.mean() < EXCEPTIONS, f"{apart.sum()} of {apart.size} entries"
+
+
+@pytest.mark.parametrize(
+    ("method", "semantics"), list(itertools.product(METHODS, ["mergekit", "original"]))
+)
+def test_bytes_do_not_depend_on_threads_or_chunks(
+    tmp_path: Path, method: str, semantics: str
+) -> None:
+    tensor_family(tmp_path, experts=3, dtype="bfloat16")
+    models = [{"model": f"e{i}", "parameters": {"density": 0.4}} for i in range(3)]
+    recipe = Recipe.from_dict(
+        {
+            "merge_method": method,
+            "base_model": "base",
+            "models": models,
+            "semantics": semantics,
+            "parameters": {"ties_density": 0.5},
+        },
+        folder=tmp_path,
+    )
+    written = set()
+    for threads, chunk_bytes in [(1, None), (2, 65536), (3, 100_003), (8, 7_340_033), (2, 1 << 20)]:
+        out = tmp_path / f"out-{threads}-{chunk_bytes}"
+        sensmerge.merge(
+            recipe, out, threads=threads, chunk_bytes=chunk_bytes, progress=False, sync=False
+        )
+        written.add((out / "model.safetensors").read_bytes())
+    assert len(written) == 1
+
+
+def test_mode_off_writes_the_plain_methods_bytes(tmp_path: Path) -> None:
+    tensor_family(tmp_path, experts=3, dtype="bfloat16")
+    data = {
+        "merge_method": "ties",
+        "base_model": "base",
+        "models": [{"model": f"e{i}"} for i in range(3)],
+    }
+    for name, extra in (("plain", {}), ("off", {"sensitivity": {"mode": "off"}})):
+        recipe = Recipe.from_dict(data | extra, folder=tmp_path)
+        sensmerge.merge(recipe, tmp_path / name, progress=False)
+    plain, off = (tmp_path / name / "model.safetensors" for name in ("plain", "off"))
+    assert plain.read_bytes() == off.read_bytes()
