@@ -8,6 +8,7 @@ import socket
 from typing import Any
 
 import pytest
+
 from families import Family, llama_family
 
 # Read by torch, matplotlib and huggingface_hub when they are first imported, here and in the

@@ -149,7 +149,9 @@ def tensor_family(
     draw = np.random.default_rng(experts)
 
     def write(name: str, values: Arrays) -> Arrays:
-        stored = {key: torch.tensor(value).to(getattr(torch, dtype)) for key, value in values.items()}
+        stored = {
+            key: torch.tensor(value).to(getattr(torch, dtype)) for key, value in values.items()
+        }
         (folder / name).mkdir(parents=True)
         save_file(stored, folder / name / "model.safetensors", metadata={"format": "pt"})
         return {key: value.double().numpy() for key, value in stored.items()}

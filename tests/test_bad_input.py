@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from families import Family, tensor_family
 from safetensors.torch import load_file, save_file
 
+from families import Family, tensor_family
 from sensmerge.cli import main
 
 Tensors = dict[str, Any]
@@ -184,12 +184,13 @@ def test_recipes_that_cannot_be_merged(
     assert said in refused(models, capsys, recipe(**keys))
 
 
-def test_experts_of_another_architecture(
-    models: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_experts_of_another_architecture(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = {"merge_method": "linear", "models": [{"model": "e0"}, {"model": "other"}]}
     (models / "other").mkdir()
-    save_file({"x.w": load_file(models / "e0" / "model.safetensors")["a.w"]}, models / "other" / "model.safetensors")
+    save_file(
+        {"x.w": load_file(models / "e0" / "model.safetensors")["a.w"]},
+        models / "other" / "model.safetensors",
+    )
     assert "only models of one architecture" in refused(models, capsys, other)
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from families import SHAPES, Arrays, tensor_family
 from numpy.typing import NDArray
 
 import sensmerge
+from families import SHAPES, Arrays, tensor_family
 from sensmerge import Calibration, Recipe, _core, reference
 from sensmerge.calibration.record import Expert, TaskRecord
 from sensmerge.layers import layer_of
@@ -81,7 +81,9 @@ def merged_and_expected(
     )
     scale = {block: count * sigma[:, place] for place, block in enumerate(BLOCKS)}
     weights = {
-        name: [w * s for w, s in zip(WEIGHTS, scale.get(layer_of(name), [1.0] * count), strict=False)]
+        name: [
+            w * s for w, s in zip(WEIGHTS, scale.get(layer_of(name), [1.0] * count), strict=False)
+        ]
         for name in SHAPES
     }
     expected = reference.merge(
@@ -144,7 +146,9 @@ def test_merges_are_the_references(
     else:
         # In float64 the reference's own sums are no more exact than ours.
         bits, units = (24, 4) if dtype == "float32" else (53, 64)
-        apart = np.abs(found - wanted) > units * spacing(np.maximum(largest, np.abs(wanted)), bits, 1e-38)
+        apart = np.abs(found - wanted) > units * spacing(
+            np.maximum(largest, np.abs(wanted)), bits, 1e-38
+        )
     assert apart.mean() < EXCEPTIONS, f"{apart.sum()} of {apart.size} entries"
 
 

@@ -151,5 +151,5 @@ def test_files_that_are_no_recipe(tmp_path: Path, text: str, said: str) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nothing.yaml"):
+    with pytest.raises(InputError, match=r"nothing\.yaml"):
         Recipe.load(tmp_path / "nothing.yaml")

@@ -89,7 +89,9 @@ def test_what_lies_outside_the_blocks() -> None:
     assert own.alpha.shape == (3, 6)
     np.testing.assert_allclose(np.linalg.norm(own.alpha, axis=1), 1)
     embed = calibration.outside_sensitivity[:, 0]
-    whole = np.linalg.norm(np.hstack([calibration.sensitivity, calibration.outside_sensitivity]), axis=1)
+    whole = np.linalg.norm(
+        np.hstack([calibration.sensitivity, calibration.outside_sensitivity]), axis=1
+    )
     np.testing.assert_allclose(own.alpha[:, 0], embed / whole)
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from sensmerge.settings import numbers, resolve
@@ -25,7 +27,7 @@ def test_a_list_with_a_number_a_layer_is_hit_exactly() -> None:
 
 
 def test_the_first_condition_that_matches_counts() -> None:
-    setting = [
+    setting: list[dict[str, Any]] = [
         {"filter": "mlp", "value": [0, 10]},
         {"filter": "embed", "value": 2},
         {"value": 3},
@@ -37,5 +39,6 @@ def test_the_first_condition_that_matches_counts() -> None:
 
 
 def test_every_number_is_seen() -> None:
-    assert list(numbers([{"filter": "a", "value": [1, 2]}, {"value": 3}])) == [1.0, 2.0, 3.0]
+    setting: list[dict[str, Any]] = [{"filter": "a", "value": [1, 2]}, {"value": 3}]
+    assert list(numbers(setting)) == [1.0, 2.0, 3.0]
     assert list(numbers(None)) == []

@@ -19,9 +19,9 @@ from sensmerge.errors import InputError
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration, calibrate
-    from sensmerge.scaling import Coefficients, coefficients
     from sensmerge.merging import MergeResult, merge
     from sensmerge.recipe import Recipe
+    from sensmerge.scaling import Coefficients, coefficients
 
 __version__ = "0.1.0"
 

@@ -12,7 +12,9 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 @contextmanager
-def bar(total: int, description: str, unit: str, *, enabled: bool) -> Iterator[Callable[[int], None]]:
+def bar(
+    total: int, description: str, unit: str, *, enabled: bool
+) -> Iterator[Callable[[int], None]]:
     """Count steps.
 
     Args:

@@ -9,7 +9,7 @@ import difflib
 import io
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -24,7 +24,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from sensmerge.errors import InputError
-from sensmerge.settings import Setting, numbers
+from sensmerge.settings import numbers
 
 MethodName = Literal["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"]
 Dtype = Literal["bfloat16", "float16", "float32", "float64"]
@@ -322,7 +322,9 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"{key}: is missing"
     if first["type"] == "literal_error":
-        known = [part.strip(" '") for part in first["ctx"]["expected"].replace(" or ", ", ").split(",")]
+        known = [
+            part.strip(" '") for part in first["ctx"]["expected"].replace(" or ", ", ").split(",")
+        ]
         hint = _nearest(str(first["input"]), known)
         return f"{key}: unknown value '{first['input']}'{hint}; known: {', '.join(known)}"
     message = first["msg"].removeprefix("Value error, ")
@@ -355,4 +357,4 @@ def _models(annotation: Any) -> Any:
 
 def _nearest(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return f"; did you mean '{cast(list[str], close)[0]}'?" if close else ""
+    return f"; did you mean '{close[0]}'?" if close else ""

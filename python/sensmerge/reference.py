@@ -124,7 +124,7 @@ def keep_mask(seed: int, place: int, tensor: str, size: int, density: float) -> 
 
 def preserve_l1(delta: Array, sparse: Array) -> Array:
     """Scale what is left so that the tensor's L1 norm is what it was (mergekit's rescale)."""
-    before, after = np.abs(delta).sum(), np.abs(sparse).sum()
+    before, after = float(np.abs(delta).sum()), float(np.abs(sparse).sum())
     if before < SMALLEST_NORM or after < SMALLEST_NORM:
         return sparse
     return sparse * (before / after)
@@ -142,7 +142,7 @@ def elect(rows: Array, zero_sign: float) -> Array:
 def disjoint(rows: Array, votes: Array, signs: Array, shares: Array | None) -> Array:
     """Σ of the rows whose vote has the elected sign, ÷ Σ of their shares (TIES, §4.2)."""
     agrees = (np.sign(votes) == signs) & (votes != 0)
-    total = np.where(agrees, rows, 0.0).sum(axis=0)
+    total: Array = np.where(agrees, rows, 0.0).sum(axis=0)
     if shares is None:
         return total
     divisor = (agrees * shares.reshape(-1, *[1] * (rows.ndim - 1))).sum(axis=0)

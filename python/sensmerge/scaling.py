@@ -60,10 +60,8 @@ class Coefficients:
 
     def scale_of(self, layer: str) -> Matrix:
         """K · σ of one layer, K numbers."""
-        if layer in self.layers:
-            sigma = self.sigma[:, self.layers.index(layer)]
-        else:
-            sigma = self.outside
+        known = layer in self.layers
+        sigma = self.sigma[:, self.layers.index(layer)] if known else self.outside
         # A uniform σ must leave weights untouched: K · (1/K) is not 1 for every K.
         uniform = sigma == 1 / len(self.experts)
         return np.where(uniform, 1.0, len(self.experts) * sigma)

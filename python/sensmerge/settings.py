@@ -7,11 +7,11 @@ name counts (no filter, or ``*``, is part of every name).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-Setting = float | list[float] | list["Condition"]
-Condition = dict[str, Any]
+Condition = Mapping[str, Any]
+Setting = float | Sequence[float] | Condition | Sequence[Condition]
 
 
 def resolve(setting: Setting | None, tensor: str, position: float, default: float) -> float:
@@ -27,15 +27,14 @@ def resolve(setting: Setting | None, tensor: str, position: float, default: floa
         return default
     if isinstance(setting, int | float):
         return float(setting)
-    if isinstance(setting, Mapping):
-        setting = [setting]
-    if setting and isinstance(setting[0], Mapping):
-        for condition in setting:
+    parts: Sequence[Any] = [setting] if isinstance(setting, Mapping) else setting
+    if parts and isinstance(parts[0], Mapping):
+        for condition in parts:
             wanted = condition.get("filter")
             if wanted is None or wanted == "*" or wanted in tensor:
                 return resolve(condition["value"], tensor, position, default)
         return default
-    return _interpolate([float(value) for value in setting], position)
+    return _interpolate([float(value) for value in parts], position)
 
 
 def numbers(setting: Setting | None) -> Iterator[float]:
@@ -45,7 +44,8 @@ def numbers(setting: Setting | None) -> Iterator[float]:
     if isinstance(setting, int | float):
         yield float(setting)
         return
-    for part in [setting] if isinstance(setting, Mapping) else setting:
+    parts: Sequence[Any] = [setting] if isinstance(setting, Mapping) else setting
+    for part in parts:
         yield from numbers(part["value"] if isinstance(part, Mapping) else part)
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from sensmerge import _core
-from sensmerge.errors import InputError
 from sensmerge.calibration.sensitivity import as_bytes
+from sensmerge.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,9 +52,7 @@ def distance(
         one, other = logits(model, sample, where), logits(expert, sample, where)
         common = min(one.shape[1], other.shape[1])
         one, other = one[:, :common].contiguous(), other[:, :common].contiguous()
-        norms = _core.row_distances(
-            as_bytes(one), as_bytes(other), "float32", len(where), threads
-        )
+        norms = _core.row_distances(as_bytes(one), as_bytes(other), "float32", len(where), threads)
         if form == "token":
             value = math.fsum(norms) / len(norms)
         else:

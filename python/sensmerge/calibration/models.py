@@ -61,7 +61,9 @@ def open_source(name: str, path: Path, base: Path | None) -> Source:
     home, borrowed = path, False
     if not tokenizer_files(path):
         if base is None or not tokenizer_files(base):
-            raise InputError(f"{path}: has no tokenizer files, and there is no base to take them from")
+            raise InputError(
+                f"{path}: has no tokenizer files, and there is no base to take them from"
+            )
         home, borrowed = base, True
     with _quiet():
         try:
@@ -86,7 +88,7 @@ def load(source: Source, dtype: str) -> PreTrainedModel:
     kind = stored_dtype(source.path) if dtype == "stored" else torch.float32
     with _quiet():
         try:
-            model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 source.path,
                 dtype=kind,
                 local_files_only=True,
@@ -96,6 +98,8 @@ def load(source: Source, dtype: str) -> PreTrainedModel:
             )
         except Exception as error:
             raise InputError(f"{source.path}: cannot be loaded: {_first(error)}") from None
+    model: PreTrainedModel = loaded[0]
+    info: dict[str, Any] = loaded[1]
     for problem in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         names = [_name(key) for key in info.get(problem, ())]
         names = sorted(name for name in names if not name.endswith(_COMPUTED_BUFFER))
@@ -105,8 +109,7 @@ def load(source: Source, dtype: str) -> PreTrainedModel:
                 f"{' ...' if len(names) > 3 else ''}; the weights do not fit config.json"
             )
     model.eval()
-    loaded: PreTrainedModel = model
-    return loaded
+    return model
 
 
 def stored_dtype(path: Path) -> torch.dtype:

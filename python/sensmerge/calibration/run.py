@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sensmerge import __version__, _core
-from sensmerge.errors import InputError
 from sensmerge.calibration import samples
 from sensmerge.calibration.record import Calibration, Expert
+from sensmerge.errors import InputError
 from sensmerge.layers import block_of, blocks
 from sensmerge.progress import bar
 from sensmerge.recipe import Sensitivity

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sensmerge.errors import InputError
 from sensmerge.calibration.record import TaskRecord
+from sensmerge.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -169,9 +169,7 @@ def _check_messages(messages: Any, place: str) -> None:
         raise InputError(f"{place}: 'messages' has no turn of the assistant to score")
 
 
-def encode(
-    row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int, positions: str
-) -> Sample:
+def encode(row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int, positions: str) -> Sample:
     """Tokenise one sample and say which tokens are scored.
 
     Raises:
@@ -199,9 +197,7 @@ def _end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
 
 
-def _encode_messages(
-    row: Row, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[int], list[int]]:
+def _encode_messages(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """Lay out a conversation by the chat template; the assistant's turns are what they add."""
     messages = row.data["messages"]
     if not tokenizer.chat_template:
@@ -225,7 +221,7 @@ def _encode_messages(
 
 
 def _layout(
-    row: Row, tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **options: bool
+    row: Row, tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **options: Any
 ) -> list[int]:
     if not messages:
         return []
