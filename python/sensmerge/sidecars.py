@@ -60,9 +60,12 @@ def config_text(recipe: Recipe) -> str | None:
     config = read_config(template(recipe))
     asked = recipe.out_dtype or recipe.dtype
     keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
-    if asked is None or not config or all(config.get(key) == asked for key in keys):
-        return None
-    return json.dumps(config | dict.fromkeys(keys, asked), indent=2) + "\n"
+    changed = dict(config)
+    # It names the base's weight file, which the output does not have.
+    changed.pop("transformers_weights", None)
+    if asked is not None and config:
+        changed |= dict.fromkeys(keys, asked)
+    return None if changed == config else json.dumps(changed, indent=2) + "\n"
 
 
 def model_card(recipe: Recipe, found: Coefficients | None) -> str:

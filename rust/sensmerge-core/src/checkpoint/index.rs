@@ -10,7 +10,7 @@ use serde::de::{IgnoredAny, MapAccess, Visitor};
 use crate::error::{Error, Result};
 
 /// The index of a sharded checkpoint in its folder.
-pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
+pub const INDEX_FILE: &str = "model.safetensors.index.json";
 
 #[derive(Deserialize)]
 struct Index {

@@ -16,7 +16,7 @@ use memmap2::Mmap;
 
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use index::INDEX_FILE;
+pub use index::INDEX_FILE;
 
 /// The weights of a checkpoint that is one file.
 const SINGLE_FILE: &str = "model.safetensors";

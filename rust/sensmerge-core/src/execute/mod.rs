@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde::Serialize;
 
+use crate::checkpoint::INDEX_FILE;
+use crate::checkpoint::layout::index_json;
 use crate::checkpoint::output::{OutputFolder, ShardWriter};
 use crate::dtype::Real;
 use crate::error::{Error, Result};
@@ -138,6 +140,9 @@ pub fn execute(
     let protected: Vec<&Path> = plan.inputs.iter().map(PathBuf::as_path).collect();
     let folder = OutputFolder::create(output, options.overwrite, &protected)?;
     pool.install(|| write(&run, &folder))?;
+    if plan.shards.len() > 1 {
+        folder.write(INDEX_FILE, index_json(&plan.shards).as_bytes())?;
+    }
     for sidecar in sidecars {
         match sidecar {
             Sidecar::Copy { name, from } => folder.copy(name, from)?,
