@@ -11,7 +11,7 @@ TORCH ?=
 BIN := .venv/bin
 STAMPS := .venv/stamps
 RUST := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
-INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
+UV := $(BIN)/uv pip --quiet
 
 # What runs below sees this environment and nothing of the caller's.
 export VIRTUAL_ENV := $(CURDIR)/.venv
@@ -62,12 +62,14 @@ $(STAMPS)/uv: constraints/uv.txt
 $(STAMPS)/torch: $(STAMPS)/uv force
 	@printf '%s\n' "$(TORCH)" | cmp -s - $@ || printf '%s\n' "$(TORCH)" > $@
 
+# `sync` also takes away what is no longer named, such as the CUDA packages of another torch.
 $(STAMPS)/tools: $(STAMPS)/torch constraints/tools.txt constraints/torch.txt
 ifeq ($(strip $(TORCH)),)
-	$(INSTALL) --require-hashes -r constraints/tools.txt -r constraints/torch.txt
+	$(UV) sync --require-hashes --reinstall-package torch \
+		constraints/uv.txt constraints/tools.txt constraints/torch.txt
 else
-	$(INSTALL) --require-hashes --no-deps -r constraints/tools.txt
-	$(INSTALL) $(TORCH)
+	$(UV) sync --require-hashes constraints/uv.txt constraints/tools.txt
+	$(UV) install $(TORCH)
 endif
 	@touch $@
 
