@@ -1,0 +1,58 @@
+"""What a checkpoint holds, as text."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+
+from sensmerge import _core
+from sensmerge.layers import block_of, blocks, layer_of
+from sensmerge.sources import resolve
+
+_BYTES_PER_UNIT = 1000
+
+
+def describe(model: str | Path) -> str:
+    """A table of a model's tensors, then its layers and totals.
+
+    Raises:
+        InputError: The checkpoint cannot be read as it is.
+    """
+    checkpoint = _core.Checkpoint(str(resolve(str(model), Path())))
+    tensors = checkpoint.tensors
+    width = max([4, *(len(tensor.name) for tensor in tensors)])
+    lines = [f"{'name':<{width}}  {'dtype':<7}  {'shape':<16}  {'size':>9}  file"]
+    for tensor in tensors:
+        shape = " × ".join(map(str, tensor.shape)) or "scalar"
+        size = human_size(tensor.nbytes)
+        lines.append(
+            f"{tensor.name:<{width}}  {tensor.dtype:<7}  {shape:<16}  {size:>9}  {tensor.file}"
+        )
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        sizes[layer_of(tensor.name)] += tensor.nbytes
+    lines += ["", f"{'layer':<{width}}  {'size':>9}"]
+    inner = blocks(tensor.name for tensor in tensors)
+    outer = sorted({layer_of(t.name) for t in tensors if block_of(t.name) is None})
+    lines += [f"{layer:<{width}}  {human_size(sizes[layer]):>9}" for layer in [*inner, *outer]]
+    parameters = sum(math.prod(tensor.shape) for tensor in tensors)
+    total = sum(tensor.nbytes for tensor in tensors)
+    files = len({tensor.file for tensor in tensors})
+    dtypes = ", ".join(sorted({tensor.dtype for tensor in tensors}))
+    lines += [
+        "",
+        f"{len(tensors)} tensors, {parameters:,} parameters, {human_size(total)} in {files} "
+        f"{'file' if files == 1 else 'files'}; {dtypes}; {len(inner)} blocks",
+        f"fingerprint {checkpoint.fingerprint()}",
+    ]
+    return "\n".join(lines)
+
+
+def human_size(size: float) -> str:
+    """A number of bytes as people write it, in decimal units like the Hub's."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < _BYTES_PER_UNIT:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= _BYTES_PER_UNIT
+    return f"{size:.1f} TB"

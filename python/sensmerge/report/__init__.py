@@ -1,0 +1,93 @@
+"""Calibrations and coefficients as a page and a picture.
+
+Needs matplotlib and jinja2, which come with ``sensmerge[report]``; neither is loaded before a
+report is written.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sensmerge.errors import InputError
+
+if TYPE_CHECKING:
+    from sensmerge.calibration import Calibration
+    from sensmerge.scaling import Coefficients
+
+__all__ = ["write", "write_for"]
+
+
+def write(
+    calibration: Calibration,
+    coefficients: Coefficients,
+    output: str | Path,
+    *,
+    png: str | Path | None = None,
+    title: str = "Sens-Merging report",
+) -> None:
+    """Write one self-contained HTML file and, if asked, the figure as a PNG.
+
+    Args:
+        calibration: What was measured, experts in the coefficients' order.
+        coefficients: What was made of it.
+        output: The HTML file.
+        png: The picture: sensitivity by layer, and K·σ below it.
+        title: Heading of the page.
+
+    Raises:
+        InputError: matplotlib or jinja2 is missing, or a file cannot be written.
+    """
+    try:
+        from sensmerge.report import figures, page
+    except ImportError as error:
+        raise InputError(
+            f"a report needs matplotlib and jinja2 ({error}); pip install 'sensmerge[report]'"
+        ) from None
+    text = page.render(calibration, coefficients, title)
+    _save(Path(output), text.encode())
+    if png is not None:
+        _save(Path(png), figures.overview_png(coefficients))
+
+
+def write_for(
+    source: Path, output: Path, *, png: Path | None = None, recipe: Path | None = None
+) -> None:
+    """Write the report of a calibration file, or of a merged model's folder.
+
+    Args:
+        source: A ``calibration.json``, or a folder that a merge wrote.
+        output: The HTML file.
+        png: The picture, if wanted.
+        recipe: The recipe whose coefficients are shown; by default the folder's own, and for a
+            calibration file the default options.
+
+    Raises:
+        InputError: The source is neither, or cannot be read.
+    """
+    from sensmerge.calibration import Calibration
+    from sensmerge.recipe import Recipe, Sensitivity
+    from sensmerge.scaling import coefficients
+    from sensmerge.sidecars import CALIBRATION_FILE, RECIPE_FILE
+
+    options = Sensitivity()
+    if source.is_dir():
+        measured = source / CALIBRATION_FILE
+        if not measured.exists():
+            raise InputError(
+                f"{source}: has no {CALIBRATION_FILE}; a plain merge has nothing to report"
+            )
+        recipe = recipe or source / RECIPE_FILE
+        source = measured
+    calibration = Calibration.load(source)
+    if recipe is not None:
+        options = Recipe.load(recipe).sensitivity or options
+    write(calibration, coefficients(calibration, options), output, png=png)
+
+
+def _save(path: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None

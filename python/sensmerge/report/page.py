@@ -1,0 +1,78 @@
+"""One self-contained HTML page: no script, no reference to any other file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from sensmerge.report import figures
+
+if TYPE_CHECKING:
+    from sensmerge.calibration import Calibration
+    from sensmerge.scaling import Coefficients
+
+_TEMPLATE = Path(__file__).with_name("page.html.j2")
+
+
+def render(calibration: Calibration, coefficients: Coefficients, title: str) -> str:
+    """The page's text; everything that comes from files is escaped."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(
+        title=title,
+        sentences=coefficients.sentences(),
+        notes=calibration.notes,
+        experts=_experts(calibration, coefficients),
+        options=_options(calibration, coefficients),
+        versions=calibration.versions,
+        seconds={name: f"{value:.1f} s" for name, value in calibration.seconds.items()},
+        layers=_layers(coefficients),
+        # Drawn by matplotlib, which escapes the texts it is given.
+        sensitivity=Markup(figures.sensitivity_svg(coefficients)),  # noqa: S704
+        scale=Markup(figures.scale_svg(coefficients)),  # noqa: S704
+        alignment=Markup(  # noqa: S704
+            figures.alignment_svg(calibration.alignment, coefficients.experts)
+        ),
+    )
+
+
+def _experts(calibration: Calibration, coefficients: Coefficients) -> list[dict[str, Any]]:
+    rows = zip(
+        coefficients.experts, calibration.experts, coefficients.alpha, coefficients.tau, strict=True
+    )
+    return [
+        {
+            "name": name,
+            "tau": f"{tau:.4f}",
+            "loss": f"{expert.loss:.3f}",
+            "used": expert.task.used,
+            "left_out": expert.task.left_out,
+            "scored": expert.task.scored_tokens,
+            "samples": expert.task.path,
+            "fingerprint": expert.fingerprint.rpartition(":")[2][:16],
+            "top": ", ".join(coefficients.layers[layer] for layer in figures.top_layers(alpha)),
+        }
+        for name, expert, alpha, tau in rows
+    ]
+
+
+def _options(calibration: Calibration, coefficients: Coefficients) -> dict[str, Any]:
+    used = {
+        "mode": coefficients.mode,
+        "temperature": f"{coefficients.temperature:g}",
+        "cross_task": coefficients.cross_task,
+        "outside_blocks": coefficients.outside_blocks,
+    }
+    return used | calibration.options
+
+
+def _layers(coefficients: Coefficients) -> list[tuple[str, list[str]]]:
+    return [
+        (layer, [f"{value:.4f}" for value in coefficients.scale[:, place]])
+        for place, layer in enumerate(coefficients.layers)
+    ]
