@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from families import Family, llama_family, tensor_family
 
 import sensmerge
+from families import Family, llama_family, tensor_family
 from sensmerge import Calibration, Recipe
 from sensmerge.mergekit import mergekit_recipe
 from sensmerge.settings import resolve
@@ -40,9 +40,10 @@ def test_transformers_loads_it_and_generates(
     recipe = Recipe.from_dict(data, folder=tmp_path)
     result = sensmerge.merge(recipe, tmp_path / "out", progress=False, max_shard_size=shard)
     assert (len(result.shards) > 1) == (shard != "5GB")
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", output_loading_info=True, use_safetensors=True
     )
+    model, info = loaded
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert model.dtype == getattr(torch, dtype)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
@@ -148,6 +149,7 @@ def read_yaml(text: str) -> Any:
 
 LARGE = {f"model.layers.{layer}.w": (3000, 3000) for layer in range(8)}
 
+
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("large")
@@ -198,7 +200,9 @@ print(peak)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("semantics", ["mergekit", "original"])
-@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"])
+@pytest.mark.parametrize(
+    "method", ["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"]
+)
 def test_memory_is_bounded(large: Path, tmp_path: Path, method: str, semantics: str) -> None:
     """At most 256 MB anonymous, for a model whose tensors would need 860 MB in float32."""
     path = recipe_file(large, method, semantics)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from families import word_tokenizer
 
+from families import word_tokenizer
 from sensmerge import InputError
 from sensmerge.calibration.samples import Row, Sample, draw, encode, load
 
@@ -70,7 +70,7 @@ def test_messages_need_a_template_that_keeps_earlier_turns() -> None:
     tokenizer = word_tokenizer()
     row = Row("line 7", {"messages": [{"role": "assistant", "content": "w1"}]})
     tokenizer.chat_template = None
-    with pytest.raises(InputError, match="line 7: has messages, but .* no chat template"):
+    with pytest.raises(InputError, match=r"line 7: has messages, but .* no chat template"):
         encode(row, tokenizer, 10, "completion")
     tokenizer.chat_template = "w{{ messages | length }} {{ messages[-1]['content'] }}"
     with pytest.raises(InputError, match="line 7: the chat template rewrites"):

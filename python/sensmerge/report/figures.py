@@ -26,7 +26,7 @@ _TOP_BAR = "#d1495b"
 _INK = "#7a7f87"
 _DIVERGING = "RdBu_r"
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "axes.edgecolor": _INK,
     "axes.labelcolor": _INK,
     "axes.linewidth": 0.8,
@@ -139,7 +139,7 @@ def _draw_scale(figure: Figure, axes: Axes, coefficients: Coefficients) -> None:
     axes.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02)
     bar.set_label("K·σ")
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
 
 
 def _layer_ticks(axes: Axes, coefficients: Coefficients) -> None:
