@@ -104,7 +104,11 @@ def corpora(amounts: Amounts, seed: int) -> dict[str, Corpus]:
         if math.full:
             break
         math.add(f"problems {number}", problems)
-    return {"prose": prose.corpus("prose"), "math": math.corpus("math"), "code": code.corpus("code")}
+    return {
+        "prose": prose.corpus("prose"),
+        "math": math.corpus("math"),
+        "code": code.corpus("code"),
+    }
 
 
 class _Divider:
@@ -252,9 +256,15 @@ def _functions(tree: ast.Module) -> list[Sample]:
     return found
 
 
-_NAMES = "Ada Ben Carl Dora Emil Fay Gus Hana Ivo June Karl Lena Mira Noah Olga Paul".split()
-_THINGS = "apples books coins eggs keys lamps maps nails pears ropes shells stamps".split()
-_PLACES = "box bag drawer basket crate jar".split()
+_NAMES = (
+    *("Ada", "Ben", "Carl", "Dora", "Emil", "Fay", "Gus", "Hana"),
+    *("Ivo", "June", "Karl", "Lena", "Mira", "Noah", "Olga", "Paul"),
+)
+_THINGS = (
+    *("apples", "books", "coins", "eggs", "keys", "lamps"),
+    *("maps", "nails", "pears", "ropes", "shells", "stamps"),
+)
+_PLACES = ("box", "bag", "drawer", "basket", "crate", "jar")
 
 
 def _problems(seed: int) -> Iterator[list[Sample]]:

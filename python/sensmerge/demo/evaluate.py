@@ -1,0 +1,122 @@
+"""How well a model does on held-back samples: token loss, and problems solved exactly."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+
+from sensmerge.demo.family import IGNORED, quiet_transformers
+from sensmerge.demo.text import Sample
+
+MAX_LENGTH = 256
+_ROWS = 20
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """What a model did on one task's samples.
+
+    Attributes:
+        losses: Sum of the loss over each sample's completion, in nats.
+        tokens: Scored tokens of each sample.
+        exact: Whether greedy decoding gives each completion, token by token.
+    """
+
+    losses: NDArray[np.float64]
+    tokens: NDArray[np.float64]
+    exact: NDArray[np.bool_]
+
+    @property
+    def loss(self) -> float:
+        """Mean loss a token."""
+        return float(self.losses.sum() / self.tokens.sum())
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a model did on every task, and on their mean."""
+
+    tasks: dict[str, TaskScore]
+
+    @property
+    def mean(self) -> float:
+        """Mean over the tasks of the mean token loss."""
+        return sum(task.loss for task in self.tasks.values()) / len(self.tasks)
+
+    def minus(self, other: Score) -> tuple[float, float]:
+        """The difference of two means, and its standard error over the samples.
+
+        Both models saw the same samples, so the error is that of paired differences: for the ratio
+        Σd/Σn of a task it is √Σ(d − n·ratio)² / Σn.
+        """
+        variance = 0.0
+        for name, task in self.tasks.items():
+            gaps = task.losses - other.tasks[name].losses
+            ratio = gaps.sum() / task.tokens.sum()
+            spread = gaps - ratio * task.tokens
+            variance += float((spread**2).sum()) / float(task.tokens.sum()) ** 2
+        return self.mean - other.mean, math.sqrt(variance) / len(self.tasks)
+
+
+def evaluate(folder: Path, samples: dict[str, list[Sample]]) -> Score:
+    """Load a model as any user would and score it in float32.
+
+    Args:
+        folder: A model's folder.
+        samples: Each task's samples; completions are scored, cut to 256 tokens in all.
+    """
+    with quiet_transformers():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True
+        )
+    return Score({task: _score(model, tokenizer, chosen) for task, chosen in samples.items()})
+
+
+@torch.inference_mode()
+def _score(
+    model: transformers.PreTrainedModel,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    samples: list[Sample],
+) -> TaskScore:
+    rows = [_encode(tokenizer, sample) for sample in samples]
+    losses, tokens = np.zeros(len(rows)), np.zeros(len(rows))
+    exact = np.zeros(len(rows), dtype=np.bool_)
+    # Rows of like length together: less padding. A causal model does not see what stands behind.
+    order = sorted(range(len(rows)), key=lambda place: len(rows[place][0]))
+    for first in range(0, len(order), _ROWS):
+        places = order[first : first + _ROWS]
+        longest = len(rows[places[-1]][0])
+        inputs = torch.zeros(len(places), longest, dtype=torch.long)
+        targets = torch.full((len(places), longest), IGNORED)
+        for row, place in enumerate(places):
+            ids, prompt = rows[place]
+            inputs[row, : len(ids)] = torch.tensor(ids)
+            targets[row, prompt : len(ids)] = torch.tensor(ids[prompt:])
+        logits = model(input_ids=inputs, use_cache=False).logits[:, :-1]
+        wanted = targets[:, 1:]
+        loss = torch.nn.functional.cross_entropy(
+            logits.transpose(1, 2), wanted, ignore_index=IGNORED, reduction="none"
+        )
+        losses[places] = loss.double().sum(dim=1).numpy()
+        tokens[places] = (wanted != IGNORED).sum(dim=1).numpy()
+        # Every token the likeliest after the right ones before it: what greedy decoding writes.
+        right = (logits.argmax(dim=-1) == wanted) | (wanted == IGNORED)
+        exact[places] = right.all(dim=1).numpy()
+    return TaskScore(losses, tokens, exact)
+
+
+def _encode(
+    tokenizer: transformers.PreTrainedTokenizerBase, sample: Sample
+) -> tuple[list[int], int]:
+    """Token ids as calibration lays them out, and how many of them are the prompt's."""
+    prompt = tokenizer(sample.prompt)["input_ids"]
+    completion = tokenizer(sample.completion, add_special_tokens=False)["input_ids"]
+    ids = [*prompt, *completion, tokenizer.eos_token_id][:MAX_LENGTH]
+    return ids, len(prompt)
