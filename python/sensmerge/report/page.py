@@ -33,9 +33,9 @@ def render(calibration: Calibration, coefficients: Coefficients, title: str) -> 
         seconds={name: f"{value:.1f} s" for name, value in calibration.seconds.items()},
         layers=_layers(coefficients),
         # Drawn by matplotlib, which escapes the texts it is given.
-        sensitivity=Markup(figures.sensitivity_svg(coefficients)),  # noqa: S704
-        scale=Markup(figures.scale_svg(coefficients)),  # noqa: S704
-        alignment=Markup(  # noqa: S704
+        sensitivity=Markup(figures.sensitivity_svg(coefficients)),
+        scale=Markup(figures.scale_svg(coefficients)),
+        alignment=Markup(
             figures.alignment_svg(calibration.alignment, coefficients.experts)
         ),
     )
