@@ -315,8 +315,9 @@ fn f16_to_f32(bits: u16) -> f32 {
     let sign = u32::from(bits & 0x8000) << 16;
     let magnitude = u32::from(bits & 0x7fff) << 13;
     let finite = (f32::from_bits(magnitude) * BIAS).to_bits();
-    let special = magnitude | 0x7f80_0000;
-    f32::from_bits(sign | if magnitude >= 0x7c00 << 13 { special } else { finite })
+    // A mask instead of a choice: all ones where the exponent is the largest.
+    let special = 0_u32.wrapping_sub(u32::from(magnitude >= 0x7c00 << 13));
+    f32::from_bits(sign | finite | (special & 0x7f80_0000))
 }
 
 /// Three cases, all computed, one chosen: normal numbers round by carry as in bfloat16; for

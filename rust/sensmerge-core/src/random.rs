@@ -24,7 +24,7 @@ const FINE: u64 = 0x9E37_79B9_7F4A_7C15;
 const PER_BLOCK: usize = 16;
 
 /// Blocks computed side by side, for the compiler to vectorise.
-const LANES: usize = 16;
+const LANES: usize = 4;
 
 /// The Philox4x32 generator with 10 rounds.
 #[must_use]
@@ -33,22 +33,26 @@ pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     lanes.map(|[word]| word)
 }
 
-/// The same for `N` counters at once, word by word.
+/// The same for `N` counters at once, word by word. Each word's lanes lie side by side and are
+/// worked on in loops of their own, which is what the compiler needs to vectorise them.
 #[inline]
-fn philox_lanes<const N: usize>(mut counter: [[u32; N]; 4], mut key: [u32; 2]) -> [[u32; N]; 4] {
+fn philox_lanes<const N: usize>(counter: [[u32; N]; 4], mut key: [u32; 2]) -> [[u32; N]; 4] {
+    let [mut a, mut b, mut c, mut d] = counter;
     for _ in 0..10 {
+        let (mut left, mut right) = ([0_u64; N], [0_u64; N]);
         for lane in 0..N {
-            let [a, b, c, d] = counter.map(|words| words[lane]);
-            let left = u64::from(a) * u64::from(MULTIPLIERS[0]);
-            let right = u64::from(c) * u64::from(MULTIPLIERS[1]);
-            counter[0][lane] = (right >> 32) as u32 ^ b ^ key[0];
-            counter[1][lane] = right as u32;
-            counter[2][lane] = (left >> 32) as u32 ^ d ^ key[1];
-            counter[3][lane] = left as u32;
+            left[lane] = u64::from(a[lane]) * u64::from(MULTIPLIERS[0]);
+            right[lane] = u64::from(c[lane]) * u64::from(MULTIPLIERS[1]);
+        }
+        for lane in 0..N {
+            a[lane] = (right[lane] >> 32) as u32 ^ b[lane] ^ key[0];
+            c[lane] = (left[lane] >> 32) as u32 ^ d[lane] ^ key[1];
+            b[lane] = right[lane] as u32;
+            d[lane] = left[lane] as u32;
         }
         key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
     }
-    counter
+    [a, b, c, d]
 }
 
 /// The random numbers of one model's tensor.
