@@ -104,12 +104,11 @@ def make_checkpoints(millions: int, experts: int) -> None:
     from safetensors.torch import save_file
 
     hidden = 2048
-    shapes = {"model.embed_tokens.weight": (32_000 * millions // 1100, hidden)}
+    rows_embedded = 32_000 * millions // 1100
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (rows_embedded, hidden)}
     block = {"q": (hidden, hidden), "k": (256, hidden), "up": (5632, hidden), "norm": (hidden,)}
     per_block = sum(rows * columns for rows, columns in [(hidden + 256 + 5632, hidden)])
-    blocks = max(
-        1, (millions * 10**6 - shapes["model.embed_tokens.weight"][0] * hidden) // per_block
-    )
+    blocks = max(1, (millions * 10**6 - rows_embedded * hidden) // per_block)
     for place in range(blocks):
         shapes |= {f"model.layers.{place}.{name}.weight": size for name, size in block.items()}
     torch.manual_seed(0)

@@ -7,6 +7,7 @@ import io
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,12 +131,13 @@ def test_every_model_loads_and_generates(demo: Demo) -> None:
     folders += sorted((demo.folder / "merged").iterdir())
     assert len(folders) > 20
     for folder in folders:
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder, output_loading_info=True
         )
+        model, info = loaded
         assert model.dtype == torch.bfloat16
         assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folders[-1])
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folders[-1])
     tokens = tokenizer("Question:", return_tensors="pt")
     assert tokens.input_ids[0, 0] == tokenizer.bos_token_id
     written = model.generate(**tokens, max_new_tokens=4, do_sample=False)
@@ -228,7 +230,7 @@ def test_solved_means_that_greedy_decoding_writes_it(demo: Demo, tmp_path: Path)
     """A model that has learned one answer by heart solves that problem and no other."""
     right, wrong = Sample("Question: 3 and 4?\nAnswer:", " 3 + 4 = 7"), Sample("3?", " 4")
     tokenizer = transformers.AutoTokenizer.from_pretrained(demo.folder / "math")
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
         demo.folder / "math", dtype=torch.float32
     )
     prompt = tokenizer(right.prompt, return_tensors="pt")

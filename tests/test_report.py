@@ -11,9 +11,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from test_scaling import found, measured
 
 from sensmerge.report import figures, write
+from test_scaling import found, measured
 
 HOSTILE = '<script>alert("x")</script>&$\\frac{a}$'
 

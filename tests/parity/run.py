@@ -60,7 +60,7 @@ def install(folder: Path) -> Path:
     program = folder / "bin" / "mergekit-yaml"
     if not program.exists():
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet"]
+        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
         subprocess.run([*pip, MERGEKIT], check=True)
     return program
 

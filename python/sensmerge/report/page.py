@@ -35,9 +35,7 @@ def render(calibration: Calibration, coefficients: Coefficients, title: str) -> 
         # Drawn by matplotlib, which escapes the texts it is given.
         sensitivity=Markup(figures.sensitivity_svg(coefficients)),
         scale=Markup(figures.scale_svg(coefficients)),
-        alignment=Markup(
-            figures.alignment_svg(calibration.alignment, coefficients.experts)
-        ),
+        alignment=Markup(figures.alignment_svg(calibration.alignment, coefficients.experts)),
     )
 
 
