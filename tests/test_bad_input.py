@@ -194,6 +194,16 @@ def test_experts_of_another_architecture(models: Path, capsys: pytest.CaptureFix
     assert "only models of one architecture" in refused(models, capsys, other)
 
 
+def test_configs_of_another_architecture(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, kind in (("base", "llama"), ("e0", "llama"), ("e1", "gpt2")):
+        (models / name / "config.json").write_text(json.dumps({"model_type": kind}))
+    said = refused(models, capsys)
+    assert "model_type 'gpt2'" in said
+    assert "e1" in said
+    (models / "e1" / "config.json").write_text("[")
+    assert "cannot be read as JSON" in refused(models, capsys)
+
+
 def test_an_output_that_is_not_empty(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (models / "out").mkdir()
     (models / "out" / "mine.txt").write_text("mine")

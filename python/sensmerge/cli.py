@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,8 +129,10 @@ def calibrate(recipe: Path, output: Path, threads: int | None, quiet: bool) -> N
     from sensmerge.calibration import calibrate as run
 
     loaded = _load(recipe)
-    if output.exists() and not output.is_file():
-        raise InputError(f"{output}: is not a file")
+    # The measurement is long: an unwritable place is refused before it, not after.
+    nearest = next(place for place in [output, *output.absolute().parents] if place.exists())
+    if not os.access(nearest, os.W_OK):
+        raise InputError(f"{output}: cannot be written there")
     calibration = run(loaded, progress=not quiet, threads=threads)
     calibration.save(output)
     if not quiet:

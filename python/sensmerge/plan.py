@@ -71,6 +71,7 @@ def core_recipe(recipe: Recipe, found: Coefficients | None) -> dict[str, Any]:
     Raises:
         InputError: A setting cannot be resolved, or a model is not there.
     """
+    check_architectures(recipe)
     names = template_names(recipe)
     position = _positions(names)
     base_config = read_config(template(recipe))
@@ -107,6 +108,23 @@ def core_recipe(recipe: Recipe, found: Coefficients | None) -> dict[str, Any]:
         "seed": recipe.seed,
         "out_dtype": recipe.out_dtype or recipe.dtype,
     }
+
+
+def check_architectures(recipe: Recipe) -> None:
+    """Refuse models that say they are of different architectures, whatever their tensors' names.
+
+    Raises:
+        InputError: Two configs name different model types.
+    """
+    known = {path: read_config(path).get("model_type") for path in model_paths(recipe)}
+    said = {path: kind for path, kind in known.items() if kind is not None}
+    for path, kind in said.items():
+        first = next(iter(said))
+        if kind != said[first]:
+            raise InputError(
+                f"{path}: its config says model_type '{kind}' and that of {first} "
+                f"'{said[first]}'; only models of one architecture can be merged"
+            )
 
 
 def _own(recipe: Recipe, expert: Model, key: str) -> Any:
