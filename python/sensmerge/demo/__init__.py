@@ -6,6 +6,7 @@ lazily; importing this package costs nothing.
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -39,6 +40,9 @@ def run(
         raise InputError(
             f"the demo needs {' and '.join(missing)}; pip install 'sensmerge[calibrate]'"
         )
+    # Threads that spin while they wait starve, on a busy machine, those they wait for: training
+    # then takes ten times as long. Read once, when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from sensmerge.demo.comparison import compare
 
     compare(Path(folder), seed=seed, threads=threads, quick=quick)

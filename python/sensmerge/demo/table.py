@@ -61,7 +61,7 @@ class Outcome:
             Section("One model", singles),
             self._section("Merged, λ as in the paper", ablation(None)),
             self._section(f"Merged, λ = 1/{count}", ablation(1 / count)),
-            self._section("Merged, own best λ (chosen on other samples)", own),
+            self._section("Merged, own best λ of each (chosen on other samples)", own),
         ]
 
     def _section(self, title: str, variants: list[Variant]) -> Section:
