@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 TOP = 5
 
+_PNG_DPI = 160
+
 # Readable on light and on dark pages, and told apart without colour vision.
 _BAR = "#8da3b8"
 _TOP_BAR = "#d1495b"
@@ -87,7 +89,8 @@ def overview_png(coefficients: Coefficients) -> bytes:
     with mpl.rc_context(_STYLE | {"text.color": "#33373d", "axes.labelcolor": "#33373d"}):
         rows = len(coefficients.experts)
         heights = [1.15] * rows + [0.34 * rows + 1.0]
-        figure = Figure(figsize=(_width(coefficients), sum(heights) + 0.3), layout="constrained")
+        size = (_width(coefficients), sum(heights) + 0.3)
+        figure = Figure(figsize=size, dpi=_PNG_DPI, layout="constrained")
         axes = figure.subplots(rows + 1, 1, height_ratios=heights)
         _draw_sensitivity(axes[:rows], coefficients)
         _draw_scale(figure, axes[rows], coefficients)
