@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -327,3 +329,28 @@ def test_a_folder_that_is_not_a_demo_s_is_left_alone(tmp_path: Path) -> None:
     assert mine.read_text(encoding="utf-8") == "mine"
     with pytest.raises(InputError, match="not a folder"):
         run(mine, quick=True)
+
+
+def test_a_python_without_its_library_s_source_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sensmerge.demo.text._library", lambda: tmp_path)
+    with pytest.raises(InputError, match="too little text for 'code'"):
+        corpora(QUICK.amounts, 0)
+
+
+def test_what_is_missing_is_named_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sensmerge.demo._NEEDED", ("torch", "no_such_package"))
+    with pytest.raises(InputError, match="needs no_such_package; pip install"):
+        run(tmp_path / "new", quick=True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_importing_the_demo_does_not_load_torch() -> None:
+    loaded = "import sys, sensmerge.demo; print(sorted({'torch', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", loaded], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

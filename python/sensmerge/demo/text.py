@@ -159,7 +159,8 @@ class _Divider:
     def corpus(self, task: str) -> Corpus:
         shuffled = {}
         for part, samples in self._parts.items():
-            if not samples:
+            wanted = max(1, len(samples)) if part == "training" else getattr(self._amounts, part)
+            if len(samples) < wanted:
                 raise InputError(
                     f"demo: this Python has too little text for '{task}' "
                     f"({_library()}); use one that has its standard library's source"
@@ -167,7 +168,6 @@ class _Divider:
             order = random.Random(f"{self._seed} {task} {part}")
             chosen = list(samples)
             order.shuffle(chosen)
-            wanted = len(chosen) if part == "training" else getattr(self._amounts, part)
             shuffled[part] = chosen[:wanted]
         return Corpus(**shuffled)
 
