@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,7 +137,8 @@ def _own(recipe: Recipe, expert: Model, key: str) -> Any:
 def _factor(found: Coefficients | None, place: int) -> Callable[[str], float] | None:
     if found is None:
         return None
-    return lambda name: float(found.scale_of(layer_of(name))[place])
+    of_layer = cache(lambda layer: float(found.scale_of(layer)[place]))
+    return lambda name: of_layer(layer_of(name))
 
 
 def _positions(names: list[str]) -> Callable[[str], float]:
