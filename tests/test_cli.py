@@ -108,6 +108,13 @@ def test_usage_errors_exit_with_2(
     assert said in capsys.readouterr().err
 
 
+def test_without_a_command_the_help_is_shown(capsys: Said) -> None:
+    assert run() == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("Usage: ")
+    assert "error" not in said.err
+
+
 @pytest.mark.parametrize("size", ["0", "5 parsecs", "-1GB", ""])
 def test_sizes_that_are_none(recipe: str, tmp_path: Path, size: str, capsys: Said) -> None:
     assert run("merge", recipe, str(tmp_path / "out"), "--max-shard-size", size) == 2

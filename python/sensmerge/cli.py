@@ -35,6 +35,9 @@ def main() -> None:
     """Run the command line; exit 0 done, 2 bad input, 130 interrupted, 1 anything else."""
     try:
         commands(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(EXIT_BAD_INPUT)
     except (InputError, click.ClickException) as error:
         if isinstance(error, click.UsageError) and error.ctx is not None:
             click.echo(error.ctx.get_usage(), err=True)
