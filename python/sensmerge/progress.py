@@ -53,7 +53,7 @@ def _shown(
     elif sys.stderr.isatty():
         from tqdm import tqdm
 
-        with tqdm(desc=description, unit=unit, unit_scale=scaled, total=0, leave=False) as shown:
+        with tqdm(desc=description, unit=unit, unit_scale=scaled, leave=False) as shown:
 
             def draw(done: int, total: int) -> None:
                 shown.total = total
