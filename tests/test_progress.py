@@ -45,7 +45,7 @@ def test_elsewhere_there_are_few_plain_lines(monkeypatch: pytest.MonkeyPatch) ->
     stream = io.StringIO()
     use(monkeypatch, stream)
     clock = iter(range(0, 1000, 6))
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("sensmerge.progress.time.monotonic", lambda: next(clock))
     work()
     lines = stream.getvalue().splitlines()
     assert lines[0] == "sensitivity ..."
@@ -58,7 +58,7 @@ def test_bytes_are_told_in_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     use(monkeypatch, stream)
     clock = iter(range(0, 1000, 20))
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("sensmerge.progress.time.monotonic", lambda: next(clock))
     with progress.bytes_bar("merging", enabled=True) as report:
         report(0, 0)
         report(1_500_000_000, 3_000_000_000)
