@@ -22,7 +22,7 @@ import sys
 import time
 from pathlib import Path
 
-WORK = Path(__file__).parent / "work"
+WORK = Path(__file__).parent / "checkpoints"
 RECORDS = Path(__file__).parent / "records"
 
 METHODS = [

@@ -102,6 +102,12 @@ def test_the_top_five_layers_are_marked() -> None:
     assert svg.count("#d1495b") == 2 * 5
 
 
+def test_experts_are_called_by_what_tells_them_apart() -> None:
+    assert figures.labels(["../chat", "org/math", "code/"]) == ["chat", "math", "code"]
+    assert figures.labels(["a/final", "b/final"]) == ["a/final", "b/final"]
+    assert figures.labels(["x" * 50])[0] == "…" + "x" * 27
+
+
 def test_the_picture_is_a_png(tmp_path: Path) -> None:
     calibration = measured(3, 32)
     write(calibration, found(calibration), tmp_path / "r.html", png=tmp_path / "new" / "r.png")

@@ -33,6 +33,8 @@ _calibration = click.option(
 
 def main() -> None:
     """Run the command line; exit 0 done, 2 bad input, 130 interrupted, 1 anything else."""
+    # Torch's threads that spin while they wait starve, on a busy machine, those they wait for.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         commands(standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

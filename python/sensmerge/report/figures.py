@@ -75,7 +75,7 @@ def alignment_svg(alignment: Matrix, experts: list[str]) -> str:
         for i in range(count):
             for j in range(count):
                 axes.text(j, i, f"{alignment[i, j]:.3g}", ha="center", va="center", color="#1b1f24")
-        names = [short(expert) for expert in experts]
+        names = labels(experts)
         axes.set_xticks(range(count), names, rotation=30, ha="right")
         axes.set_yticks(range(count), names)
         axes.set_xlabel("on the samples of expert j")
@@ -105,8 +105,15 @@ def top_layers(alpha: Matrix) -> list[int]:
     return [int(layer) for layer in order]
 
 
+def labels(experts: list[str], longest: int = 28) -> list[str]:
+    """Names short enough for a figure: the last part of each path, where that tells them apart."""
+    last = [expert.rstrip("/").rpartition("/")[2] for expert in experts]
+    names = last if len(set(last)) == len(set(experts)) else experts
+    return [short(name, longest) for name in names]
+
+
 def short(name: str, longest: int = 28) -> str:
-    """The end of a model's name, which is what tells models apart."""
+    """The end of a name, which is what tells names apart."""
     return name if len(name) <= longest else "…" + name[1 - longest :]
 
 
@@ -116,11 +123,12 @@ def _width(coefficients: Coefficients) -> float:
 
 def _draw_sensitivity(rows: Any, coefficients: Coefficients) -> None:
     layers = len(coefficients.layers)
-    for axes, name, alpha in zip(rows, coefficients.experts, coefficients.alpha, strict=True):
+    names = labels(coefficients.experts, 60)
+    for axes, name, alpha in zip(rows, names, coefficients.alpha, strict=True):
         top = top_layers(alpha)
         colors = [_TOP_BAR if layer in top else _BAR for layer in range(layers)]
         axes.bar(range(layers), alpha, color=colors, width=0.78)
-        axes.set_title(short(name, 60), loc="left", fontsize=9)
+        axes.set_title(name, loc="left", fontsize=9)
         axes.set_ylabel("α")
         axes.set_ylim(0, float(alpha.max()) * 1.12)
         axes.margins(x=0.01)
@@ -133,9 +141,7 @@ def _draw_scale(figure: Figure, axes: Axes, coefficients: Coefficients) -> None:
     low, high = min(float(scale.min()), 0.98), max(float(scale.max()), 1.02)
     norm = TwoSlopeNorm(vcenter=1, vmin=low, vmax=high)
     image = axes.imshow(scale, cmap=_DIVERGING, norm=norm, aspect="auto", interpolation="none")
-    axes.set_yticks(
-        range(len(coefficients.experts)), [short(name) for name in coefficients.experts]
-    )
+    axes.set_yticks(range(len(coefficients.experts)), labels(coefficients.experts))
     axes.tick_params(axis="y", length=0)
     _layer_ticks(axes, coefficients)
     axes.set_xlabel("layer")
