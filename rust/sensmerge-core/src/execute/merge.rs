@@ -12,10 +12,7 @@ use crate::kernel::disjoint::{Divisor, disjoint};
 use crate::kernel::elect::elect_sign;
 use crate::kernel::finite::{has_infinite, has_nan};
 use crate::kernel::weighted_sum::{divide, scale_and_add, weighted_sum};
-use crate::method::{Agreement, Operand, ZeroSign};
-
-/// Below this, a sum of weights does not divide.
-const SMALLEST_DIVISOR: f64 = 1e-8;
+use crate::method::{Agreement, Operand, SMALLEST_DIVISOR, ZeroSign};
 
 /// Everything that the last sweep over one tensor needs to know.
 pub(super) struct Combination<T> {

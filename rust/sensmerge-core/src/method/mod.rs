@@ -16,6 +16,10 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 pub use crate::kernel::disjoint::{Agreement, Divisor};
 
+/// A sum of weights below this does not divide: task vectors are then summed as they are, and a mean
+/// of parameters is refused.
+pub const SMALLEST_DIVISOR: f64 = 1e-8;
+
 /// The methods by the names that recipes use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

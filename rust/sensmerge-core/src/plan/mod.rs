@@ -13,7 +13,7 @@ use crate::checkpoint::layout::{ShardLayout, TensorSpec, layout};
 use crate::checkpoint::{Checkpoint, TensorInfo};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
-use crate::method::{Divisor, Method, Operand, Scope, TrimDensity};
+use crate::method::{Divisor, Method, Operand, SMALLEST_DIVISOR, Scope, TrimDensity};
 use resolve::Resolver;
 
 /// The checkpoints of a recipe, opened: headers checked, data mapped.
@@ -201,7 +201,7 @@ fn check_weights<'c, 'a: 'c>(
     }
     for (tensor, content) in contents {
         if let Content::Merge(merge) = content
-            && merge.terms.iter().map(|term| term.weight).sum::<f64>() == 0.0
+            && merge.terms.iter().map(|term| term.weight).sum::<f64>().abs() < SMALLEST_DIVISOR
         {
             return Err(Error::setting(
                 "models[].parameters.weight",
