@@ -5,11 +5,14 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from families import Family, llama_family
+
+if TYPE_CHECKING:
+    from sensmerge import Calibration
 
 # Read by torch, matplotlib and huggingface_hub when they are first imported, here and in the
 # processes that tests start.
@@ -66,3 +69,11 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
     """A base and three experts in float32, with samples; tests that change files copy it."""
     return llama_family(tmp_path_factory.mktemp("family"))
+
+
+@pytest.fixture(scope="session")
+def measured(family: Family) -> Calibration:
+    """The calibration of that family, with models run in float32."""
+    from torch_oracle import calibrated
+
+    return calibrated(family)

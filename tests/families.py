@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,11 @@ class Family:
         ]
         return {"merge_method": method, "base_model": "base", "models": models} | keys
 
+    def copy(self, folder: Path) -> Family:
+        """The same files in another folder, to be changed by a test."""
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+        return Family(folder, self.experts)
+
     def write_recipe(self, recipe: Mapping[str, Any], name: str = "recipe.yaml") -> Path:
         """Write a recipe; JSON is YAML."""
         path = self.folder / name
@@ -52,29 +58,44 @@ def llama_family(
     max_shard_size: str = "5GB",
     layers: int = 3,
     eos: bool = True,
+    tokenizer: Any = None,
+    **config: Any,
 ) -> Family:
-    """Random Llama models that differ a little, with a tokenizer and samples for each."""
+    """Random Llama models that differ a little, with a tokenizer and samples for each.
+
+    Args:
+        folder: Where the models' folders and sample files are written.
+        experts: How many experts.
+        dtype: What the weights are stored in.
+        tied: Whether the head is the embedding.
+        max_shard_size: Size of a weight file, such as ``20KB``.
+        layers: How many decoder blocks.
+        eos: Whether the tokenizer has an end of sequence.
+        tokenizer: Another tokenizer than that of words.
+        config: Other keys of the models' config.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=len(SPECIAL) + WORDS,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=tied,
-        initializer_range=0.2,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=None,
-    )
-    tokenizer = word_tokenizer(eos=eos)
+    tokenizer = tokenizer or word_tokenizer(eos=eos)
+    shape: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": tied,
+        "initializer_range": 0.2,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": None,
+    }
+    known = LlamaConfig(**shape | config)
     torch.manual_seed(0)
-    base = LlamaForCausalLM(config).to(getattr(torch, dtype))
+    base = LlamaForCausalLM(known).to(getattr(torch, dtype))
     for name in ["base", *(f"e{place}" for place in range(experts))]:
-        model = LlamaForCausalLM(config).to(getattr(torch, dtype))
+        model = LlamaForCausalLM(known).to(getattr(torch, dtype))
         model.load_state_dict(base.state_dict())
         if name != "base":
             with torch.no_grad():
@@ -87,25 +108,80 @@ def llama_family(
     return Family(folder, experts)
 
 
-def word_tokenizer(*, eos: bool = True) -> Any:
-    """A tokenizer that knows the words w0 to w96 and starts every text with <s>."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
+def word_tokenizer(*, bos: bool = True, eos: bool = True) -> Any:
+    """A tokenizer that knows the words w0 to w96 and, with ``bos``, starts every text with <s>."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = [*SPECIAL, *(f"w{place}" for place in range(WORDS))]
     vocabulary = {word: place for place, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 1)]
+    return _finished(tokenizer, bos=bos, eos=eos)
+
+
+def byte_tokenizer(*, bos: bool = True, eos: bool = True) -> Any:
+    """A byte-level BPE tokenizer, trained on words: spaces belong to the word behind them."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
+    words = " ".join(f"w{place}" for place in range(WORDS))
+    tokenizer.train_from_iterator([words, "user assistant system hello world"] * 3, trainer)
+    return _finished(tokenizer, bos=bos, eos=eos)
+
+
+def _finished(tokenizer: Any, *, bos: bool, eos: bool) -> Any:
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 1)]
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token="<s>",
+        bos_token="<s>" if bos else None,
         eos_token="</s>" if eos else None,
         unk_token="<unk>",
         chat_template=CHAT_TEMPLATE,
     )
+
+
+def add_tokens(model: Path, *tokens: str) -> None:
+    """Give one model of a family more tokens, with embeddings and logits of their own."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens(list(tokens))
+    tokenizer.save_pretrained(model)
+    grown = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+    torch.manual_seed(0)
+    grown.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    grown.save_pretrained(model)
+
+
+def remove_tokenizer(model: Path) -> None:
+    """Leave one model of a family without tokenizer files."""
+    for file in [*model.glob("tokenizer*"), *model.glob("chat_template*")]:
+        file.unlink()
+
+
+def edit_weights(model: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the tensors of a model in one file, names to tensors, in place."""
+    from safetensors.torch import load_file, save_file
+
+    path = model / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def write_samples(path: Path, *, seed: int, rows: int = 12) -> None:

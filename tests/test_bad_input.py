@@ -250,10 +250,10 @@ def test_a_calibration_of_other_experts(
         ("\n\n", "holds no samples"),
         ('{"prompt": "a"}\n', "line 1: has no 'completion'"),
         ('{"text": "w1"}\nnot json\n', "line 2: not JSON"),
-        ('{"text": 3}\n', "line 1: 'text' is no text"),
-        ('["w1"]\n', "line 1: expected an object"),
+        ('{"text": 3}\n', "line 1: 'text' is a number; expected text"),
+        ('["w1"]\n', "line 1: is a list; expected an object"),
         ('{"prompt": "w1", "completion": ""}\n', "line 1: 'completion' is empty"),
-        ('{"messages": []}\n', "line 1: 'messages' is no list"),
+        ('{"messages": []}\n', "line 1: 'messages' is empty; expected a list"),
         ('{"messages": [{"role": "user", "content": "w1"}]}\n', "no turn of the assistant"),
     ],
 )

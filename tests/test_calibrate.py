@@ -1,113 +1,31 @@
-"""Sensitivity, alignment and coefficients against torch in float64."""
+"""The calibrate verb: coefficients against torch, what the file says, what is refused."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 import sensmerge
-from families import Family, llama_family, word_tokenizer
+import torch_oracle as oracle
+from families import Family, edit_weights, llama_family
 from sensmerge import Calibration, InputError, Recipe, _core
-from sensmerge.calibration import samples, sensitivity
-from sensmerge.layers import layer_of
-
-
-def recipe_of(family: Family, **sensitivity: Any) -> Recipe:
-    options = {"dtype": "float32", "samples": 4} | sensitivity
-    return Recipe.from_dict(family.recipe(sensitivity=options), folder=family.folder)
-
-
-def run(family: Family, **sensitivity: Any) -> Calibration:
-    return sensmerge.calibrate(recipe_of(family, **sensitivity), progress=False)
-
-
-def tasks_of(family: Family, positions: str = "completion") -> list[list[samples.Sample]]:
-    return [
-        samples.load(
-            family.folder / f"t{place}.jsonl", "", word_tokenizer(), count=4, seed=0,
-            max_length=512, positions=positions,
-        ).samples
-        for place in range(family.experts)
-    ]  # fmt: skip
-
-
-def load(family: Family, place: int, dtype: torch.dtype = torch.float32) -> Any:
-    return AutoModelForCausalLM.from_pretrained(family.folder / f"e{place}", dtype=dtype).eval()
-
-
-@pytest.fixture(scope="module")
-def measured(family: Family) -> Calibration:
-    return run(family)
-
-
-def oracle_sensitivity(family: Family, place: int, positions: str) -> dict[str, float]:
-    """All gradients of a sample at once, products and sums in float64."""
-    model = load(family, place)
-    sums: dict[str, float] = {}
-    for sample in tasks_of(family, positions)[place]:
-        model.zero_grad()
-        labels = torch.tensor([[-100] * len(sample.ids)])
-        for where in sample.scored:
-            labels[0, where] = sample.ids[where]
-        model(input_ids=torch.tensor([sample.ids]), labels=labels).loss.backward()
-        for name, parameter in model.named_parameters():
-            product = parameter.double() * parameter.grad.double()
-            layer = layer_of(name)
-            sums[layer] = sums.get(layer, 0.0) + float(product.detach().abs().sum())
-    return sums
-
-
-def oracle_distance(family: Family, i: int, j: int, *, form: str, positions: str) -> float:
-    one, other = load(family, i), load(family, j)
-    total = []
-    for sample in tasks_of(family, positions)[j]:
-        ids = torch.tensor([sample.ids])
-        with torch.no_grad():
-            gap = one(ids).logits[0].double() - other(ids).logits[0].double()
-        gap = gap[sample.logit_positions(positions)]
-        total.append(float(gap.norm(dim=1).mean() if form == "token" else gap.norm()))
-    return float(np.mean(total))
-
-
-def test_sensitivity_is_the_oracles(family: Family, measured: Calibration) -> None:
-    assert measured.layers == [f"model.layers.{layer}" for layer in range(3)]
-    assert measured.outside_layers == ["model.embed_tokens", "model.norm", "lm_head"]
-    assert measured.order == ["model.embed_tokens", *measured.layers, "model.norm", "lm_head"]
-    for place in range(3):
-        expected = oracle_sensitivity(family, place, "completion")
-        layers = [*measured.layers, *measured.outside_layers]
-        values = [*measured.sensitivity[place], *measured.outside_sensitivity[place]]
-        found = dict(zip(layers, values, strict=True))
-        assert found.keys() == expected.keys()
-        for layer, value in expected.items():
-            assert found[layer] == pytest.approx(value, rel=1e-5)
+from sensmerge.calibration import models, sensitivity
 
 
 def test_alpha_tau_and_sigma_are_the_oracles(family: Family, measured: Calibration) -> None:
-    found = sensmerge.coefficients(measured, recipe_of(family))
+    found = sensmerge.coefficients(measured, oracle.recipe_of(family))
     s = np.array(
-        [
-            [oracle_sensitivity(family, place, "completion")[layer] for layer in measured.layers]
-            for place in range(3)
-        ]
+        [[oracle.sensitivity(family, i)[layer] for layer in measured.layers] for i in range(3)]
     )
-    g = np.array(
-        [
-            [
-                oracle_distance(family, i, j, form="token", positions="completion") if i != j else 0
-                for j in range(3)
-            ]
-            for i in range(3)
-        ]
-    )
-    np.testing.assert_allclose(measured.alignment, g, rtol=1e-5)
+    g = oracle.alignment(family)
     alpha = s / np.linalg.norm(s, axis=1, keepdims=True)
     tau = 1 - g.sum(axis=1) / g.sum()
     importance = np.exp(tau[:, None] * alpha / 0.05)
@@ -116,133 +34,133 @@ def test_alpha_tau_and_sigma_are_the_oracles(family: Family, measured: Calibrati
     np.testing.assert_allclose(found.sigma, importance / importance.sum(axis=0), rtol=1e-4)
 
 
-def test_the_other_options_are_the_oracles(family: Family) -> None:
-    found = run(family, positions="all", distance="sequence")
-    expected = oracle_sensitivity(family, 1, "all")
-    np.testing.assert_allclose(
-        found.sensitivity[1], [expected[layer] for layer in found.layers], rtol=1e-5
-    )
-    assert found.alignment[2, 0] == pytest.approx(
-        oracle_distance(family, 2, 0, form="sequence", positions="all"), rel=1e-5
-    )
+def test_the_file_says_what_was_measured_on_what(family: Family, measured: Calibration) -> None:
+    assert measured.base == "base"
+    assert measured.options == {
+        "positions": "completion",
+        "distance": "token",
+        "dtype": "float32",
+        "samples": 4,
+        "max_length": 512,
+        "seed": 0,
+    }
+    assert measured.versions.keys() == {"sensmerge", "torch", "transformers", "python"}
+    assert measured.versions["torch"] == torch.__version__
+    assert all(seconds > 0 for seconds in measured.seconds.values())
+    for place, expert in enumerate(measured.experts):
+        task, samples = expert.task, oracle.samples_of(family, place)
+        checkpoint = _core.Checkpoint(family.folder / f"e{place}")
+        assert (expert.model, expert.fingerprint) == (f"e{place}", checkpoint.fingerprint())
+        assert expert.vocabulary == 100
+        assert (task.path, task.rows, task.drawn) == (f"t{place}.jsonl", 12, [0, 4, 6, 11])
+        assert (task.used, task.left_out, task.max_length) == (4, 0, 512)
+        assert task.scored_tokens == sum(len(sample.scored) for sample in samples)
+        pairs = [[sample.ids, sample.scored] for sample in samples]
+        text = "".join(map(json.dumps, pairs))
+        assert task.token_ids == f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def test_the_loss_is_transformers(family: Family) -> None:
-    model, sample = load(family, 0), tasks_of(family)[0][0]
-    labels = torch.tensor([[-100] * len(sample.ids)])
-    labels[0, sample.scored] = torch.tensor(sample.ids)[sample.scored]
-    with torch.no_grad():
-        expected = model(input_ids=torch.tensor([sample.ids]), labels=labels).loss
-        found = sensitivity.loss(model, sample)
-    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+def test_a_task_may_have_its_own_options(family: Family) -> None:
+    data = family.recipe(sensitivity={"samples": 3, "seed": 5})
+    path = str(family.folder / "t0.jsonl")
+    data["models"][0]["calibration"] = {"path": path, "samples": 20, "max_length": 9}
+    found = sensmerge.calibrate(Recipe.from_dict(data, folder=family.folder), progress=False)
+    first, second, _ = (expert.task for expert in found.experts)
+    assert (first.drawn, first.max_length) == (list(range(12)), 9)
+    assert (len(second.drawn), second.max_length) == (3, 512)
+    assert first.left_out > 0
+    assert found.notes == [
+        f"expert 'e0': {first.left_out} of 12 samples had every scored token cut away and were "
+        "left out"
+    ]
 
 
-def test_one_gradient_at_a_time(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load(family, 0)
-    most = 0
-
-    def count(*arguments: Any) -> float:
-        nonlocal most
-        held = [parameter.grad for parameter in model.parameters()]
-        most = max(most, sum(gradient is not None for gradient in held))
-        return 1.0
-
-    monkeypatch.setattr(_core, "sum_abs_product", count)
-    layers = {name: layer_of(name) for name, _ in model.named_parameters()}
-    sums, _ = sensitivity.measure(
-        model, layers, tasks_of(family)[0], expert="e0", threads=1, advance=lambda _: None
-    )
-    assert most == 1
-    assert sum(sums.values()) == 4 * len(layers)
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_a_sample_counts_the_same_wherever_it_stands(family: Family) -> None:
-    model, task = load(family, 0), tasks_of(family)[0]
-    layers = {name: layer_of(name) for name, _ in model.named_parameters()}
-
-    def sums(chosen: list[samples.Sample]) -> dict[str, float]:
-        return sensitivity.measure(
-            model, layers, chosen, expert="e0", threads=2, advance=lambda _: None
-        )[0]
-
-    together = sums(task)
-    apart = [sums([sample]) for sample in reversed(task)]
-    for layer, value in together.items():
-        assert value == pytest.approx(sum(one[layer] for one in apart), rel=1e-12)
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_the_stored_dtype_moves_alpha_by_a_few_percent(tmp_path: Path, dtype: str) -> None:
-    family = llama_family(tmp_path, experts=2, dtype=dtype)
-    stored = sensmerge.coefficients(run(family, dtype="stored"), recipe_of(family))
-    exact = sensmerge.coefficients(run(family), recipe_of(family))
-    np.testing.assert_allclose(stored.alpha, exact.alpha, rtol=0.05)
-    assert not np.array_equal(stored.alpha, exact.alpha)
-
-
-def test_a_tied_head_is_part_of_the_embedding(tmp_path: Path) -> None:
-    found = run(llama_family(tmp_path, experts=2, tied=True))
-    assert found.outside_layers == ["model.embed_tokens", "model.norm"]
-
-
-def test_what_is_saved_is_what_is_loaded(measured: Calibration, tmp_path: Path) -> None:
-    path = tmp_path / "new" / "calibration.json"
-    measured.save(path)
-    loaded = Calibration.load(path)
-    np.testing.assert_array_equal(loaded.sensitivity, measured.sensitivity)
-    np.testing.assert_array_equal(loaded.alignment, measured.alignment)
-    assert loaded.to_json() == measured.to_json()
-    assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
-
-
-def umask() -> int:
-    import os
-
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def test_experts_are_selected_in_any_order(measured: Calibration) -> None:
-    prints = [expert.fingerprint for expert in measured.experts]
-    chosen = measured.select([prints[2], prints[0]])
-    np.testing.assert_array_equal(chosen.sensitivity, measured.sensitivity[[2, 0]])
-    assert chosen.alignment[0, 1] == measured.alignment[2, 0]
-    with pytest.raises(InputError, match="does not belong to expert 2"):
-        measured.select([prints[0], "sampled-blake3:0"])
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda data: data.update(format="other"), "format"),
-        (lambda data: data.update(version=99), "version: 99"),
-        (lambda data: data.pop("layers"), "layers: is missing"),
-        (lambda data: data["sensitivity"].pop(), "sensitivity: has shape"),
-        (lambda data: data["sensitivity"][0].__setitem__(0, -1), "sensitivity: holds a number"),
-        (lambda data: data["alignment"].pop(), "alignment: has shape"),
-        (lambda data: data.update(order=[]), "order"),
-        (lambda data: data["experts"][0].pop("task"), "task: is missing"),
-        (lambda data: data["experts"][0].update(extra=1), "malformed"),
-    ],
-)
-def test_files_that_are_no_calibration(
-    measured: Calibration, tmp_path: Path, change: Any, said: str
+def test_a_recipe_may_be_named_by_its_path(
+    family: Family, measured: Calibration, tmp_path: Path
 ) -> None:
-    data = json.loads(measured.to_json())
-    change(data)
-    path = tmp_path / "calibration.json"
-    path.write_text(json.dumps(data))
-    with pytest.raises(InputError) as refused:
-        Calibration.load(path)
-    assert said in str(refused.value)
-    assert str(path) in str(refused.value)
+    family = family.copy(tmp_path)
+    recipe = family.recipe(sensitivity={"dtype": "float32", "samples": 4})
+    path = family.write_recipe(recipe, "recipe.yaml")
+    for name in (path, str(path)):
+        found = sensmerge.calibrate(name, progress=False)
+        np.testing.assert_array_equal(found.sensitivity, measured.sensitivity)
 
 
-def copied(family: Family, tmp_path: Path) -> Family:
-    shutil.copytree(family.folder, tmp_path, dirs_exist_ok=True)
-    return Family(tmp_path, family.experts)
+def test_shards_and_dtypes_do_not_matter(
+    family: Family, measured: Calibration, tmp_path: Path
+) -> None:
+    sharded = llama_family(tmp_path, max_shard_size="20KB")
+    assert len(list((tmp_path / "e0").glob("*.safetensors"))) > 1
+    found = oracle.calibrated(sharded)
+    np.testing.assert_allclose(found.sensitivity, measured.sensitivity, rtol=1e-12)
+    np.testing.assert_allclose(found.alignment, measured.alignment, rtol=1e-12)
+    assert [one.fingerprint for one in found.experts] == [
+        one.fingerprint for one in measured.experts
+    ]
+
+
+def test_most_of_the_bytes_say_the_stored_dtype(tmp_path: Path) -> None:
+    family = llama_family(tmp_path, experts=1, dtype="bfloat16")
+
+    def widen(tensors: dict[str, Any]) -> None:
+        tensors["model.norm.weight"] = tensors["model.norm.weight"].float()
+
+    edit_weights(tmp_path / "e0", widen)
+    assert models.stored_dtype(tmp_path / "e0") == torch.bfloat16
+    assert oracle.calibrated(family, dtype="stored").sensitivity.all()
+
+
+def test_threads_are_honoured_and_put_back(
+    family: Family, measured: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, seen = torch.get_num_threads(), []
+    loss = sensitivity.loss
+
+    def watched(*arguments: Any) -> torch.Tensor:
+        seen.append(torch.get_num_threads())
+        return loss(*arguments)
+
+    monkeypatch.setattr(sensitivity, "loss", watched)
+    recipe = oracle.recipe_of(family)
+    found = sensmerge.calibrate(recipe, progress=False, threads=before + 1)
+    assert set(seen) == {before + 1}
+    assert torch.get_num_threads() == before
+    np.testing.assert_allclose(found.sensitivity, measured.sensitivity, rtol=1e-5)
+    with pytest.raises(InputError, match="threads: 0 is no number of threads"):
+        sensmerge.calibrate(recipe, progress=False, threads=0)
+
+
+def test_quiet_is_quiet_and_lines_are_plain(
+    family: Family, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    family = family.copy(tmp_path)
+    long = family.folder / "long.jsonl"
+    long.write_text(json.dumps({"prompt": "w1 " * 900, "completion": "w2"}) + "\n")
+    recipe = family.recipe(sensitivity={"max_length": 1000})
+    recipe["models"][0]["calibration"] = "long.jsonl"
+    loaded = Recipe.from_dict(recipe, folder=family.folder)
+    sensmerge.calibrate(loaded, progress=False)
+    assert capfd.readouterr() == ("", "")
+    verbosity = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    sensmerge.calibrate(loaded, progress=True)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.splitlines()[0] == "sensitivity ..."
+    assert "alignment ..." in err.splitlines()
+    assert "\r" not in err
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == verbosity
+
+
+@pytest.mark.parametrize("kernel", ["sum_abs_product", "row_distances"])
+def test_ctrl_c_goes_through(family: Family, monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(_core, kernel, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        sensmerge.calibrate(oracle.recipe_of(family), progress=False, threads=threads + 1)
+    assert torch.get_num_threads() == threads
 
 
 def test_an_expert_without_samples_is_named(family: Family) -> None:
@@ -252,31 +170,80 @@ def test_an_expert_without_samples_is_named(family: Family) -> None:
         sensmerge.calibrate(Recipe.from_dict(data, folder=family.folder), progress=False)
 
 
-def test_tokenizers_that_disagree_are_refused(family: Family, tmp_path: Path) -> None:
-    family = copied(family, tmp_path)
-    path = family.folder / "e1" / "tokenizer.json"
-    text = path.read_text()
-    for old, new in [('"w1":', '"swap":'), ('"w2":', '"w1":'), ('"swap":', '"w2":')]:
-        text = text.replace(old, new)
-    path.write_text(text)
-    with pytest.raises(InputError, match="token 4 is 'w1' for 'e0' and 'w2' for 'e1'"):
-        run(family)
+def test_what_can_be_refused_is_refused_before_a_model_is_loaded(
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "load", None)
+    family = family.copy(tmp_path)
+    edit_weights(
+        tmp_path / "e1",
+        lambda tensors: [tensors.pop(name) for name in list(tensors) if "layers.2" in name],
+    )
+    with pytest.raises(InputError, match=r"'e1' has 2 blocks, model.layers.0 to model.layers.1"):
+        oracle.calibrated(family)
+    (tmp_path / "t2.jsonl").write_text('{"prompt": "w1"}')
+    with pytest.raises(InputError, match=r"t2.jsonl, line 1: has no 'completion'"):
+        oracle.calibrated(family)
 
 
-def test_a_borrowed_tokenizer_is_noted(family: Family, tmp_path: Path) -> None:
-    family = copied(family, tmp_path)
-    (family.folder / "e1" / "tokenizer.json").unlink()
-    (family.folder / "e1" / "tokenizer_config.json").unlink()
-    (family.folder / "e1" / "chat_template.jinja").unlink(missing_ok=True)
-    assert "'e1' has no tokenizer" in run(family).notes[0]
+def config(model: Path, **keys: Any) -> None:
+    path = model / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
 
 
-def test_weights_that_do_not_fit_their_config_are_refused(family: Family, tmp_path: Path) -> None:
-    family = copied(family, tmp_path)
-    path = family.folder / "e1" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 4}))
-    with pytest.raises(InputError, match="missing keys when loading"):
-        run(family)
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"num_hidden_layers": 4}, "e1: missing keys when loading: model.layers.3."),
+        ({"num_hidden_layers": 2}, "e1: unexpected keys when loading: model.layers.2."),
+        ({"model_type": "unheard"}, "e1: cannot be loaded: "),
+        ({"intermediate_size": 50}, "e1: "),
+    ],
+)
+def test_weights_that_do_not_fit_their_config_are_refused(
+    family: Family, tmp_path: Path, keys: dict[str, Any], said: str
+) -> None:
+    family = family.copy(tmp_path)
+    config(tmp_path / "e1", **keys)
+    with pytest.raises(InputError) as refused:
+        oracle.calibrated(family)
+    assert f"{tmp_path}/{said}" in str(refused.value)
+
+
+def test_code_that_comes_with_a_model_is_not_run(family: Family, tmp_path: Path) -> None:
+    family = family.copy(tmp_path)
+    (tmp_path / "e1" / "mine.py").write_text("raise SystemExit('was run')")
+    config(tmp_path / "e1", model_type="mine", auto_map={"AutoConfig": "mine.Config"})
+    with pytest.raises(InputError, match="e1: cannot be loaded"):
+        oracle.calibrated(family)
+
+
+def test_weights_of_integers_are_refused(family: Family, tmp_path: Path) -> None:
+    family = family.copy(tmp_path)
+    name = "model.layers.1.mlp.up_proj.weight"
+    edit_weights(
+        tmp_path / "e1", lambda tensors: tensors.update({name: tensors[name].to(torch.int8)})
+    )
+    with pytest.raises(InputError, match=f"e1, tensor '{name}': is stored as I8"):
+        oracle.calibrated(family)
+
+
+def test_folders_that_cannot_be_run_are_refused(
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = family.copy(tmp_path)
+    data = family.recipe()
+    data["models"][1]["model"] = "e1/model.safetensors"
+    with pytest.raises(InputError, match="calibration needs the model's folder"):
+        sensmerge.calibrate(Recipe.from_dict(data, folder=tmp_path), progress=False)
+    # An adapter beside the weights would be applied here, where PEFT is installed, and not there.
+    (tmp_path / "e1" / "adapter_config.json").write_text("{}")
+    monkeypatch.setattr(models, "find_spec", lambda name: sys if name == "peft" else None)
+    with pytest.raises(InputError, match=r"e1: transformers would apply the adapter"):
+        oracle.calibrated(family)
+    (tmp_path / "e1" / "config.json").unlink()
+    with pytest.raises(InputError, match=r"e1: has no config.json"):
+        oracle.calibrated(family)
 
 
 def test_options_that_differ_from_the_measured_are_refused(
@@ -284,6 +251,9 @@ def test_options_that_differ_from_the_measured_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=r"sensitivity.distance: the recipe says sequence"):
         sensmerge.merge(
-            recipe_of(family, distance="sequence"), tmp_path / "out", measured, progress=False
+            oracle.recipe_of(family, distance="sequence"),
+            tmp_path / "out",
+            measured,
+            progress=False,
         )
     assert not (tmp_path / "out").exists()

@@ -33,7 +33,7 @@ def calibration_of(folder: Path, count: int) -> Calibration:
     draw = np.random.default_rng(7)
     g = draw.random((count, count))
     np.fill_diagonal(g, 0)
-    task = TaskRecord("t", 1, [0], 1, 0, 1, "sha256:0")
+    task = TaskRecord("t", 1, [0], 1, 0, 1, "sha256:0", 512)
     prints = [_core.Checkpoint(str(folder / f"e{i}")).fingerprint() for i in range(count)]
     return Calibration(
         base="base",

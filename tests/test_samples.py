@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from families import word_tokenizer
+from families import byte_tokenizer, word_tokenizer
 from sensmerge import InputError
-from sensmerge.calibration.samples import Row, Sample, draw, encode, load
+from sensmerge.calibration.samples import Row, Sample, draw, encode, load, read
 
 BOS, EOS = 1, 2
 
@@ -38,6 +38,33 @@ def test_a_pair_is_prompt_completion_and_eos() -> None:
 
 def test_without_an_eos_nothing_is_added() -> None:
     assert encoded(PAIR, eos=False).ids == [BOS, *ids(1, 2, 3, 4)]
+
+
+def test_an_empty_prompt_without_bos_leaves_the_first_token_unpredicted() -> None:
+    row = Row("line", {"prompt": "", "completion": "w3 w4"})
+    sample = encode(row, word_tokenizer(bos=False), 100, "completion")
+    assert sample.ids == [*ids(3, 4), EOS]
+    assert sample.scored == [1, 2]
+    assert encode(row, word_tokenizer(), 100, "completion").scored == [1, 2, 3]
+
+
+def test_nothing_is_put_between_prompt_and_completion() -> None:
+    tokenizer = byte_tokenizer()
+    joined = encode(Row("line", {"text": "hello world"}), tokenizer, 100, "completion")
+    row = Row("line", {"prompt": "hello", "completion": " world"})
+    apart = encode(row, tokenizer, 100, "completion")
+    assert apart.ids == joined.ids
+    assert tokenizer.decode([apart.ids[place] for place in apart.scored]) == " world</s>"
+
+
+def test_the_tokenizers_own_limit_is_passed_over_in_silence(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tokenizer = word_tokenizer()
+    tokenizer.model_max_length = 4
+    sample = encode(Row("line", {"text": "w1 " * 20}), tokenizer, 100, "completion")
+    assert len(sample.ids) == 22
+    assert not caplog.records
 
 
 def test_text_scores_every_token_but_the_first() -> None:
@@ -82,10 +109,36 @@ def test_messages_need_a_template_that_keeps_earlier_turns() -> None:
         )
 
 
+def test_a_token_over_the_edge_of_a_turn_is_the_assistants() -> None:
+    # The generation prompt ends in a space, and the tokenizer gives spaces to the next word.
+    tokenizer = byte_tokenizer()
+    messages = [
+        {"role": "user", "content": "w1"},
+        {"role": "assistant", "content": "hello world"},
+        {"role": "user", "content": "w2"},
+    ]
+    sample = encode(Row("line", {"messages": messages}), tokenizer, 100, "completion")
+    assert tokenizer.decode(sample.ids) == (
+        "<s> user w1 </s> <s> assistant hello world </s> <s> user w2 </s> "
+    )
+    # The template writes a space behind </s>, so that is the turn's too.
+    scored = tokenizer.decode([sample.ids[place] for place in sample.scored])
+    assert scored == " hello world </s> "
+
+
+def test_a_turn_that_the_template_refuses_is_named() -> None:
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('no such role') }}"
+    row = Row("t.jsonl, line 3", {"messages": [{"role": "assistant", "content": "w1"}]})
+    with pytest.raises(InputError, match="line 3: the chat template refuses it: no such role"):
+        encode(row, tokenizer, 10, "completion")
+
+
 def test_a_draw_is_seeded_without_replacement_and_in_order() -> None:
     drawn = draw(100, 10, seed=1)
     assert drawn == sorted(set(drawn)) == draw(100, 10, seed=1)
-    assert len(drawn) == 10
+    # The same with every Python: files measured years apart can be compared.
+    assert drawn == [8, 15, 17, 32, 57, 60, 63, 72, 83, 97]
     assert drawn != draw(100, 10, seed=2)
     assert draw(7, 10, seed=1) == draw(10, 10, seed=1)[:7] == list(range(7))
 
@@ -107,3 +160,69 @@ def test_samples_without_a_scored_token_are_counted(tmp_path: Path) -> None:
     assert record.token_ids != loaded(5).record.token_ids
     with pytest.raises(InputError, match="no sample has a scored token within max_length 3"):
         loaded(3)
+
+
+USER = {"role": "user", "content": "w1"}
+
+WRONG = [
+    ("{", "not JSON"),
+    ("[" * 100_000, "not JSON"),
+    ("[1]", "is a list; expected an object with prompt and completion"),
+    ("3", "is a number; expected an object"),
+    ("null", "is null; expected an object"),
+    ("{}", "has no 'text'; expected an object"),
+    ('{"question": "w1"}', "has no 'text'; expected an object"),
+    ('{"prompt": "w1"}', "has no 'completion'; expected an object"),
+    ('{"completion": "w1"}', "has no 'prompt'; expected an object"),
+    ('{"prompt": 1, "completion": "w1"}', "'prompt' is a number; expected text"),
+    ('{"prompt": "w1", "completion": null}', "'completion' is null; expected text"),
+    ('{"prompt": "w1", "completion": ""}', "'completion' is empty; expected text to score"),
+    ('{"text": ""}', "'text' is empty; expected text to score"),
+    ('{"text": ["w1"]}', "'text' is a list; expected text"),
+    ('{"text": "\\ud800"}', "'text' holds half of a surrogate pair"),
+    ('{"messages": "w1"}', "'messages' is text; expected a list of turns"),
+    ('{"messages": []}', "'messages' is empty; expected a list of turns"),
+    ('{"messages": ["w1"]}', "messages[0] is no turn; expected an object with role and content"),
+    ('{"messages": [{"role": "user"}]}', "messages[0] is no turn"),
+    (
+        '{"messages": [{"role": "assistant", "content": null}]}',
+        "messages[0].content is null; expected text",
+    ),
+    (json.dumps({"messages": [USER]}), "has no turn of the assistant"),
+]
+
+
+@pytest.mark.parametrize(("line", "said"), WRONG, ids=[said for _, said in WRONG])
+def test_a_line_that_is_no_sample_is_refused_by_number(
+    tmp_path: Path, line: str, said: str
+) -> None:
+    path = tmp_path / "samples.jsonl"
+    path.write_text(f"{json.dumps(PAIR)}\n\n{line}\n")
+    with pytest.raises(InputError) as refused:
+        read(path)
+    assert f"{path}, line 3: " in str(refused.value)
+    assert said in str(refused.value)
+
+
+def test_files_without_samples_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    with pytest.raises(InputError, match="No such file"):
+        read(path)
+    with pytest.raises(InputError, match="Is a directory"):
+        read(tmp_path)
+    path.write_text(" \n\n")
+    with pytest.raises(InputError, match="holds no samples; expected an object"):
+        read(path)
+    path.write_bytes(b'{"text": "\xff"}')
+    with pytest.raises(InputError, match="is not UTF-8 text"):
+        read(path)
+
+
+def test_blank_lines_other_keys_and_a_byte_order_mark_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    # A line separator within a text ends no line.
+    rows = [PAIR | {"source": [1, 2]}, {"text": "w1\u2028w2"}]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    path.write_text("\ufeff" + "\r\n\r\n".join(lines), encoding="utf-8", newline="")
+    assert [row.data for row in read(path)] == rows
+    assert read(path)[1].place == f"{path}, line 3"

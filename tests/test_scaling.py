@@ -14,7 +14,7 @@ from sensmerge.scaling import Coefficients, coefficients, cross_task
 
 def measured(count: int = 3, layers: int = 4) -> Calibration:
     draw = np.random.default_rng(count)
-    task = TaskRecord("t.jsonl", 10, list(range(10)), 10, 0, 100, "sha256:0")
+    task = TaskRecord("t.jsonl", 10, list(range(10)), 10, 0, 100, "sha256:0", 512)
     g = draw.random((count, count)) * 5
     np.fill_diagonal(g, 0)
     names = [f"model.layers.{layer}" for layer in range(layers)]

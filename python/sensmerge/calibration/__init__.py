@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 from sensmerge.calibration.record import Calibration
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sensmerge.recipe import Recipe
 
 __all__ = ["Calibration", "calibrate"]
 
 
 def calibrate(
-    recipe: Recipe | str, *, progress: bool = True, threads: int | None = None
+    recipe: Recipe | str | Path, *, progress: bool = True, threads: int | None = None
 ) -> Calibration:
     """Measure sensitivity and alignment of a recipe's experts (Sens-Merging, Eq. 1 to 4).
 

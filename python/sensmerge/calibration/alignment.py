@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sensmerge import _core
-from sensmerge.calibration.sensitivity import as_bytes
+from sensmerge.calibration.sensitivity import as_bytes, logits
 from sensmerge.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def distance(
     expert: PreTrainedModel,
     samples: list[Sample],
     *,
+    pair: str,
     positions: str,
     form: str,
     threads: int | None,
@@ -37,6 +38,7 @@ def distance(
         model: Model i.
         expert: Expert j.
         samples: The samples of task j.
+        pair: Their names, for messages.
         positions: Which positions are compared: ``completion`` or ``all``.
         form: ``token``, the mean of the per-position norms; or ``sequence``, the norm of the whole
             [positions, vocabulary] difference.
@@ -49,24 +51,25 @@ def distance(
     total = 0.0
     for sample in samples:
         where = sample.logit_positions(positions)
-        one, other = logits(model, sample, where), logits(expert, sample, where)
+        one, other = rows(model, sample, where), rows(expert, sample, where)
         common = min(one.shape[1], other.shape[1])
-        one, other = one[:, :common].contiguous(), other[:, :common].contiguous()
+        one, other = one[:, :common], other[:, :common]
         norms = _core.row_distances(as_bytes(one), as_bytes(other), "float32", len(where), threads)
         if form == "token":
             value = math.fsum(norms) / len(norms)
         else:
             value = math.sqrt(math.fsum(norm * norm for norm in norms))
         if not math.isfinite(value):
-            raise InputError(f"the logits on {sample.place} are not finite")
+            raise InputError(
+                f"{pair}: their logits on {sample.place} are not finite; try "
+                "sensitivity.dtype: float32"
+            )
         total += value
         advance(1)
     return total / len(samples)
 
 
 @torch.inference_mode()
-def logits(model: PreTrainedModel, sample: Sample, where: list[int]) -> torch.Tensor:
+def rows(model: PreTrainedModel, sample: Sample, where: list[int]) -> torch.Tensor:
     """Float32 logits at some positions of a sample: [positions, vocabulary]."""
-    every = model(input_ids=torch.tensor([sample.ids]), use_cache=False).logits[0]
-    rows: torch.Tensor = every[torch.tensor(where)].float()
-    return rows
+    return logits(model, sample)[torch.tensor(where)].float()

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,17 @@ _DTYPES = {
     "BF16": torch.bfloat16,
     "F32": torch.float32,
     "F64": torch.float64,
+}
+
+# One of these holds a tokenizer's vocabulary.
+_VOCABULARY_FILES = {
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
 }
 
 # Buffers that old checkpoints store and transformers computes.
@@ -58,14 +70,19 @@ def open_source(name: str, path: Path, base: Path | None) -> Source:
         raise InputError(f"expert '{name}': calibration needs the model's folder, not {path}")
     if not (path / "config.json").exists():
         raise InputError(f"{path}: has no config.json, so the expert cannot be run")
+    if (path / "adapter_config.json").exists() and find_spec("peft"):
+        raise InputError(
+            f"{path}: transformers would apply the adapter of its adapter_config.json when running "
+            "the expert, and a merge would not; move that file elsewhere"
+        )
     home, borrowed = path, False
-    if not tokenizer_files(path):
-        if base is None or not tokenizer_files(base):
+    if not _has_tokenizer(path):
+        if base is None or not _has_tokenizer(base):
             raise InputError(
                 f"{path}: has no tokenizer files, and there is no base to take them from"
             )
         home, borrowed = base, True
-    with _quiet():
+    with quiet():
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 home, local_files_only=True, trust_remote_code=False
@@ -86,7 +103,7 @@ def load(source: Source, dtype: str) -> PreTrainedModel:
         InputError: transformers cannot load it, or its weights do not fit its config.
     """
     kind = stored_dtype(source.path) if dtype == "stored" else torch.float32
-    with _quiet():
+    with quiet():
         try:
             loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 source.path,
@@ -99,51 +116,123 @@ def load(source: Source, dtype: str) -> PreTrainedModel:
         except Exception as error:
             raise InputError(f"{source.path}: cannot be loaded: {_first(error)}") from None
     model: PreTrainedModel = loaded[0]
-    info: dict[str, Any] = loaded[1]
-    for problem in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-        names = [_name(key) for key in info.get(problem, ())]
-        names = sorted(name for name in names if not name.endswith(_COMPUTED_BUFFER))
-        if names:
-            raise InputError(
-                f"{source.path}: {problem.replace('_', ' ')} when loading: {', '.join(names[:3])}"
-                f"{' ...' if len(names) > 3 else ''}; the weights do not fit config.json"
-            )
+    _check_loaded(source.path, loaded[1])
     model.eval()
     return model
 
 
+def _check_loaded(path: Path, info: dict[str, Any]) -> None:
+    """Refuse a model with weights that no file gave, or that found no place in it."""
+    problems = {
+        "missing_keys": "missing keys",
+        "mismatched_keys": "keys of another shape",
+        "unexpected_keys": "unexpected keys",
+        "error_msgs": "errors",
+    }
+    for problem, words in problems.items():
+        names = [str(key[0] if isinstance(key, tuple) else key) for key in info.get(problem, ())]
+        names = sorted(name for name in names if not name.endswith(_COMPUTED_BUFFER))
+        if names:
+            raise InputError(
+                f"{path}: {words} when loading: {', '.join(names[:3])}"
+                f"{' ...' if len(names) > 3 else ''}; the weights do not fit config.json"
+            )
+
+
+def _has_tokenizer(path: Path) -> bool:
+    return any(file.name in _VOCABULARY_FILES for file in tokenizer_files(path))
+
+
 def stored_dtype(path: Path) -> torch.dtype:
-    """The dtype that holds most of a checkpoint's bytes.
+    """The floating-point dtype that holds most of a checkpoint's bytes.
 
     Raises:
-        InputError: None of them is one that is merged.
+        InputError: It is none of those that are merged.
     """
     sizes: Counter[str] = Counter()
     for tensor in _core.Checkpoint(str(path)).tensors:
-        sizes[tensor.dtype] += tensor.nbytes
-    stored = sizes.most_common(1)[0][0] if sizes else "nothing"
+        if _is_float(tensor.dtype):
+            sizes[tensor.dtype] += tensor.nbytes
+    stored = sizes.most_common(1)[0][0] if sizes else "no floating-point dtype"
     if stored not in _DTYPES:
         raise InputError(f"{path}: is stored as {stored}; use sensitivity.dtype: float32")
     return _DTYPES[stored]
 
 
-def parameter_layers(model: PreTrainedModel, path: Path) -> dict[str, str]:
-    """The layer of every parameter, named as in the checkpoint, in the model's order.
+def _is_float(dtype: str) -> bool:
+    return dtype.startswith(("F", "BF"))
 
-    Parameters that are tied are one parameter, under its first name.
+
+@dataclass(frozen=True)
+class Layers:
+    """Where a model's parameters belong.
+
+    Attributes:
+        of: The layer of every parameter, named as in the checkpoint, in the model's order. What
+            is tied is one parameter, in the layer that the checkpoint stores it under.
+        tied: For every other layer that shares a parameter: the layer it is counted in.
     """
-    stored = {tensor.name for tensor in _core.Checkpoint(str(path)).tensors}
-    layers = {}
-    for name, _ in model.named_parameters():
-        bare = name.removeprefix(f"{model.base_model_prefix}.")
-        layers[name] = layer_of(name if name in stored or bare not in stored else bare)
-    return layers
+
+    of: dict[str, str]
+    tied: dict[str, str]
+
+
+def parameter_layers(model: PreTrainedModel, path: Path) -> Layers:
+    """Find the layer of every parameter.
+
+    Raises:
+        InputError: A parameter has no counterpart in the checkpoint, or one of integers.
+    """
+    stored = {tensor.name: tensor.dtype for tensor in _core.Checkpoint(str(path)).tensors}
+    known = {layer_of(name) for name in stored}
+    # A checkpoint may have been saved without the language modelling head around the model.
+    prefix = f"{model.base_model_prefix}."
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        bare = name.removeprefix(prefix)
+        name = name if layer_of(name) in known or layer_of(bare) not in known else bare
+        names.setdefault(id(parameter), []).append(name)
+    found: dict[str, str] = {}
+    tied: dict[str, str] = {}
+    for name, parameter in model.named_parameters():
+        aliases = names[id(parameter)]
+        # Experts of a mixture are one parameter here and many tensors there, of the same block.
+        home = next((alias for alias in aliases if alias in stored), aliases[0])
+        found[name] = layer_of(home)
+        if not _is_float(stored.get(home, "F32")):
+            raise InputError(
+                f"{path}, tensor '{home}': is stored as {stored[home]}, which transformers would "
+                "read as if it were the weights; give the expert as it was before quantization"
+            )
+        if found[name] not in known:
+            raise InputError(
+                f"{path}: stores no tensor for the layer of parameter '{name}', so its sensitivity "
+                "has no place in a merge; this architecture cannot be calibrated"
+            )
+        tied |= {layer: found[name] for layer in map(layer_of, aliases) if layer != found[name]}
+    return Layers(found, tied)
 
 
 def vocabulary(model: PreTrainedModel) -> int:
     """Number of logits a model gives."""
     head: Any = model.get_output_embeddings()
     return int(head.weight.shape[0])
+
+
+def known_tokens(source: Source) -> int:
+    """Number of token ids that an expert has an embedding for, by its config.
+
+    Raises:
+        InputError: transformers does not know the config.
+    """
+    with quiet():
+        try:
+            config: Any = transformers.AutoConfig.from_pretrained(
+                source.path, local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:
+            raise InputError(f"{source.path}: cannot be loaded: {_first(error)}") from None
+    return int(config.get_text_config().vocab_size)
 
 
 def check_same_tokens(one: Source, other: Source) -> None:
@@ -165,17 +254,13 @@ def _tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     return {place: token for token, place in tokenizer.get_vocab().items()}
 
 
-def _name(key: Any) -> str:
-    return str(key[0]) if isinstance(key, tuple) else str(key)
-
-
 def _first(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers from printing; what matters is raised."""
     logging = transformers.utils.logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

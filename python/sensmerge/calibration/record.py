@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sensmerge.calibration.parts import Part
 from sensmerge.errors import InputError
 
 FORMAT = "sensmerge-calibration"
@@ -32,6 +33,7 @@ class TaskRecord:
         left_out: How many had every scored token cut away.
         scored_tokens: Tokens that the loss was taken over.
         token_ids: Digest of the token ids of the used samples.
+        max_length: Tokens that a sample was cut to.
     """
 
     path: str
@@ -41,6 +43,7 @@ class TaskRecord:
     left_out: int
     scored_tokens: int
     token_ids: str
+    max_length: int
 
 
 @dataclass(frozen=True)
@@ -123,17 +126,23 @@ class Calibration:
             InputError: It cannot be written there.
         """
         path = Path(path)
+        # Through links: what is replaced is the file, not the link to it.
+        target = path.resolve()
+        temporary = target.parent / f".sensmerge-{target.name}.{os.getpid()}.partial"
+        if target.exists() and not target.is_file():
+            raise InputError(f"{path}: is not a regular file")
+        if target.parent.exists() and not target.parent.is_dir():
+            raise InputError(f"{path}: cannot be written: {target.parent} is not a folder")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", encoding="utf-8", dir=path.parent, prefix=".sensmerge-", delete=False
-            ) as file:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("x", encoding="utf-8") as file:
                 file.write(self.to_json())
-            # A temporary file is its owner's alone; this one is a file like any other.
-            os.chmod(file.name, 0o666 & ~_umask())
-            os.replace(file.name, path)
+            os.replace(temporary, target)
         except OSError as error:
             raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
@@ -161,7 +170,7 @@ class Calibration:
         """
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"not JSON: {error}") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise InputError(f"format: not a {FORMAT} file")
@@ -169,32 +178,7 @@ class Calibration:
             raise InputError(
                 f"version: {data.get('version')} is not known; this sensmerge reads {VERSION}"
             )
-        try:
-            experts = [
-                Expert(**expert | {"task": TaskRecord(**expert["task"])})
-                for expert in data["experts"]
-            ]
-            outside = data["outside"]
-            calibration = cls(
-                base=data["base"],
-                experts=experts,
-                layers=list(data["layers"]),
-                sensitivity=np.array(data["sensitivity"], dtype=np.float64),
-                outside_layers=list(outside["layers"]),
-                outside_sensitivity=np.array(outside["sensitivity"], dtype=np.float64),
-                order=list(data["order"]),
-                alignment=np.array(data["alignment"], dtype=np.float64),
-                options=dict(data["options"]),
-                notes=list(data["notes"]),
-                versions=dict(data["versions"]),
-                seconds=dict(data["seconds"]),
-            )
-        except KeyError as error:
-            raise InputError(f"{error.args[0]}: is missing") from None
-        except (TypeError, ValueError) as error:
-            raise InputError(f"malformed: {error}") from None
-        calibration._check()
-        return calibration
+        return _read(Part(data, ""))
 
     def select(self, fingerprints: list[str]) -> Calibration:
         """The part that belongs to these experts, in this order.
@@ -206,14 +190,17 @@ class Calibration:
             InputError: It was measured on other weights.
         """
         known = [expert.fingerprint for expert in self.experts]
+        rows: list[int] = []
         for place, fingerprint in enumerate(fingerprints):
-            if fingerprint not in known:
+            found = [row for row, other in enumerate(known) if other == fingerprint]
+            if not found:
                 raise InputError(
                     f"the calibration does not belong to expert {place + 1} of the recipe: it was "
                     f"measured on {', '.join(expert.model for expert in self.experts)}, and the "
                     "expert's weights are other ones; calibrate again"
                 )
-        rows = [known.index(fingerprint) for fingerprint in fingerprints]
+            # Weights that were measured twice, on two tasks, are taken in turn.
+            rows.append(next((row for row in found if row not in rows), found[0]))
         return replace(
             self,
             experts=[self.experts[row] for row in rows],
@@ -222,25 +209,50 @@ class Calibration:
             alignment=self.alignment[np.ix_(rows, rows)],
         )
 
-    def _check(self) -> None:
-        count = len(self.experts)
-        shapes = {
-            "sensitivity": (self.sensitivity, (count, len(self.layers))),
-            "outside.sensitivity": (self.outside_sensitivity, (count, len(self.outside_layers))),
-            "alignment": (self.alignment, (count, count)),
-        }
-        if count == 0:
-            raise InputError("experts: there are none")
-        for key, (matrix, shape) in shapes.items():
-            if matrix.shape != shape and matrix.size + shape[1] > 0:
-                raise InputError(f"{key}: has shape {matrix.shape}, expected {shape}")
-            if not np.all(np.isfinite(matrix)) or np.any(matrix < 0):
-                raise InputError(f"{key}: holds a number that is negative or not finite")
-        if sorted(self.order) != sorted([*self.layers, *self.outside_layers]):
-            raise InputError("order: does not name the same layers as layers and outside.layers")
+
+def _read(data: Part) -> Calibration:
+    experts = [_read_expert(part) for part in data.parts("experts")]
+    if not experts:
+        raise InputError("experts: there are none")
+    outside = data.part("outside")
+    layers, outside_layers = data.names("layers"), outside.names("layers")
+    count = len(experts)
+    calibration = Calibration(
+        base=data.text("base", optional=True),
+        experts=experts,
+        layers=layers,
+        sensitivity=data.matrix("sensitivity", count, len(layers)),
+        outside_layers=outside_layers,
+        outside_sensitivity=outside.matrix("sensitivity", count, len(outside_layers)),
+        order=data.names("order"),
+        alignment=data.matrix("alignment", count, count),
+        options=data.mapping("options"),
+        notes=data.texts("notes"),
+        versions=data.mapping("versions"),
+        seconds=data.mapping("seconds"),
+    )
+    if sorted(calibration.order) != sorted([*layers, *outside_layers]):
+        raise InputError("order: does not name the same layers as layers and outside.layers")
+    if np.any(np.diagonal(calibration.alignment)):
+        raise InputError("alignment: an expert's distance to itself is not 0")
+    return calibration
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _read_expert(data: Part) -> Expert:
+    task = data.part("task")
+    return Expert(
+        model=str(data.text("model")),
+        fingerprint=str(data.text("fingerprint")),
+        vocabulary=data.count("vocabulary"),
+        loss=data.number("loss"),
+        task=TaskRecord(
+            path=str(task.text("path")),
+            rows=task.count("rows"),
+            drawn=task.counts("drawn"),
+            used=task.count("used"),
+            left_out=task.count("left_out"),
+            scored_tokens=task.count("scored_tokens"),
+            token_ids=str(task.text("token_ids")),
+            max_length=task.count("max_length"),
+        ),
+    )

@@ -6,9 +6,12 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sensmerge import __version__, _core
 from sensmerge.calibration import samples
@@ -35,45 +38,37 @@ if TYPE_CHECKING:
 
 def run(recipe: Recipe, *, progress: bool, threads: int | None) -> Calibration:
     """Measure a recipe's experts; see :func:`sensmerge.calibrate`."""
+    if threads is not None and threads < 1:
+        raise InputError(f"threads: {threads} is no number of threads; give 1 or more")
     options = recipe.sensitivity or Sensitivity()
-    base = None if recipe.base_model is None else resolve(recipe.base_model, recipe.folder)
-    sources = [
-        models.open_source(expert.model, resolve(expert.model, recipe.folder), base)
-        for expert in recipe.experts
-    ]
-    tasks = [
-        _task(recipe, place, source.tokenizer, options) for place, source in enumerate(sources)
-    ]
-    for place, source in enumerate(sources):
-        for other in sources[:place]:
-            models.check_same_tokens(other, source)
-
-    with _torch_threads(threads):
+    with models.quiet(), _torch_threads(threads):
+        sources = _sources(recipe)
+        tasks = [
+            _task(recipe, place, source.tokenizer, options) for place, source in enumerate(sources)
+        ]
+        # What can be refused is refused before the long measurement.
+        _check_blocks(sources)
+        _check_tokens(sources, tasks)
         start = time.monotonic()
-        experts, sums = _sensitivities(sources, tasks, options, progress, threads)
+        experts, found = _sensitivities(sources, tasks, options, progress, threads)
         middle = time.monotonic()
-        g = _alignments(sources, tasks, [e.vocabulary for e in experts], options, progress, threads)
+        g = _alignments(sources, tasks, options, progress, threads)
         end = time.monotonic()
-    order = list(sums[0])
-    for source, found in zip(sources, sums, strict=True):
-        if list(found) != order:
-            raise InputError(
-                f"expert '{source.name}': its layers are not those of '{sources[0].name}'; only "
-                "experts of one architecture can be merged"
-            )
+    order = _order(found)
+    sums = [_by_layer(source, one, order) for source, one in zip(sources, found, strict=True)]
     inner = blocks(f"{layer}.weight" for layer in order)
     outer = [layer for layer in order if block_of(f"{layer}.weight") is None]
     return Calibration(
         base=recipe.base_model,
         experts=experts,
         layers=inner,
-        sensitivity=np.array([[found[layer] for layer in inner] for found in sums]),
+        sensitivity=np.array([[row[layer] for layer in inner] for row in sums]),
         outside_layers=outer,
-        outside_sensitivity=np.array([[found[layer] for layer in outer] for found in sums]),
+        outside_sensitivity=np.array([[row[layer] for layer in outer] for row in sums]),
         order=order,
         alignment=g,
         options=options.model_dump(include=_MEASURED),
-        notes=_notes(sources, tasks, experts),
+        notes=_notes(sources, tasks, experts, found),
         versions={
             "sensmerge": __version__,
             "torch": torch.__version__,
@@ -86,6 +81,27 @@ def run(recipe: Recipe, *, progress: bool, threads: int | None) -> Calibration:
 
 # The options that change what is measured; the others only change how it is used.
 _MEASURED = {"positions", "distance", "dtype", "samples", "max_length", "seed"}
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """What one expert's backward passes gave.
+
+    Attributes:
+        of: Σ|θ · g| of every layer, in the model's order.
+        tied: For every other layer that shares a parameter: the layer it is counted in.
+    """
+
+    of: dict[str, float]
+    tied: dict[str, str]
+
+
+def _sources(recipe: Recipe) -> list[models.Source]:
+    base = None if recipe.base_model is None else resolve(recipe.base_model, recipe.folder)
+    return [
+        models.open_source(expert.model, resolve(expert.model, recipe.folder), base)
+        for expert in recipe.experts
+    ]
 
 
 def _task(
@@ -102,7 +118,7 @@ def _task(
         )
     task = expert.calibration
     return samples.load(
-        recipe.folder / task.path,
+        recipe.folder / Path(task.path).expanduser(),
         task.path,
         tokenizer,
         count=task.samples or options.samples,
@@ -112,32 +128,70 @@ def _task(
     )
 
 
+def _check_blocks(sources: list[models.Source]) -> None:
+    """Refuse experts that do not have the same decoder blocks."""
+    first, *others = [
+        blocks(tensor.name for tensor in _core.Checkpoint(str(source.path)).tensors)
+        for source in sources
+    ]
+    for source, found in zip(sources[1:], others, strict=True):
+        if found != first:
+            raise InputError(
+                f"expert '{source.name}' has {len(found)} blocks, {_ends(found)}, and "
+                f"'{sources[0].name}' {len(first)}, {_ends(first)}; only experts of one "
+                "architecture can be merged"
+            )
+
+
+def _ends(found: list[str]) -> str:
+    return f"{found[0]} to {found[-1]}" if found else "none"
+
+
+def _check_tokens(sources: list[models.Source], tasks: list[samples.Task]) -> None:
+    """Refuse experts whose tokens differ, and samples with a token that one does not know."""
+    for place, source in enumerate(sources):
+        for other in sources[:place]:
+            models.check_same_tokens(other, source)
+    for source in sources:
+        size = models.known_tokens(source)
+        for task, owner in zip(tasks, sources, strict=True):
+            for sample in task.samples:
+                if max(sample.ids) >= size:
+                    token = owner.tokenizer.convert_ids_to_tokens(max(sample.ids))
+                    raise InputError(
+                        f"{sample.place}: holds token {max(sample.ids)} ({token!r}), and "
+                        f"'{source.name}' knows {size} tokens; leave the sample out, or give the "
+                        "experts one vocabulary"
+                    )
+
+
 def _sensitivities(
     sources: list[models.Source],
     tasks: list[samples.Task],
     options: Sensitivity,
     progress: bool,
     threads: int | None,
-) -> tuple[list[Expert], list[dict[str, float]]]:
+) -> tuple[list[Expert], list[_Sums]]:
     experts, sums = [], []
     total = sum(len(task.samples) for task in tasks)
     with bar(total, "sensitivity", "samples", enabled=progress) as advance:
         for source, task in zip(sources, tasks, strict=True):
             fingerprint = _core.Checkpoint(str(source.path)).fingerprint()
             model = models.load(source, options.dtype)
-            _check_vocabulary(source.name, models.vocabulary(model), task)
+            layers = models.parameter_layers(model, source.path)
             found, loss = sensitivity.measure(
                 model,
-                models.parameter_layers(model, source.path),
+                layers.of,
                 task.samples,
                 expert=source.name,
                 threads=threads,
                 advance=advance,
             )
-            sums.append(found)
+            sums.append(_Sums(found, layers.tied))
             experts.append(
                 Expert(source.name, fingerprint, models.vocabulary(model), loss, task.record)
             )
+            # Before the next one is loaded.
             del model
     return experts, sums
 
@@ -145,16 +199,12 @@ def _sensitivities(
 def _alignments(
     sources: list[models.Source],
     tasks: list[samples.Task],
-    vocabularies: list[int],
     options: Sensitivity,
     progress: bool,
     threads: int | None,
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+) -> NDArray[np.float64]:
     count = len(sources)
     g = np.zeros((count, count))
-    for source, size in zip(sources, vocabularies, strict=True):
-        for task in tasks:
-            _check_vocabulary(source.name, size, task)
     total = (count - 1) * sum(len(task.samples) for task in tasks)
     with bar(total, "alignment", "samples", enabled=progress) as advance:
         for i in range(count - 1):
@@ -167,6 +217,7 @@ def _alignments(
                         one,
                         other,
                         tasks[column].samples,
+                        pair=f"experts '{sources[i].name}' and '{sources[j].name}'",
                         positions=options.positions,
                         form=options.distance,
                         threads=threads,
@@ -177,17 +228,34 @@ def _alignments(
     return g
 
 
-def _check_vocabulary(name: str, size: int, task: samples.Task) -> None:
-    for sample in task.samples:
-        if max(sample.ids) >= size:
-            raise InputError(
-                f"{sample.place}: holds token {max(sample.ids)}, and '{name}' knows {size} tokens; "
-                "leave the sample out, or give the experts one vocabulary"
-            )
+def _order(sums: list[_Sums]) -> list[str]:
+    """All layers in the model's order, from the expert that has the most: the least tied one."""
+    return list(max(sums, key=lambda one: len(one.of)).of)
+
+
+def _by_layer(source: models.Source, sums: _Sums, order: list[str]) -> dict[str, float]:
+    """One expert's sums for the layers that all have; a tied layer has what it is tied to."""
+    found = dict(sums.of)
+    found |= {layer: sums.of[home] for layer, home in sums.tied.items()}
+    missing = [layer for layer in order if layer not in found]
+    extra = [layer for layer in sums.of if not {layer, *_tied_to(sums, layer)} & set(order)]
+    if missing or extra:
+        raise InputError(
+            f"expert '{source.name}': {'has no layer' if missing else 'alone has layer'} "
+            f"{[*missing, *extra][0]}; only experts of one architecture can be merged"
+        )
+    return {layer: found[layer] for layer in order}
+
+
+def _tied_to(sums: _Sums, home: str) -> list[str]:
+    return [layer for layer, owner in sums.tied.items() if owner == home]
 
 
 def _notes(
-    sources: list[models.Source], tasks: list[samples.Task], experts: list[Expert]
+    sources: list[models.Source],
+    tasks: list[samples.Task],
+    experts: list[Expert],
+    sums: list[_Sums],
 ) -> list[str]:
     notes = []
     for source, task in zip(sources, tasks, strict=True):
@@ -201,6 +269,11 @@ def _notes(
     if len({expert.vocabulary for expert in experts}) > 1:
         sizes = ", ".join(f"{expert.model} {expert.vocabulary}" for expert in experts)
         notes.append(f"vocabularies differ ({sizes}); logits were compared on their common prefix")
+    if len({len(one.of) for one in sums}) > 1:
+        tied = ", ".join(source.name for source, one in zip(sources, sums, strict=True) if one.tied)
+        notes.append(
+            f"some experts tie layers ({tied}) that others do not; what is tied counts in each"
+        )
     return notes
 
 

@@ -2,6 +2,10 @@
 
 What is scored: the completion's tokens where a sample has a prompt and a completion, the
 assistant's turns where it has messages, every token but the first where it has only text.
+
+Tokens of a prompt and completion: the prompt with the tokenizer's special tokens, the completion
+without, EOS where the tokenizer has one. Text: with its special tokens, then EOS. Messages: as the
+chat template lays them out, with nothing added.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,12 +109,16 @@ def load(
         left_out=len(samples) - len(used),
         scored_tokens=sum(len(sample.scored) for sample in used),
         token_ids=f"sha256:{digest.hexdigest()}",
+        max_length=max_length,
     )
     return Task(samples=used, record=record)
 
 
 def draw(rows: int, count: int, seed: int) -> list[int]:
-    """Draw places without replacement, in the file's order; all of them where there are few."""
+    """Draw places without replacement, in the file's order; all of them where there are few.
+
+    The draw is that of Python's own ``random.Random(seed).sample(range(rows), count)``.
+    """
     if rows <= count:
         return list(range(rows))
     return sorted(random.Random(seed).sample(range(rows), count))
@@ -122,7 +131,8 @@ def read(path: Path) -> list[Row]:
         InputError: The file cannot be read, is empty, or has a line that is no sample.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        # Some editors begin a file with a byte order mark.
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
@@ -133,7 +143,7 @@ def read(path: Path) -> list[Row]:
             place = f"{path}, line {number}"
             try:
                 data = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(f"{place}: not JSON: {error}; {EXPECTED}") from None
             _check(data, place)
             rows.append(Row(place, data))
@@ -144,7 +154,7 @@ def read(path: Path) -> list[Row]:
 
 def _check(data: Any, place: str) -> None:
     if not isinstance(data, dict):
-        raise InputError(f"{place}: {EXPECTED}")
+        raise InputError(f"{place}: is {_kind(data)}; {EXPECTED}")
     if "messages" in data:
         _check_messages(data["messages"], place)
         return
@@ -152,21 +162,45 @@ def _check(data: Any, place: str) -> None:
     for key in keys:
         if key not in data:
             raise InputError(f"{place}: has no '{key}'; {EXPECTED}")
-        if not isinstance(data[key], str):
-            raise InputError(f"{place}: '{key}' is no text")
+        _check_text(data[key], f"'{key}'", place)
     if not data[keys[-1]]:
-        raise InputError(f"{place}: '{keys[-1]}' is empty")
+        raise InputError(f"{place}: '{keys[-1]}' is empty; expected text to score")
 
 
 def _check_messages(messages: Any, place: str) -> None:
     if not isinstance(messages, list) or not messages:
-        raise InputError(f"{place}: 'messages' is no list of turns")
-    for turn in messages:
-        known = isinstance(turn, dict) and isinstance(turn.get("role"), str)
-        if not known or not isinstance(turn.get("content"), str):
-            raise InputError(f"{place}: each message has a 'role' and a text as 'content'")
+        raise InputError(f"{place}: 'messages' is {_kind(messages)}; expected a list of turns")
+    for number, turn in enumerate(messages):
+        if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
+            raise InputError(
+                f"{place}: messages[{number}] is no turn; expected an object with role and content"
+            )
+        for key in ("role", "content"):
+            _check_text(turn[key], f"messages[{number}].{key}", place)
     if not any(turn["role"] == "assistant" for turn in messages):
         raise InputError(f"{place}: 'messages' has no turn of the assistant to score")
+
+
+def _check_text(value: Any, key: str, place: str) -> None:
+    if not isinstance(value, str):
+        raise InputError(f"{place}: {key} is {_kind(value)}; expected text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{place}: {key} holds half of a surrogate pair; expected Unicode text"
+        ) from None
+
+
+def _kind(value: Any) -> str:
+    """What a JSON value is, in words."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, int | float):
+        return "a number"
+    if isinstance(value, str):
+        return "text"
+    return ("an object" if isinstance(value, dict) else "a list") if value else "empty"
 
 
 def encode(row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int, positions: str) -> Sample:
@@ -176,29 +210,42 @@ def encode(row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int, positi
         InputError: The tokenizer cannot lay out its messages.
     """
     data = row.data
+    scored: Sequence[int]
     if "messages" in data:
         ids, scored = _encode_messages(row, tokenizer)
-    elif "text" in data and "completion" not in data:
-        ids = [*tokenizer(data["text"])["input_ids"], *_end(tokenizer)]
-        scored = list(range(1, len(ids)))
-    else:
-        prompt = list(tokenizer(data["prompt"])["input_ids"])
-        completion = tokenizer(data["completion"], add_special_tokens=False)["input_ids"]
+    elif "completion" in data:
+        prompt = _tokens(tokenizer, data["prompt"])
+        completion = _tokens(tokenizer, data["completion"], add_special_tokens=False)
         ids = [*prompt, *completion, *_end(tokenizer)]
-        scored = list(range(len(prompt), len(ids)))
+        scored = range(len(prompt), len(ids))
+    else:
+        ids = [*_tokens(tokenizer, data["text"]), *_end(tokenizer)]
+        scored = range(1, len(ids))
     ids = ids[:max_length]
     if positions == "all":
-        scored = list(range(1, len(ids)))
+        scored = range(1, len(ids))
     # The first token has nothing before it that could predict it.
     return Sample(ids, [place for place in scored if 0 < place < len(ids)], row.place)
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> list[int]:
+    # Not verbose: a text that is longer than the tokenizer thinks fit is cut here, not there.
+    return list(tokenizer(text, verbose=False, **options)["input_ids"])
 
 
 def _end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
 
 
-def _encode_messages(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Lay out a conversation by the chat template; the assistant's turns are what they add."""
+def _encode_messages(
+    row: Row, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], Sequence[int]]:
+    """Lay out a conversation by the chat template; a turn of the assistant's is what it adds.
+
+    A turn begins where the layout of the turns before it, with the generation prompt, ends. A
+    token that reaches over that edge, as a space and the first word do in some tokenizers, is
+    the assistant's.
+    """
     messages = row.data["messages"]
     if not tokenizer.chat_template:
         raise InputError(
@@ -206,27 +253,34 @@ def _encode_messages(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[list
             "prompt and completion instead"
         )
     whole = _layout(row, tokenizer, messages)
+    ids = _tokens(tokenizer, whole, add_special_tokens=False)
+
+    def tokens_of(text: str) -> int:
+        """How many of the conversation's tokens lie in this beginning of it."""
+        part = _tokens(tokenizer, text, add_special_tokens=False)
+        pairs = enumerate(zip(part, ids, strict=False))
+        return next((place for place, (one, other) in pairs if one != other), len(part))
+
     scored: list[int] = []
     for place, turn in enumerate(messages):
         if turn["role"] == "assistant":
             before = _layout(row, tokenizer, messages[:place], add_generation_prompt=True)
             after = _layout(row, tokenizer, messages[: place + 1])
-            if after[: len(before)] != before or whole[: len(after)] != after:
+            if not (after.startswith(before) and whole.startswith(after)):
                 raise InputError(
                     f"{row.place}: the chat template rewrites earlier turns, so the assistant's "
                     "tokens cannot be told; give prompt and completion instead"
                 )
-            scored += range(len(before), len(after))
-    return whole, scored
+            scored += range(tokens_of(before), tokens_of(after))
+    return ids, scored
 
 
 def _layout(
     row: Row, tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **options: Any
-) -> list[int]:
+) -> str:
     if not messages:
-        return []
+        return ""
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
     except Exception as error:
         raise InputError(f"{row.place}: the chat template refuses it: {error}") from None
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

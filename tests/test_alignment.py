@@ -1,0 +1,189 @@
+"""Distances between logits against torch, and which models can be compared at all."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import sensmerge
+import torch_oracle as oracle
+from families import Family, add_tokens, llama_family, remove_tokenizer
+from sensmerge import Calibration, InputError, Recipe
+from sensmerge.calibration import alignment, models
+
+
+def test_tokens_and_completions_are_the_oracles(family: Family, measured: Calibration) -> None:
+    np.testing.assert_allclose(measured.alignment, oracle.alignment(family), rtol=1e-5)
+    assert not measured.alignment.diagonal().any()
+    # The samples are those of the column's task, so the matrix has no symmetry.
+    assert abs(measured.alignment[0, 1] / measured.alignment[1, 0] - 1) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("form", "positions"), [("sequence", "completion"), ("token", "all"), ("sequence", "all")]
+)
+def test_the_other_forms_are_the_oracles(family: Family, form: str, positions: str) -> None:
+    one, other = oracle.load(family, 2), oracle.load(family, 0)
+    found = alignment.distance(
+        one,
+        other,
+        oracle.samples_of(family, 0, positions),
+        pair="e2 and e0",
+        positions=positions,
+        form=form,
+        threads=1,
+        advance=lambda _: None,
+    )
+    expected = oracle.distance(family, 2, 0, form=form, positions=positions)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_every_position_counts_the_last_included(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = oracle.samples_of(family, 0, "all")[0]
+    length = len(sample.ids)
+
+    def rows(model: float, sample: Any, where: list[int]) -> torch.Tensor:
+        return torch.tensor(where).float()[:, None] * model
+
+    monkeypatch.setattr(alignment, "rows", rows)
+    for form, expected in [
+        ("token", sum(range(length)) / length),
+        ("sequence", sum(place * place for place in range(length)) ** 0.5),
+    ]:
+        found = alignment.distance(
+            2.0,  # type: ignore[arg-type]
+            1.0,  # type: ignore[arg-type]
+            [sample],
+            pair="",
+            positions="all",
+            form=form,
+            threads=1,
+            advance=lambda _: None,
+        )
+        assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_options_reach_the_measurement(family: Family) -> None:
+    found = oracle.calibrated(family, distance="sequence", positions="all")
+    expected = oracle.alignment(family, form="sequence", positions="all")
+    np.testing.assert_allclose(found.alignment, expected, rtol=1e-5)
+    assert (found.options["distance"], found.options["positions"]) == ("sequence", "all")
+
+
+def test_low_precision_logits_are_compared_in_float32(tmp_path: Path) -> None:
+    family = llama_family(tmp_path, experts=2, dtype="bfloat16")
+    found = oracle.calibrated(family, dtype="stored")
+    total = []
+    one, other = (oracle.load(family, place, torch.bfloat16) for place in range(2))
+    for sample in oracle.samples_of(family, 1):
+        ids = torch.tensor([sample.ids])
+        with torch.no_grad():
+            gap = one(ids).logits[0].double() - other(ids).logits[0].double()
+        total.append(float(gap[[place - 1 for place in sample.scored]].norm(dim=1).mean()))
+    assert found.alignment[0, 1] == pytest.approx(np.mean(total), rel=1e-5)
+
+
+def test_vocabularies_of_different_size_share_a_prefix(family: Family, tmp_path: Path) -> None:
+    family = family.copy(tmp_path)
+    add_tokens(tmp_path / "e1", "[PAD]", "<extra>")
+    found = oracle.calibrated(family)
+    assert [expert.vocabulary for expert in found.experts] == [100, 102, 100]
+    np.testing.assert_allclose(found.alignment, oracle.alignment(family), rtol=1e-5)
+    assert found.notes == [
+        "vocabularies differ (e0 100, e1 102, e2 100); logits were compared on their common prefix"
+    ]
+
+
+def test_a_token_that_another_expert_does_not_know_is_named(family: Family, tmp_path: Path) -> None:
+    family = family.copy(tmp_path)
+    add_tokens(tmp_path / "e1", "[PAD]")
+    samples = tmp_path / "t1.jsonl"
+    samples.write_text('{"text": "w1 w2"}\n{"text": "w1 [PAD]"}\n')
+    with pytest.raises(InputError) as refused:
+        oracle.calibrated(family)
+    assert str(refused.value) == (
+        f"{samples}, line 2: holds token 100 ('[PAD]'), and 'e0' knows 100 tokens; leave the "
+        "sample out, or give the experts one vocabulary"
+    )
+
+
+def test_tokenizers_that_disagree_are_refused(family: Family, tmp_path: Path) -> None:
+    family = family.copy(tmp_path)
+    path = tmp_path / "e1" / "tokenizer.json"
+    text = path.read_text()
+    for old, new in [('"w1":', '"swap":'), ('"w2":', '"w1":'), ('"swap":', '"w2":')]:
+        text = text.replace(old, new)
+    path.write_text(text)
+    with pytest.raises(InputError, match="token 4 is 'w1' for 'e0' and 'w2' for 'e1'"):
+        oracle.calibrated(family)
+
+
+def test_tokens_of_ones_own_are_not_another_meaning(family: Family, tmp_path: Path) -> None:
+    family = family.copy(tmp_path)
+    add_tokens(tmp_path / "e0", "[PAD]")
+    add_tokens(tmp_path / "e1", "<|end|>")
+    with pytest.raises(InputError, match=r"token 100 is '\[PAD\]' for 'e0' and '<|end|>' for"):
+        oracle.calibrated(family)
+
+
+def test_a_borrowed_tokenizer_is_noted(
+    family: Family, measured: Calibration, tmp_path: Path
+) -> None:
+    family = family.copy(tmp_path)
+    remove_tokenizer(tmp_path / "e1")
+    found = oracle.calibrated(family)
+    assert found.notes == ["expert 'e1' has no tokenizer; the base's was used"]
+    np.testing.assert_array_equal(found.alignment, measured.alignment)
+    remove_tokenizer(tmp_path / "base")
+    with pytest.raises(InputError, match="e1: has no tokenizer files, and there is no base"):
+        oracle.calibrated(family)
+
+
+def test_logits_that_are_not_finite_name_experts_and_sample(family: Family) -> None:
+    one, other = oracle.load(family, 0), oracle.load(family, 1)
+    with torch.no_grad():
+        other.lm_head.weight[0, 0] = float("inf")
+    with pytest.raises(InputError, match=r"e0 and e1: their logits on .*t0.jsonl, line 1 are not"):
+        alignment.distance(
+            one,
+            other,
+            oracle.samples_of(family, 0),
+            pair="e0 and e1",
+            positions="completion",
+            form="token",
+            threads=1,
+            advance=lambda _: None,
+        )
+
+
+def test_two_models_at_most_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = llama_family(tmp_path, experts=4, layers=1)
+    held: list[weakref.ref[Any]] = []
+    most = []
+    load = models.load
+
+    def counted(*arguments: Any) -> Any:
+        model = load(*arguments)
+        held.append(weakref.ref(model))
+        most.append(sum(one() is not None for one in held))
+        return model
+
+    monkeypatch.setattr(models, "load", counted)
+    oracle.calibrated(family)
+    # One at a time for sensitivity, then i = 0, 1, 2, each with every later one.
+    assert most == [1] * 4 + [1, 2, 2, 2] + [1, 2, 2] + [1, 2]
+    assert not any(one() is not None for one in held)
+
+
+def test_a_single_expert_has_nothing_to_be_compared_with(family: Family) -> None:
+    data = family.recipe(sensitivity={"samples": 2})
+    data["models"] = data["models"][:1]
+    found = sensmerge.calibrate(Recipe.from_dict(data, folder=family.folder), progress=False)
+    assert found.alignment.tolist() == [[0.0]]
