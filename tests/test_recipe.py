@@ -86,10 +86,67 @@ def test_linear_merges_the_base_where_it_is_listed() -> None:
     assert len(Recipe.from_dict(data).experts) == 1
 
 
-def test_models_may_be_mappings() -> None:
-    model = {"model": {"path": "org/name", "revision": "v1"}}
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ({"model": {"path": "org/name", "revision": "v1"}}, "org/name@v1"),
+        ({"path": "org/name"}, "org/name"),
+        ({"model": "org/name@v1"}, "org/name@v1"),
+        ({"model": {"path": "org/name"}, "lora": {"path": "a"}}, "org/name+a"),
+    ],
+)
+def test_models_may_be_mappings(model: dict[str, Any], name: str) -> None:
     recipe = Recipe.from_dict(valid(models=[{"model": model}]))
-    assert recipe.experts[0].model == "org/name@v1"
+    assert recipe.experts[0].model == name
+
+
+def test_what_mergekit_takes_and_does_nothing_with_is_taken() -> None:
+    model = {"model": "x", "parameters": {"int8_mask": True}}
+    recipe = Recipe.from_dict(
+        valid(
+            merge_method="task_arithmetic",
+            models=[{"model": "b", "parameters": None}, model],
+            parameters={"rescale": True},
+            chat_template="auto",
+            slices=None,
+        )
+    )
+    assert recipe.parameters.rescale is None
+    assert len(recipe.experts) == 1
+
+
+def test_linear_counts_an_unlisted_base_where_mergekit_does() -> None:
+    data = {"merge_method": "linear", "base_model": "b", "models": [{"model": "x"}]}
+
+    def names(**keys: Any) -> list[str]:
+        return [expert.model for expert in Recipe.from_dict(data | keys).experts]
+
+    weighted = {"parameters": {"weight": 1}}
+    assert names(**weighted) == ["x", "b"]
+    # Without a weight for all models mergekit does not run; the others are not mergekit's recipes.
+    assert names() == ["x"]
+    assert names(**weighted, semantics="original") == ["x"]
+    assert names(**weighted, sensitivity={}) == ["x"]
+    assert names(**weighted, models=[{"model": "b"}, {"model": "x"}]) == ["b", "x"]
+
+
+def test_numbers_written_as_text_are_numbers_everywhere() -> None:
+    weight = [{"filter": "mlp", "value": "1e-3"}, {"value": ["1e-1", 2]}]
+    recipe = Recipe.from_dict(valid(parameters={"weight": weight}))
+    assert recipe.parameters.weight == [{"filter": "mlp", "value": 0.001}, {"value": [0.1, 2.0]}]
+
+
+def test_it_is_known_which_keys_of_sensitivity_were_written() -> None:
+    sensitivity = Recipe.from_dict(valid(sensitivity={"mode": False, "samples": 10})).sensitivity
+    assert sensitivity is not None
+    assert sensitivity.model_fields_set == {"mode", "samples"}
+
+
+def test_the_source_is_the_recipes_own() -> None:
+    data = valid(parameters={"weight": [1, 2]})
+    recipe = Recipe.from_dict(data)
+    data["parameters"]["weight"].append(3)
+    assert recipe.source["parameters"] == {"weight": [1, 2]}
 
 
 @pytest.mark.parametrize(
@@ -101,6 +158,24 @@ def test_models_may_be_mappings() -> None:
             {"models": [{"model": "x", "parameters": {"wieght": 1}}]},
             "models[0].parameters.wieght: unknown key; did you mean 'weight'?",
         ),
+        ({"models": [{"model": "x", "weight": 1}]}, "did you mean 'models[0].parameters.weight'?"),
+        (
+            {"models": [{"model": "x", "parameters": {"normalize": True}}]},
+            "models[0].parameters.normalize: unknown key; did you mean 'parameters.normalize'?",
+        ),
+        ({"temperature": 1}, "temperature: unknown key; did you mean 'sensitivity.temperature'?"),
+        ({"parameters": {"lambda_": 1}}, "parameters.lambda_: unknown key; did you mean 'lambda'?"),
+        ({"models": [{"model": {"path": 5}}]}, "models[0].model: expected a path"),
+        (
+            {"models": [{"model": {"model": "x", "override": 1}}]},
+            "models[0].model: expected a path",
+        ),
+        ({"models": ["x"]}, "models[0]: expected a mapping"),
+        ({"parameters": {"weight": 10**400}}, "parameters.weight: the number is too large"),
+        ({"parameters": {"weight": [{"filter": 5, "value": 1}]}}, "filter: 5 is no text"),
+        ({"parameters": {"weight": [{"filter": "mlp"}]}}, "each condition has a value"),
+        ({"chat_template": "chatml"}, "chat_template: replacing it is not supported"),
+        ({"tokenizer_source": "other"}, "tokenizer_source: 'other' is no model of the recipe"),
         ({"sensitivity": {"temprature": 1}}, "did you mean 'temperature'?"),
         ({"sensitivity": {"mode": "ful"}}, "sensitivity.mode: unknown value 'ful'"),
         ({"sensitivity": {"temperature": 0}}, "sensitivity.temperature"),

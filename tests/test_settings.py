@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from sensmerge.settings import numbers, resolve
+from sensmerge.settings import numbers, resolve, resolve_first
 
 
 def test_nothing_said_is_the_default() -> None:
@@ -36,6 +36,15 @@ def test_the_first_condition_that_matches_counts() -> None:
     assert resolve(setting, "embed.w", 0, 9.0) == 2.0
     assert resolve(setting, "norm.w", 0, 9.0) == 3.0
     assert resolve(setting[:2], "norm.w", 0, 9.0) == 9.0
+
+
+def test_conditions_that_do_not_match_leave_the_word_to_the_next_setting() -> None:
+    own: list[dict[str, Any]] = [{"filter": "mlp", "value": 0.5}]
+    shared: list[dict[str, Any]] = [{"filter": "attn", "value": 2}]
+    assert resolve_first([own, shared], "layers.0.mlp.w", 0, 9.0) == 0.5
+    assert resolve_first([own, shared], "layers.0.attn.w", 0, 9.0) == 2.0
+    assert resolve_first([own, shared], "norm.w", 0, 9.0) == 9.0
+    assert resolve_first([None, 3], "norm.w", 0, 9.0) == 3.0
 
 
 def test_every_number_is_seen() -> None:

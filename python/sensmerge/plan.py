@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from sensmerge import _core
 from sensmerge.errors import InputError
 from sensmerge.layers import block_of, blocks, layer_of
-from sensmerge.settings import resolve as resolve_setting
+from sensmerge.settings import resolve_first
 from sensmerge.sources import read_config, resolve
 
 if TYPE_CHECKING:
-    from sensmerge.recipe import Model, Recipe
+    from sensmerge.recipe import Recipe
     from sensmerge.scaling import Coefficients
 
 _OUTPUT_HEADS = ("lm_head.weight", "embed_out.weight")
@@ -77,10 +77,12 @@ def core_recipe(recipe: Recipe, found: Coefficients | None) -> dict[str, Any]:
     position = _positions(names)
     base_config = read_config(template(recipe))
 
-    def setting(value: Any, default: float, factor: Callable[[str], float] | None = None) -> Any:
+    def setting(
+        said: list[Any], default: float, factor: Callable[[str], float] | None = None
+    ) -> Any:
         values = {}
         for name in names:
-            number = resolve_setting(value, name, position(name), default)
+            number = resolve_first(said, name, position(name), default)
             values[name] = number if factor is None else number * factor(name)
         return _compress(values, default)
 
@@ -90,9 +92,9 @@ def core_recipe(recipe: Recipe, found: Coefficients | None) -> dict[str, Any]:
         models.append(
             {
                 "path": str(path),
-                "weight": setting(_own(recipe, expert, "weight"), 1.0, _factor(found, place)),
-                "density": setting(_own(recipe, expert, "density"), 1.0),
-                "ties_density": setting(_own(recipe, expert, "ties_density"), 1.0),
+                "weight": setting(recipe.settings(expert, "weight"), 1.0, _factor(found, place)),
+                "density": setting(recipe.settings(expert, "density"), 1.0),
+                "ties_density": setting(recipe.settings(expert, "ties_density"), 1.0),
                 "aliases": _aliases(path),
                 "leading_rows": _leading_rows(path, base_config),
             }
@@ -103,7 +105,7 @@ def core_recipe(recipe: Recipe, found: Coefficients | None) -> dict[str, Any]:
         "semantics": recipe.semantics,
         "base": None if base is None else str(resolve(base, recipe.folder)),
         "models": models,
-        "lambda": setting(recipe.parameters.lambda_, 1.0),
+        "lambda": setting([recipe.parameters.lambda_], 1.0),
         "normalize": recipe.parameters.normalize,
         "rescale": recipe.parameters.rescale,
         "seed": recipe.seed,
@@ -126,12 +128,6 @@ def check_architectures(recipe: Recipe) -> None:
                 f"{path}: its config says model_type '{kind}' and that of {first} "
                 f"'{said[first]}'; only models of one architecture can be merged"
             )
-
-
-def _own(recipe: Recipe, expert: Model, key: str) -> Any:
-    """A model's own setting, or the recipe's for all models."""
-    own = getattr(expert.parameters, key)
-    return getattr(recipe.parameters, key) if own is None else own
 
 
 def _factor(found: Coefficients | None, place: int) -> Callable[[str], float] | None:

@@ -5,11 +5,11 @@ Every refusal names the key and says what would be right.
 
 from __future__ import annotations
 
-import difflib
+import copy
 import io
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -24,6 +24,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from sensmerge.errors import InputError
+from sensmerge.refusals import explain
 from sensmerge.settings import numbers
 
 MethodName = Literal["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"]
@@ -35,16 +36,22 @@ _NUMBER_OR_LIST = "a number, a list of numbers, or a list of {filter, value}"
 def _setting(value: Any) -> Any:
     """Refuse what is no setting, and numbers that are not finite."""
     if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
-        for part in value:
-            if "value" not in part or not set(part) <= {"filter", "value"}:
-                raise ValueError("each condition has a value and, if not for all, a filter")
-            _setting(part["value"])
-        return value
+        return [_condition(part) for part in value]
     if isinstance(value, dict):
         return _setting([value])
     if isinstance(value, list) and value:
         return [_number(part) for part in value]
     return _number(value)
+
+
+def _condition(part: dict[str, Any]) -> dict[str, Any]:
+    if "value" not in part or not set(part) <= {"filter", "value"}:
+        raise ValueError("each condition has a value and, if not for all, a filter")
+    if not isinstance(part.get("filter"), str | None):
+        raise ValueError(
+            f"filter: {part['filter']} is no text; a filter is part of a tensor's name"
+        )
+    return part | {"value": _setting(part["value"])}
 
 
 def _number(value: Any) -> float:
@@ -55,6 +62,8 @@ def _number(value: Any) -> float:
         number = float(value)
     except ValueError:
         raise ValueError(f"expected {_NUMBER_OR_LIST}, not '{value}'") from None
+    except OverflowError:
+        raise ValueError("the number is too large") from None
     if not math.isfinite(number):
         raise ValueError(f"{value} is not a finite number")
     return number
@@ -69,19 +78,35 @@ def _density(value: Any) -> Any:
 
 
 def _name(value: Any) -> Any:
-    """mergekit also takes a model as a mapping with path, revision and lora."""
-    if isinstance(value, dict):
-        inner = value.get("model", value)
-        if not isinstance(inner, dict) or not set(inner) <= {"path", "revision"}:
-            raise ValueError("expected a path or a Hub id")
-        revision = inner.get("revision")
-        return inner.get("path", "") + (f"@{revision}" if revision else "")
+    """mergekit also takes a model as a mapping: {model: {path, revision}, lora: {path}}."""
+    if not isinstance(value, dict):
+        return value
+    if "model" not in value:
+        return _path(value)
+    if not set(value) <= {"model", "lora"}:
+        raise ValueError("expected a path, a Hub id, or {model: {path, revision}}")
+    adapter = value.get("lora")
+    return _path(value["model"]) + ("" if adapter is None else f"+{_path(adapter)}")
+
+
+def _path(value: Any) -> str:
+    if isinstance(value, dict) and set(value) <= {"path", "revision"}:
+        path, revision = value.get("path"), value.get("revision")
+        value = path if revision is None else f"{path}@{revision}"
+        value = value if isinstance(path, str) else None
+    if not isinstance(value, str):
+        raise ValueError("expected a path, a Hub id, or {model: {path, revision}}")
     return value
 
 
 def _mode(value: Any) -> Any:
     # YAML 1.1 reads a bare `off` as false.
     return "off" if value is False else value
+
+
+def _section(value: Any) -> Any:
+    # A key with nothing under it.
+    return {} if value is None else value
 
 
 def _task(value: Any) -> Any:
@@ -94,7 +119,7 @@ ModelName = Annotated[str, BeforeValidator(_name), Field(min_length=1)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(extra="forbid")
 
 
 class Task(_Strict):
@@ -117,6 +142,8 @@ class ModelParameters(_Strict):
     weight: SettingField = None
     density: DensityField = None
     ties_density: DensityField = None
+    # mergekit's; it saves memory there and changes nothing here.
+    int8_mask: bool | None = None
 
 
 class Parameters(ModelParameters):
@@ -125,15 +152,15 @@ class Parameters(ModelParameters):
     lambda_: SettingField = Field(default=None, alias="lambda")
     normalize: bool | None = None
     rescale: bool | None = None
-    # mergekit's; it saves memory there and changes nothing here.
-    int8_mask: bool | None = None
 
 
 class Model(_Strict):
     """An expert, or the base listed among the models."""
 
     model: ModelName
-    parameters: ModelParameters = Field(default_factory=ModelParameters)
+    parameters: Annotated[ModelParameters, BeforeValidator(_section)] = Field(
+        default_factory=ModelParameters
+    )
     calibration: Annotated[Task | None, BeforeValidator(_task)] = None
 
 
@@ -173,10 +200,11 @@ class Recipe(_Strict):
     merge_method: MethodName
     models: list[Model] = Field(min_length=1)
     base_model: ModelName | None = None
-    parameters: Parameters = Field(default_factory=Parameters)
+    parameters: Annotated[Parameters, BeforeValidator(_section)] = Field(default_factory=Parameters)
     dtype: Dtype | None = None
     out_dtype: Dtype | None = None
     tokenizer_source: ModelName | None = None
+    chat_template: Literal["auto"] | None = None
     sensitivity: Sensitivity | None = None
     semantics: Literal["mergekit", "original"] = "mergekit"
     seed: int = Field(default=0, ge=0, lt=2**64)
@@ -221,10 +249,12 @@ class Recipe(_Strict):
             raise InputError("a recipe is a mapping with merge_method and models")
         _refuse_unsupported(data)
         try:
-            recipe = cls.model_validate(data)
+            recipe = cls.model_validate(
+                {k: v for k, v in data.items() if k not in _UNSUPPORTED or v is not None}
+            )
         except ValidationError as error:
-            raise InputError(_explain(error)) from None
-        recipe._source = data
+            raise InputError(explain(error, cls)) from None
+        recipe._source = copy.deepcopy(data)
         recipe._folder = Path(folder)
         recipe._check()
         return recipe
@@ -240,11 +270,24 @@ class Recipe(_Strict):
         return self._path
 
     @property
+    def source(self) -> dict[str, Any]:
+        """The keys and values that the user wrote."""
+        return self._source
+
+    @property
     def experts(self) -> list[Model]:
         """The models that are merged: all but the base, in the recipe's order."""
-        if self.merge_method == "linear":
-            return self.models
-        return [model for model in self.models if model.model != self.base_model]
+        if self.merge_method != "linear":
+            return [model for model in self.models if model.model != self.base_model]
+        if self._adds_base():
+            return [*self.models, Model(model=str(self.base_model))]
+        return self.models
+
+    def settings(
+        self, expert: Model, key: Literal["weight", "density", "ties_density"]
+    ) -> list[Any]:
+        """What the recipe says of a key, the strongest first: the model's own, then all models'."""
+        return [getattr(expert.parameters, key), getattr(self.parameters, key)]
 
     def to_yaml(self) -> str:
         """The recipe as YAML, with the keys that the user wrote."""
@@ -254,6 +297,17 @@ class Recipe(_Strict):
         yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
         yaml.dump(self._source, text)
         return text.getvalue()
+
+    def _adds_base(self) -> bool:
+        # In mergekit a base that is not listed is one more model of linear; it runs only where the
+        # base gets a weight from that of all models.
+        return (
+            self.base_model is not None
+            and self.semantics == "mergekit"
+            and self.sensitivity is None
+            and self.parameters.weight is not None
+            and all(model.model != self.base_model for model in self.models)
+        )
 
     def _check(self) -> None:
         """Refuse what each key allows but the recipe as a whole does not."""
@@ -266,19 +320,31 @@ class Recipe(_Strict):
             )
         if self.merge_method == "linear" and self.parameters.lambda_ not in (None, 1.0):
             raise InputError("parameters.lambda: linear has no lambda; remove the key")
-        if self.tokenizer_source == "union":
+        self._check_tokenizer()
+        drops = self.merge_method.startswith("dare")
+        trims = self.merge_method == "ties" and self.semantics == "mergekit"
+        if self.parameters.rescale and not (drops or trims):
+            if self.semantics == "original":
+                raise InputError(
+                    f"parameters.rescale: {self.merge_method} with semantics: original does not "
+                    "rescale; remove the key"
+                )
+            # mergekit takes the key for every method, and for this one does nothing with it.
+            self.parameters.rescale = None
+        self._check_whole_model_densities()
+
+    def _check_tokenizer(self) -> None:
+        source = self.tokenizer_source
+        known = ["base", self.base_model, *(model.model for model in self.models)]
+        if source == "union":
             raise InputError(
                 "tokenizer_source: 'union' is not supported; models with one tokenizer are "
                 "merged, use 'base'"
             )
-        drops = self.merge_method.startswith("dare")
-        trims = self.merge_method == "ties" and self.semantics == "mergekit"
-        if self.parameters.rescale and not (drops or trims):
+        if source is not None and source not in known:
             raise InputError(
-                f"parameters.rescale: {self.merge_method} with semantics: {self.semantics} does "
-                "not rescale; remove the key"
+                f"tokenizer_source: '{source}' is no model of the recipe; use 'base' or name one"
             )
-        self._check_whole_model_densities()
 
     def _check_whole_model_densities(self) -> None:
         trimmed_by = {"ties": "density", "dare_ties": "ties_density"}.get(self.merge_method)
@@ -301,60 +367,12 @@ _UNSUPPORTED = {
     "slices": "merging slices is not supported; list whole models under 'models'",
     "modules": "merging modules is not supported; list whole models under 'models'",
     "tokenizer": "building a tokenizer is not supported; use tokenizer_source: base",
-    "chat_template": "is not supported; the tokenizer files are copied as they are",
+    "chat_template": "replacing it is not supported; the tokenizer's files are copied as they are",
 }
 
 
 def _refuse_unsupported(data: dict[str, Any]) -> None:
     for key, reason in _UNSUPPORTED.items():
-        if data.get(key) is not None:
+        allowed = (None, "auto") if key == "chat_template" else (None,)
+        if data.get(key) not in allowed:
             raise InputError(f"{key}: {reason}")
-
-
-def _explain(error: ValidationError) -> str:
-    """The first thing that is wrong, by its key."""
-    first = error.errors()[0]
-    location = first["loc"]
-    key = _key(location)
-    if first["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
-        return f"{key}: unknown key{_nearest(str(location[-1]), known)}"
-    if first["type"] == "missing":
-        return f"{key}: is missing"
-    if first["type"] == "literal_error":
-        known = [
-            part.strip(" '") for part in first["ctx"]["expected"].replace(" or ", ", ").split(",")
-        ]
-        hint = _nearest(str(first["input"]), known)
-        return f"{key}: unknown value '{first['input']}'{hint}; known: {', '.join(known)}"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{key}: {message[:1].lower()}{message[1:]}"
-
-
-def _key(location: tuple[int | str, ...]) -> str:
-    key = ""
-    for part in location:
-        key += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return key.removeprefix(".") or "recipe"
-
-
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    """The keys of the mapping at a place in the recipe."""
-    model: type[BaseModel] = Recipe
-    for part in location:
-        for name, field in model.model_fields.items():
-            if part in (name, field.alias):
-                model = next(_models(field.annotation), model)
-    return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _models(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for part in get_args(annotation):
-        yield from _models(part)
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return f"; did you mean '{close[0]}'?" if close else ""

@@ -7,7 +7,7 @@ name counts (no filter, or ``*``, is part of every name).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 Condition = Mapping[str, Any]
@@ -23,18 +23,42 @@ def resolve(setting: Setting | None, tensor: str, position: float, default: floa
         position: Where in the model's depth it lies: 0 the first block, 1 the last; 0 outside.
         default: The number where no condition matches or nothing is said.
     """
+    return resolve_first([setting], tensor, position, default)
+
+
+def resolve_first(
+    settings: Iterable[Setting | None], tensor: str, position: float, default: float
+) -> float:
+    """The number that the first of several settings gives that says anything about a tensor.
+
+    As in mergekit, a model's conditions that do not match leave the word to those for all models.
+
+    Args:
+        settings: What the recipe says, the strongest first; None where it says nothing.
+        tensor: The tensor's name.
+        position: Where in the model's depth it lies: 0 the first block, 1 the last; 0 outside.
+        default: The number where no condition matches or nothing is said.
+    """
+    for setting in settings:
+        number = _evaluate(setting, tensor, position)
+        if number is not None:
+            return number
+    return default
+
+
+def _evaluate(setting: Setting | None, tensor: str, position: float) -> float | None:
     if setting is None:
-        return default
+        return None
     if isinstance(setting, int | float):
         return float(setting)
     parts: Sequence[Any] = [setting] if isinstance(setting, Mapping) else setting
-    if parts and isinstance(parts[0], Mapping):
-        for condition in parts:
-            wanted = condition.get("filter")
-            if wanted is None or wanted == "*" or wanted in tensor:
-                return resolve(condition["value"], tensor, position, default)
-        return default
-    return _interpolate([float(value) for value in parts], position)
+    if not (parts and isinstance(parts[0], Mapping)):
+        return _interpolate([float(value) for value in parts], position)
+    for condition in parts:
+        wanted = condition.get("filter")
+        if wanted is None or wanted == "*" or wanted in tensor:
+            return _evaluate(condition["value"], tensor, position)
+    return None
 
 
 def numbers(setting: Setting | None) -> Iterator[float]:
