@@ -2,35 +2,49 @@
 
 mergekit interpolates a list of weights over the depth of a model and evaluates it at
 ``block / (blocks - 1)``, 1 where there is one block; a list with one number a block is hit exactly.
-Tensors outside the blocks are evaluated at 0, so they get conditions of their own.
+Tensors outside the blocks are evaluated at 0, so they get conditions of their own, and first.
 """
 
 from __future__ import annotations
 
 import io
+import math
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
 
 from sensmerge.errors import InputError
 from sensmerge.layers import block_of, blocks, layer_of
-from sensmerge.settings import resolve
+from sensmerge.settings import resolve, resolve_first
 
 if TYPE_CHECKING:
     from sensmerge.recipe import Recipe
     from sensmerge.scaling import Coefficients
 
+_OURS = ("sensitivity", "semantics", "seed", "models")
+_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
-def mergekit_recipe(recipe: Recipe, found: Coefficients, tensors: list[str]) -> str:
+
+def mergekit_recipe(
+    recipe: Recipe, found: Coefficients, tensors: list[str], stored: Iterable[str] = ()
+) -> str:
     """Write K·σ into the weights of a recipe that mergekit runs.
+
+    mergekit rounds every step to its ``dtype``, so that is float32 at least, as it is here, and the
+    output's dtype is said beside it. Local models are named by whole paths, since mergekit's start
+    from the folder that it runs in.
 
     Args:
         recipe: What the user wrote.
         found: Its coefficients.
         tensors: Names of the output's tensors.
+        stored: Dtypes of the base's tensors, by the names that checkpoints use.
 
     Raises:
-        InputError: mergekit has no such semantics, or weights differ within a layer.
+        InputError: mergekit has no such semantics, or its filters cannot tell the layers apart.
     """
     if recipe.semantics == "original" and recipe.merge_method in (
         "ties",
@@ -41,19 +55,109 @@ def mergekit_recipe(recipe: Recipe, found: Coefficients, tensors: list[str]) -> 
             f"semantics: mergekit has no original {recipe.merge_method}; only semantics: mergekit "
             "can be written as its recipe"
         )
-    data = {key: value for key, value in recipe._source.items() if key not in _OURS}
+    data = {key: value for key, value in recipe.source.items() if key not in _OURS}
+    data |= _dtypes(recipe, stored)
     data["models"] = []
-    if recipe.merge_method != "linear":
-        data["models"].append({"model": recipe.base_model})
+    if recipe.merge_method == "linear":
+        # mergekit would merge the base too.
+        data.pop("base_model", None)
+    else:
+        data["base_model"] = _place(str(recipe.base_model), recipe.folder)
+        data["models"].append({"model": data["base_model"]})
+    if recipe.tokenizer_source is not None:
+        data["tokenizer_source"] = _tokenizer(recipe)
     for place, expert in enumerate(recipe.experts):
-        own = expert.parameters
-        weight = own.weight if own.weight is not None else recipe.parameters.weight
-        parameters: dict[str, Any] = {"weight": _weight(weight, found, place, tensors)}
-        if own.density is not None:
-            parameters["density"] = own.density
-        data["models"].append({"model": expert.model, "parameters": parameters})
+        said = recipe.settings(expert, "weight")
+        parameters: dict[str, Any] = {"weight": _weight(said, found, place, tensors)}
+        if expert.parameters.density is not None:
+            parameters["density"] = expert.parameters.density
+        model = _place(expert.model, recipe.folder)
+        data["models"].append({"model": model, "parameters": parameters})
     if isinstance(data.get("parameters"), dict):
-        data["parameters"] = {k: v for k, v in data["parameters"].items() if k != "weight"}
+        shared = data["parameters"].items()
+        data["parameters"] = {k: v for k, v in shared if k not in ("weight", "ties_density")}
+    return _to_yaml(data)
+
+
+def _dtypes(recipe: Recipe, stored: Iterable[str]) -> dict[str, str]:
+    floats = {_DTYPES[name] for name in stored if name in _DTYPES}
+    output = recipe.out_dtype or recipe.dtype or (floats.pop() if len(floats) == 1 else None)
+    computed = "float64" if output == "float64" or "float64" in floats else "float32"
+    return {"dtype": computed} | ({} if output is None else {"out_dtype": output})
+
+
+def _tokenizer(recipe: Recipe) -> str:
+    source = recipe.tokenizer_source
+    if source == "base" and (recipe.merge_method != "linear" or recipe.base_model is None):
+        return "base"
+    return _place(str(recipe.base_model if source == "base" else source), recipe.folder)
+
+
+def _place(model: str, folder: Path) -> str:
+    path = folder / Path(model).expanduser()
+    return os.path.abspath(path) if path.exists() else model  # noqa: PTH100
+
+
+def _weight(
+    said: list[Any], found: Coefficients, place: int, tensors: list[str]
+) -> list[dict[str, Any]]:
+    """Conditions for layers outside the blocks, then one number a block for each of the user's."""
+    depth = blocks(tensors)
+    positions = {
+        block: row / (len(depth) - 1) if len(depth) > 1 else 1.0 for row, block in enumerate(depth)
+    }
+    wanted = {
+        name: resolve_first(said, name, positions.get(block_of(name) or "", 0.0), 1.0)
+        * float(found.scale_of(layer_of(name))[place])
+        for name in tensors
+    }
+    scale = [float(found.scale_of(block)[place]) for block in depth]
+    conditions = _outside(wanted)
+    for name, value in _conditions(said):
+        at_blocks = [resolve(value, "", positions[block], 1.0) for block in depth]
+        weights = [weight * factor for weight, factor in zip(at_blocks, scale, strict=True)]
+        if weights:
+            conditions.append(({} if name is None else {"filter": name}) | {"value": weights})
+    for name, weight in wanted.items():
+        reached = resolve(conditions, name, positions.get(block_of(name) or "", 0.0), math.nan)
+        if not math.isclose(reached, weight, rel_tol=1e-12, abs_tol=1e-15):
+            raise InputError(
+                f"tensor '{name}': mergekit's filters match any part of a name and cannot tell it "
+                "from those of other layers"
+            )
+    return conditions
+
+
+def _outside(wanted: dict[str, float]) -> list[dict[str, Any]]:
+    """A condition for each layer outside the blocks; for each tensor where a layer's differ."""
+    by_layer: dict[str, dict[str, float]] = {}
+    for name, weight in wanted.items():
+        if block_of(name) is None:
+            by_layer.setdefault(layer_of(name), {})[name] = weight
+    said: dict[str, float] = {}
+    for layer, weights in by_layer.items():
+        same = len(set(weights.values())) == 1
+        said |= {layer: next(iter(weights.values()))} if same else weights
+    # A name that holds another one is longer, and the first that matches counts.
+    ordered = sorted(said.items(), key=lambda item: -len(item[0]))
+    return [{"filter": name, "value": weight} for name, weight in ordered]
+
+
+def _conditions(said: list[Any]) -> Iterator[tuple[str | None, Any]]:
+    """Filters and values in the order in which they are asked, up to the first without a filter."""
+    for setting in [*said, 1.0]:
+        if isinstance(setting, list) and isinstance(setting[0], dict):
+            for condition in setting:
+                if condition.get("filter") in (None, "*"):
+                    yield None, condition["value"]
+                    return
+                yield condition["filter"], condition["value"]
+        elif setting is not None:
+            yield None, setting
+            return
+
+
+def _to_yaml(data: dict[str, Any]) -> str:
     text = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
@@ -61,31 +165,3 @@ def mergekit_recipe(recipe: Recipe, found: Coefficients, tensors: list[str]) -> 
     yaml.width = 2**16
     yaml.dump(data, text)
     return text.getvalue()
-
-
-_OURS = ("sensitivity", "semantics", "seed", "models")
-
-
-def _weight(weight: Any, found: Coefficients, place: int, tensors: list[str]) -> Any:
-    """Conditions for layers outside the blocks, then one number a block."""
-    depth = blocks(tensors)
-    last = len(depth) - 1
-    by_layer: dict[str, float] = {}
-    for name in tensors:
-        block = block_of(name)
-        position = 0.0
-        if block is not None:
-            position = depth.index(block) / last if last > 0 else 1.0
-        layer = layer_of(name)
-        value = resolve(weight, name, position, 1.0) * float(found.scale_of(layer)[place])
-        if by_layer.setdefault(layer, value) != value:
-            raise InputError(
-                f"weight: tensors of '{layer}' have different weights, which one weight a layer "
-                "cannot say"
-            )
-    conditions: list[dict[str, Any]] = [
-        {"filter": layer, "value": value} for layer, value in by_layer.items() if layer not in depth
-    ]
-    if depth:
-        conditions.append({"value": [by_layer[block] for block in depth]})
-    return conditions

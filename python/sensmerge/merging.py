@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sensmerge import _core
 from sensmerge.errors import InputError
-from sensmerge.plan import core_recipe, model_paths, parse_size, template_names
+from sensmerge.plan import core_recipe, model_paths, parse_size, template, template_names
 from sensmerge.progress import bytes_bar
 from sensmerge.scaling import Coefficients, coefficients
 from sensmerge.sidecars import sidecars
@@ -219,7 +219,8 @@ def as_mergekit(recipe: Recipe, found: Coefficients) -> str:
     """A plain mergekit recipe with one weight a layer, for the same merged blocks."""
     from sensmerge.mergekit import mergekit_recipe
 
-    return mergekit_recipe(recipe, found, template_names(recipe))
+    stored = {tensor.dtype for tensor in _core.Checkpoint(str(template(recipe))).tensors}
+    return mergekit_recipe(recipe, found, template_names(recipe), stored)
 
 
 def _measured(

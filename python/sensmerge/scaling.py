@@ -68,8 +68,9 @@ class Coefficients:
 
     @property
     def near_uniform(self) -> bool:
-        """Whether every |K · σ − 1| is below 0.02."""
-        return bool(np.all(np.abs(self.scale - 1) < NEAR_UNIFORM))
+        """Whether every |K · σ − 1| is below 0.02, outside the blocks too."""
+        every = np.column_stack([self.sigma, self.outside])
+        return bool(np.all(np.abs(len(self.experts) * every - 1) < NEAR_UNIFORM))
 
     def notes(self) -> list[str]:
         """What the user must know before trusting the result."""
@@ -132,24 +133,26 @@ def coefficients(calibration: Calibration, recipe: Recipe | Sensitivity) -> Coef
     """Compute α, τ and σ (Sens-Merging, Eq. 3, 5 and 6).
 
     Args:
-        calibration: What was measured, its experts in the wanted order.
-        recipe: The recipe, or its ``sensitivity`` section alone.
+        calibration: What was measured.
+        recipe: The recipe; rows are in its order. Or its ``sensitivity`` section alone; rows are
+            in the calibration's order.
 
     Raises:
-        InputError: The recipe has no sensitivity section, or an expert's sensitivity is zero
-            everywhere.
+        InputError: The recipe has no sensitivity section, an expert of it was not measured, or an
+            expert's sensitivity is zero everywhere.
     """
-    options = recipe.sensitivity if hasattr(recipe, "sensitivity") else recipe
+    from sensmerge.recipe import Recipe
+
+    options = recipe.sensitivity if isinstance(recipe, Recipe) else recipe
     if options is None:
-        raise InputError("sensitivity: the recipe has no such section; add one, even if empty")
+        raise InputError("sensitivity: the recipe has no such section; add 'sensitivity: {}'")
     experts = [expert.model for expert in calibration.experts]
-    if hasattr(recipe, "experts"):
+    if isinstance(recipe, Recipe) and experts != [expert.model for expert in recipe.experts]:
+        # Other names, or another order: the rows are those of the same weights.
+        from sensmerge.merging import matching
+
+        calibration = matching(recipe, calibration)
         experts = [expert.model for expert in recipe.experts]
-        if len(experts) != len(calibration.experts):
-            raise InputError(
-                f"the recipe has {len(experts)} experts and the calibration "
-                f"{len(calibration.experts)}; select the recipe's first"
-            )
     layers, sensitivity = calibration.layers, calibration.sensitivity
     if options.outside_blocks == "own":
         layers, sensitivity = _every_layer(calibration)
@@ -180,14 +183,16 @@ def task_specific(sensitivity: Matrix, experts: list[str]) -> Matrix:
     Raises:
         InputError: An expert's sensitivities are all zero, or not finite.
     """
-    norms = np.linalg.norm(sensitivity, axis=1, keepdims=True)
-    for expert, norm in zip(experts, norms[:, 0], strict=True):
-        if not (np.isfinite(norm) and norm > 0):
+    # Scaled first: squares of very large or small numbers would leave the range of float64.
+    largest = np.abs(sensitivity).max(axis=1, keepdims=True)
+    for expert, size in zip(experts, largest[:, 0], strict=True):
+        if not (np.isfinite(size) and size > 0):
             raise InputError(
-                f"expert '{expert}': its sensitivities have norm {norm}; calibrate it again with "
+                f"expert '{expert}': its largest sensitivity is {size}; calibrate it again with "
                 "samples that it has a loss on"
             )
-    alpha: Matrix = sensitivity / norms
+    scaled = sensitivity / largest
+    alpha: Matrix = scaled / np.linalg.norm(scaled, axis=1, keepdims=True)
     return alpha
 
 
