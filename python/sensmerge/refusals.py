@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, said by its key, with what was probably meant."""
+"""What is wrong with a file that pydantic read, said by its key, with what was probably meant."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
 
     Args:
         error: What pydantic found.
-        root: The model that the recipe was read into.
+        root: The model that the file was read into.
     """
     first = error.errors()[0]
     location = first["loc"]

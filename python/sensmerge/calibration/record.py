@@ -7,18 +7,23 @@ import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from sensmerge.calibration.parts import Part
 from sensmerge.errors import InputError
+from sensmerge.refusals import explain
 
 FORMAT = "sensmerge-calibration"
 VERSION = 1
 
 Matrix = NDArray[np.float64]
+
+Count = Annotated[int, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Names = Annotated[list[str], AfterValidator(lambda names: _distinct(names))]
 
 
 @dataclass(frozen=True)
@@ -37,13 +42,13 @@ class TaskRecord:
     """
 
     path: str
-    rows: int
-    drawn: list[int]
-    used: int
-    left_out: int
-    scored_tokens: int
+    rows: Count
+    drawn: list[Count]
+    used: Count
+    left_out: Count
+    scored_tokens: Count
     token_ids: str
-    max_length: int
+    max_length: Count
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,8 @@ class Expert:
 
     model: str
     fingerprint: str
-    vocabulary: int
-    loss: float
+    vocabulary: Count
+    loss: FiniteFloat
     task: TaskRecord
 
 
@@ -178,7 +183,10 @@ class Calibration:
             raise InputError(
                 f"version: {data.get('version')} is not known; this sensmerge reads {VERSION}"
             )
-        return _read(Part(data, ""))
+        try:
+            return _File.model_validate_json(text).calibration()
+        except ValidationError as error:
+            raise InputError(explain(error, _File)) from None
 
     def select(self, fingerprints: list[str]) -> Calibration:
         """The part that belongs to these experts, in this order.
@@ -210,49 +218,71 @@ class Calibration:
         )
 
 
-def _read(data: Part) -> Calibration:
-    experts = [_read_expert(part) for part in data.parts("experts")]
-    if not experts:
-        raise InputError("experts: there are none")
-    outside = data.part("outside")
-    layers, outside_layers = data.names("layers"), outside.names("layers")
-    count = len(experts)
-    calibration = Calibration(
-        base=data.text("base", optional=True),
-        experts=experts,
-        layers=layers,
-        sensitivity=data.matrix("sensitivity", count, len(layers)),
-        outside_layers=outside_layers,
-        outside_sensitivity=outside.matrix("sensitivity", count, len(outside_layers)),
-        order=data.names("order"),
-        alignment=data.matrix("alignment", count, count),
-        options=data.mapping("options"),
-        notes=data.texts("notes"),
-        versions=data.mapping("versions"),
-        seconds=data.mapping("seconds"),
-    )
-    if sorted(calibration.order) != sorted([*layers, *outside_layers]):
-        raise InputError("order: does not name the same layers as layers and outside.layers")
-    if np.any(np.diagonal(calibration.alignment)):
-        raise InputError("alignment: an expert's distance to itself is not 0")
-    return calibration
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
-def _read_expert(data: Part) -> Expert:
-    task = data.part("task")
-    return Expert(
-        model=str(data.text("model")),
-        fingerprint=str(data.text("fingerprint")),
-        vocabulary=data.count("vocabulary"),
-        loss=data.number("loss"),
-        task=TaskRecord(
-            path=str(task.text("path")),
-            rows=task.count("rows"),
-            drawn=task.counts("drawn"),
-            used=task.count("used"),
-            left_out=task.count("left_out"),
-            scored_tokens=task.count("scored_tokens"),
-            token_ids=str(task.text("token_ids")),
-            max_length=task.count("max_length"),
-        ),
-    )
+class _Outside(_Strict):
+    layers: Names
+    sensitivity: list[list[Amount]]
+
+
+class _File(_Strict):
+    """The file as it is written: every key, and the kind of its value."""
+
+    format: str
+    version: int
+    base: str | None
+    experts: Annotated[list[Expert], Field(min_length=1)]
+    layers: Names
+    sensitivity: list[list[Amount]]
+    outside: _Outside
+    order: Names
+    alignment: list[list[Amount]]
+    options: dict[str, Any]
+    notes: list[str]
+    versions: dict[str, str]
+    seconds: dict[str, float]
+
+    def calibration(self) -> Calibration:
+        """What the file says, its parts held against each other."""
+        count, layers, outside = len(self.experts), self.layers, self.outside
+        alignment = _matrix("alignment", self.alignment, count, count)
+        if np.any(np.diagonal(alignment)):
+            raise InputError("alignment: an expert's distance to itself is not 0")
+        if sorted(self.order) != sorted([*layers, *outside.layers]):
+            raise InputError("order: does not name the same layers as layers and outside.layers")
+        return Calibration(
+            base=self.base,
+            experts=self.experts,
+            layers=layers,
+            sensitivity=_matrix("sensitivity", self.sensitivity, count, len(layers)),
+            outside_layers=outside.layers,
+            outside_sensitivity=_matrix(
+                "outside.sensitivity", outside.sensitivity, count, len(outside.layers)
+            ),
+            order=self.order,
+            alignment=alignment,
+            options=self.options,
+            notes=self.notes,
+            versions=self.versions,
+            seconds=self.seconds,
+        )
+
+
+def _distinct(names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        raise ValueError("a layer is named twice")
+    return names
+
+
+def _matrix(key: str, values: list[list[float]], rows: int, columns: int) -> Matrix:
+    """A [rows, columns] matrix."""
+    if len(values) != rows:
+        raise InputError(f"{key}: expected {rows} rows, and there are {len(values)}")
+    for place, row in enumerate(values):
+        if len(row) != columns:
+            raise InputError(
+                f"{key}[{place}]: expected {columns} numbers, and there are {len(row)}"
+            )
+    return np.array(values, dtype=np.float64).reshape(rows, columns)
