@@ -89,6 +89,21 @@ def test_dare_keeps_the_expectation_or_the_norm() -> None:
             assert np.abs(merged).sum() == pytest.approx(np.abs(expert["w"]).sum())
 
 
+def test_a_nan_is_not_lost_in_an_election() -> None:
+    base, experts = tensors(0, 0), [tensors(np.nan, 1), tensors(1, 3)]
+    for semantics in ("mergekit", "original"):
+        merged = reference.merge("ties", semantics, base, experts, weights={"w": [1.0, 1.0]})
+        np.testing.assert_array_equal(merged["w"], [np.nan, 2])
+
+
+def test_a_mask_never_changes() -> None:
+    # Written down once: a recipe's seed must give the same merge in every version.
+    mask = reference.keep_mask(7, 2, "model.layers.0.w", 40, 0.3)
+    assert "".join("01"[bit] for bit in mask.astype(int)) == (
+        "0000101110000000000000000000101111000001"
+    )
+
+
 def test_masks_are_keyed_by_seed_place_and_tensor() -> None:
     first = reference.keep_mask(1, 0, "a", 2000, 0.5)
     for other in [(2, 0, "a"), (1, 1, "a"), (1, 0, "b")]:

@@ -140,8 +140,11 @@ def elect(rows: Array, zero_sign: float) -> Array:
 
 
 def disjoint(rows: Array, votes: Array, signs: Array, shares: Array | None) -> Array:
-    """Σ of the rows whose vote has the elected sign, ÷ Σ of their shares (TIES, §4.2)."""
-    agrees = (np.sign(votes) == signs) & (votes != 0)
+    """Σ of the rows whose vote has the elected sign, ÷ Σ of their shares (TIES, §4.2).
+
+    A zero agrees with no sign. NaN always takes part, so that it is not lost.
+    """
+    agrees = ((np.sign(votes) == signs) & (votes != 0)) | np.isnan(votes)
     total: Array = np.where(agrees, rows, 0.0).sum(axis=0)
     if shares is None:
         return total
@@ -256,7 +259,7 @@ def drop(
     rescale: bool,
     original: bool,
 ) -> Array:
-    """DARE: drop with probability 1 − density, and rescale the survivors."""
+    """Drop with probability 1 − density, and rescale the survivors (DARE, Yu et al. 2024)."""
     if density >= 1:
         return delta
     mask = keep_mask(seed, place, tensor, delta.size, density).reshape(delta.shape)
