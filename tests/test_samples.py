@@ -48,6 +48,12 @@ def test_an_empty_prompt_without_bos_leaves_the_first_token_unpredicted() -> Non
     assert encode(row, word_tokenizer(), 100, "completion").scored == [1, 2, 3]
 
 
+@pytest.mark.parametrize("data", [PAIR | {"completion": " "}, {"text": " "}])
+def test_text_that_gives_no_token_is_refused(data: dict[str, str]) -> None:
+    with pytest.raises(InputError, match=r"^line: the expert's tokenizer makes no token of '"):
+        encoded(data)
+
+
 def test_nothing_is_put_between_prompt_and_completion() -> None:
     tokenizer = byte_tokenizer()
     joined = encode(Row("line", {"text": "hello world"}), tokenizer, 100, "completion")

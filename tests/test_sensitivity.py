@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 import torch_oracle as oracle
 from families import Family, byte_tokenizer, edit_weights, llama_family
@@ -263,6 +264,21 @@ def test_names_without_the_models_own_prefix(tmp_path: Path) -> None:
     assert found.layers == ["layers.0", "layers.1", "layers.2"]
     assert found.outside_layers == ["embed_tokens", "norm"]
     np.testing.assert_array_equal(found.sensitivity, expected.sensitivity)
+
+
+def test_names_that_transformers_changes_when_loading(tmp_path: Path) -> None:
+    # Its checkpoints say embed_out, and transformers says lm_head.
+    shape: dict[str, Any] = {"vocab_size": 100, "hidden_size": 32, "intermediate_size": 48}
+    torch.manual_seed(0)
+    model: Any = GPTNeoXForCausalLM(
+        GPTNeoXConfig(**shape, num_hidden_layers=2, num_attention_heads=4)
+    )
+    model.save_pretrained(tmp_path)
+    stored = {tensor.name for tensor in _core.Checkpoint(tmp_path).tensors}
+    layers = models.parameter_layers(model, tmp_path)
+    assert layers.tied == {}
+    assert set(layers.of.values()) == {layer_of(name) for name in stored}
+    assert "embed_out" in layers.of.values()
 
 
 def test_a_parameter_without_a_tensor_is_refused(family: Family, tmp_path: Path) -> None:

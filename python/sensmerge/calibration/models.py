@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -190,8 +190,9 @@ def parameter_layers(model: PreTrainedModel, path: Path) -> Layers:
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         bare = name.removeprefix(prefix)
-        name = name if layer_of(name) in known or layer_of(bare) not in known else bare
-        names.setdefault(id(parameter), []).append(name)
+        candidates = (name, bare, *_before_renaming(model, name, parameter))
+        home = next((one for one in candidates if layer_of(one) in known), name)
+        names.setdefault(id(parameter), []).append(home)
     found: dict[str, str] = {}
     tied: dict[str, str] = {}
     for name, parameter in model.named_parameters():
@@ -211,6 +212,16 @@ def parameter_layers(model: PreTrainedModel, path: Path) -> Layers:
             )
         tied |= {layer: found[name] for layer in map(layer_of, aliases) if layer != found[name]}
     return Layers(found, tied)
+
+
+def _before_renaming(
+    model: PreTrainedModel, name: str, parameter: torch.nn.Parameter
+) -> Iterator[str]:
+    """What a checkpoint may call a parameter that transformers renames when it loads it."""
+    with suppress(ImportError):
+        from transformers.core_model_loading import revert_weight_conversion
+
+        yield from revert_weight_conversion(model, {name: parameter.detach()})
 
 
 def vocabulary(model: PreTrainedModel) -> int:

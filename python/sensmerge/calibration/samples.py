@@ -207,7 +207,7 @@ def encode(row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int, positi
     """Tokenise one sample and say which tokens are scored.
 
     Raises:
-        InputError: The tokenizer cannot lay out its messages.
+        InputError: The tokenizer cannot lay out its messages, or makes no token of its text.
     """
     data = row.data
     scored: Sequence[int]
@@ -215,10 +215,11 @@ def encode(row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int, positi
         ids, scored = _encode_messages(row, tokenizer)
     elif "completion" in data:
         prompt = _tokens(tokenizer, data["prompt"])
-        completion = _tokens(tokenizer, data["completion"], add_special_tokens=False)
+        completion = _written(row, tokenizer, "completion")
         ids = [*prompt, *completion, *_end(tokenizer)]
         scored = range(len(prompt), len(ids))
     else:
+        _written(row, tokenizer, "text")
         ids = [*_tokens(tokenizer, data["text"]), *_end(tokenizer)]
         scored = range(1, len(ids))
     ids = ids[:max_length]
@@ -226,6 +227,17 @@ def encode(row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int, positi
         scored = range(1, len(ids))
     # The first token has nothing before it that could predict it.
     return Sample(ids, [place for place in scored if 0 < place < len(ids)], row.place)
+
+
+def _written(row: Row, tokenizer: PreTrainedTokenizerBase, key: str) -> list[int]:
+    """The tokens of a text without special ones; a measurement of EOS alone would mean nothing."""
+    ids = _tokens(tokenizer, row.data[key], add_special_tokens=False)
+    if not ids:
+        raise InputError(
+            f"{row.place}: the expert's tokenizer makes no token of '{key}'; write text that it "
+            "knows, or see whether its files belong to the model"
+        )
+    return ids
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> list[int]:
