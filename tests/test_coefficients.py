@@ -55,8 +55,9 @@ def test_experts_that_were_not_measured_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_recipe_without_the_section_is_told_what_to_add() -> None:
+    plain = Recipe.from_dict({"merge_method": "linear", "models": [{"model": "a"}]})
     with pytest.raises(InputError, match=r"add 'sensitivity: \{\}'"):
-        sensmerge.coefficients(measured(2), recipe_of(sensitivity=None))
+        sensmerge.coefficients(measured(2), plain)
 
 
 @pytest.mark.parametrize("factor", [1e-200, 1.0, 1e200])

@@ -115,19 +115,20 @@ def test_what_mergekit_takes_and_does_nothing_with_is_taken() -> None:
     assert len(recipe.experts) == 1
 
 
-def test_linear_counts_an_unlisted_base_where_mergekit_does() -> None:
+def test_linear_merges_the_models_that_are_listed() -> None:
     data = {"merge_method": "linear", "base_model": "b", "models": [{"model": "x"}]}
+    some: list[dict[str, Any]] = [{}, {"parameters": {"weight": 1}}, {"sensitivity": {}}]
+    for keys in some:
+        assert [expert.model for expert in Recipe.from_dict(data | keys).experts] == ["x"]
 
-    def names(**keys: Any) -> list[str]:
-        return [expert.model for expert in Recipe.from_dict(data | keys).experts]
 
-    weighted = {"parameters": {"weight": 1}}
-    assert names(**weighted) == ["x", "b"]
-    # Without a weight for all models mergekit does not run; the others are not mergekit's recipes.
-    assert names() == ["x"]
-    assert names(**weighted, semantics="original") == ["x"]
-    assert names(**weighted, sensitivity={}) == ["x"]
-    assert names(**weighted, models=[{"model": "b"}, {"model": "x"}]) == ["b", "x"]
+@pytest.mark.parametrize("text", ["sensitivity:", "sensitivity: {}", "sensitivity: null"])
+def test_an_empty_section_asks_for_the_defaults(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("merge_method: linear\nmodels: [{model: a}]\n" + text + "\n")
+    sensitivity = Recipe.load(path).sensitivity
+    assert sensitivity is not None
+    assert sensitivity.mode == "full"
 
 
 def test_numbers_written_as_text_are_numbers_everywhere() -> None:

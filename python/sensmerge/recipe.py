@@ -105,7 +105,7 @@ def _mode(value: Any) -> Any:
 
 
 def _section(value: Any) -> Any:
-    # A key with nothing under it.
+    # A key with nothing under it asks for the defaults.
     return {} if value is None else value
 
 
@@ -205,7 +205,7 @@ class Recipe(_Strict):
     out_dtype: Dtype | None = None
     tokenizer_source: ModelName | None = None
     chat_template: Literal["auto"] | None = None
-    sensitivity: Sensitivity | None = None
+    sensitivity: Annotated[Sensitivity | None, BeforeValidator(_section)] = None
     semantics: Literal["mergekit", "original"] = "mergekit"
     seed: int = Field(default=0, ge=0, lt=2**64)
 
@@ -277,11 +277,9 @@ class Recipe(_Strict):
     @property
     def experts(self) -> list[Model]:
         """The models that are merged: all but the base, in the recipe's order."""
-        if self.merge_method != "linear":
-            return [model for model in self.models if model.model != self.base_model]
-        if self._adds_base():
-            return [*self.models, Model(model=str(self.base_model))]
-        return self.models
+        if self.merge_method == "linear":
+            return self.models
+        return [model for model in self.models if model.model != self.base_model]
 
     def settings(
         self, expert: Model, key: Literal["weight", "density", "ties_density"]
@@ -297,17 +295,6 @@ class Recipe(_Strict):
         yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
         yaml.dump(self._source, text)
         return text.getvalue()
-
-    def _adds_base(self) -> bool:
-        # In mergekit a base that is not listed is one more model of linear; it runs only where the
-        # base gets a weight from that of all models.
-        return (
-            self.base_model is not None
-            and self.semantics == "mergekit"
-            and self.sensitivity is None
-            and self.parameters.weight is not None
-            and all(model.model != self.base_model for model in self.models)
-        )
 
     def _check(self) -> None:
         """Refuse what each key allows but the recipe as a whole does not."""
