@@ -53,8 +53,8 @@ FULL = Size(
     vocabulary=2048,
     hidden=128,
     blocks=8,
-    base_steps=360,
-    expert_steps=150,
+    base_steps=310,
+    expert_steps=130,
     rows=12,
     length=96,
 )
