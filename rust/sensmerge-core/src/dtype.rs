@@ -466,6 +466,25 @@ mod tests {
             prop_assert!(found == expected || (found ^ expected) == 0x8000 && expected << 1 == 0);
         }
 
+        /// Long runs go through vector instructions, single values do not.
+        #[test]
+        fn a_run_is_narrowed_as_its_values_are(bits in prop::collection::vec(any::<u64>(), 1..70)) {
+            let doubles: Vec<f64> = bits.iter().map(|&bits| f64::from_bits(bits)).collect();
+            let singles: Vec<f32> = bits.iter().map(|&bits| f32::from_bits(bits as u32)).collect();
+            for to in [Float::F16, Float::Bf16] {
+                let mut bytes = vec![0; 2 * bits.len()];
+                let entries = |bytes: &[u8]| -> Vec<u16> {
+                    bytes.as_chunks().0.iter().map(|&entry| u16::from_le_bytes(entry)).collect()
+                };
+                f32::narrow(&singles, to, &mut bytes);
+                let expected: Vec<u16> = singles.iter().map(|&x| narrow_f32(x, to)).collect();
+                prop_assert_eq!(entries(&bytes), expected);
+                f64::narrow(&doubles, to, &mut bytes);
+                let expected: Vec<u16> = doubles.iter().map(|&x| narrow_f64(x, to)).collect();
+                prop_assert_eq!(entries(&bytes), expected);
+            }
+        }
+
         #[test]
         fn any_alignment_is_read(values in prop::collection::vec(any::<f32>(), 0..40)) {
             let mut bytes = vec![0; 1 + 4 * values.len()];

@@ -123,12 +123,13 @@ impl Stream {
     }
 
     fn decide(&self, first: u64, (coarse, fine): (u8, u32), bytes: &[u8], keep: &mut [u8]) {
-        let mut draws = 0_usize;
+        let mut drawn = false;
         for (keep, &byte) in keep.iter_mut().zip(bytes) {
             *keep = u8::from(byte < coarse);
-            draws += usize::from(byte == coarse);
+            drawn |= byte == coarse;
         }
-        if draws == 0 {
+        // A fine threshold of 0, as that of density 0.5, keeps nothing.
+        if !drawn || fine == 0 {
             return;
         }
         let stream = Self { stream: self.stream ^ FINE, ..*self };

@@ -26,7 +26,7 @@ pub enum Divisor {
     Count,
 }
 
-/// `out_j = Σ w_i δ_ij / divisor` over the rows that agree with `signs`, in row order.
+/// `out_j = Σ w_i δ_ij / divisor` over the rows that agree with `signs` (1, -1, or 0), in row order.
 ///
 /// Where no row agrees, or the divisor is 0, the sum is divided by 1. A zero agrees with no sign. NaN
 /// always takes part, so that it is not lost.
@@ -56,9 +56,9 @@ pub fn disjoint<T: Real>(
             for (((out, total), &delta), &sign) in
                 out.iter_mut().zip(&mut *shares).zip(deltas).zip(signs)
             {
-                let disagrees = agrees_not(vote * delta, sign);
-                *out += if disagrees { T::ZERO } else { weight * delta };
-                *total += if disagrees { T::ZERO } else { share };
+                let agrees = agrees(vote * delta, sign);
+                *out += if agrees { weight * delta } else { T::ZERO };
+                *total += if agrees { share } else { T::ZERO };
             }
         }
         if divisor != Divisor::One {
@@ -69,15 +69,13 @@ pub fn disjoint<T: Real>(
     }
 }
 
-/// Whether a vote is surely not for the sign. The vote itself is compared, not its product with
-/// the sign, since a sign of 0 is one that no vote agrees with.
+/// Whether a vote takes part: it has the sign, or is NaN. A sign of 0 is one that no vote has, not
+/// even an infinite one, whose product with it is NaN.
 #[inline]
-#[expect(clippy::needless_bitwise_bool, reason = "short circuits would be branches in the loop")]
-fn agrees_not<T: Real>(vote: T, sign: T) -> bool {
-    let against_positive = (sign > T::ZERO) & (vote <= T::ZERO);
-    let against_negative = (sign < T::ZERO) & (vote >= T::ZERO);
-    let against_none = (sign == T::ZERO) & ((vote <= T::ZERO) | (vote >= T::ZERO));
-    against_positive | against_negative | against_none
+#[expect(clippy::eq_op, reason = "only NaN differs from itself")]
+#[expect(clippy::needless_bitwise_bool, reason = "a short circuit would be a branch in the loop")]
+fn agrees<T: Real>(vote: T, sign: T) -> bool {
+    (vote * sign > T::ZERO) | (vote != vote)
 }
 
 #[cfg(test)]
