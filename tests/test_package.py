@@ -28,18 +28,22 @@ TORCH_ROOMS = {"calibration", "demo", "search"}
 
 UNSAFE_FILES = {
     "rust/sensmerge-core/src/checkpoint/mapping.rs",
+    "rust/sensmerge-core/src/processor.rs",
     "rust/sensmerge-py/src/buffers.rs",
 }
 # What each room of the core may use of the others.
 ARROWS = {
     "error": set(),
-    "dtype": {"error"},
-    "random": set(),
-    "kernel": {"dtype", "random"},
+    "processor": set(),
+    "dtype": {"error", "processor"},
+    "random": {"processor"},
+    "kernel": {"dtype", "processor", "random"},
     "checkpoint": {"dtype", "error"},
     "method": {"dtype", "error", "kernel"},
     "plan": {"checkpoint", "dtype", "error", "method"},
-    "execute": {"checkpoint", "dtype", "error", "kernel", "method", "plan", "random"},
+    "execute": {
+        "checkpoint", "dtype", "error", "kernel", "method", "plan", "processor", "random"
+    },
 }
 
 

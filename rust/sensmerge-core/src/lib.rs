@@ -18,6 +18,7 @@ pub mod execute;
 pub mod kernel;
 pub mod method;
 pub mod plan;
+pub mod processor;
 pub mod random;
 
 pub use error::{Error, Result};

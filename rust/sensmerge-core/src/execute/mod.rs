@@ -5,6 +5,7 @@ mod copy;
 mod majority;
 mod merge;
 mod monitor;
+mod pool;
 pub mod reduce;
 mod rescale;
 mod tensor;
@@ -25,6 +26,7 @@ use crate::method::{Rescale, Scope};
 use crate::plan::{Plan, Precision};
 use merge::{Combination, merge_chunk};
 pub use monitor::Monitor;
+pub use pool::pool;
 use tensor::{Cut, Sparsity, Tensor};
 use window::{Chunk, Scratch, chunk_entries, chunks_of, precision, windows};
 
@@ -133,10 +135,7 @@ pub fn execute(
 ) -> Result<Summary> {
     let start = std::time::Instant::now();
     let run = Run { plan, output, options, monitor };
-    let threads = options.threads.unwrap_or(0);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(|error| {
-        Error::setting("threads", format!("{threads} threads cannot be started: {error}"))
-    })?;
+    let pool = pool(options.threads)?;
     let protected: Vec<&Path> = plan.inputs.iter().map(PathBuf::as_path).collect();
     let folder = OutputFolder::create(output, options.overwrite, &protected)?;
     pool.install(|| write(&run, &folder))?;

@@ -1,0 +1,105 @@
+//! What depends on the processor: its widest vector instructions, and its floating-point mode.
+#![expect(unsafe_code, reason = "instruction sets and control registers are beyond safe Rust")]
+
+use std::sync::OnceLock;
+
+/// Names the widest instruction set that is used: `baseline`, `avx2` or `avx512`. For tests and
+/// measurements; no choice changes a byte of any result.
+pub const LEVEL_VARIABLE: &str = "SENSMERGE_SIMD";
+
+/// Instruction sets that loops are compiled for, narrowest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// What the target guarantees.
+    Baseline,
+    /// AVX2 and BMI.
+    Avx2,
+    /// AVX-512 with byte, word, doubleword and vector-length extensions.
+    Avx512,
+}
+
+/// The widest level that this processor has and [`LEVEL_VARIABLE`] allows, looked up once.
+#[must_use]
+pub fn level() -> Level {
+    static LEVEL: OnceLock<Level> = OnceLock::new();
+    *LEVEL.get_or_init(|| {
+        let allowed = match std::env::var(LEVEL_VARIABLE).as_deref() {
+            Ok("baseline") => Level::Baseline,
+            Ok("avx2") => Level::Avx2,
+            _ => Level::Avx512,
+        };
+        detected().min(allowed)
+    })
+}
+
+#[cfg(target_arch = "x86_64")]
+fn detected() -> Level {
+    let avx2 = is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("bmi1")
+        && is_x86_feature_detected!("bmi2");
+    let avx512 = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl");
+    match (avx2, avx512) {
+        (true, true) => Level::Avx512,
+        (true, false) => Level::Avx2,
+        (false, _) => Level::Baseline,
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn detected() -> Level {
+    Level::Baseline
+}
+
+/// Run `work` as it was compiled for the widest level. Its loops are the same on every level: only
+/// how many entries an instruction takes differs, and multiplications and additions are never
+/// fused.
+#[inline]
+pub(crate) fn widest<R>(work: impl FnOnce() -> R) -> R {
+    #[cfg(target_arch = "x86_64")]
+    match level() {
+        // SAFETY: `level` has seen that the processor has these instructions.
+        Level::Avx512 => return unsafe { with_avx512(work) },
+        // SAFETY: as above.
+        Level::Avx2 => return unsafe { with_avx2(work) },
+        Level::Baseline => {}
+    }
+    work()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi1,bmi2")]
+fn with_avx512<R>(work: impl FnOnce() -> R) -> R {
+    work()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,bmi1,bmi2")]
+fn with_avx2<R>(work: impl FnOnce() -> R) -> R {
+    work()
+}
+
+/// Give this thread the floating-point mode that Rust assumes: round to nearest even, keep
+/// subnormals. A new thread inherits its creator's mode, and `torch.set_flush_denormal(True)`
+/// changes that of the thread that calls it.
+pub(crate) fn reset_float_mode() {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let every_exception_masked = 0x1f80_u32;
+        // SAFETY: this loads the value that the register has when a program starts.
+        unsafe {
+            std::arch::asm!(
+                "ldmxcsr [{}]",
+                in(reg) &raw const every_exception_masked,
+                options(nostack, readonly, preserves_flags)
+            );
+        }
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::asm!("msr fpcr, xzr", options(nostack, nomem, preserves_flags));
+    }
+}
