@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -150,34 +149,6 @@ def test_merges_are_the_references(
             np.maximum(largest, np.abs(wanted)), bits, 1e-38
         )
     assert apart.mean() < EXCEPTIONS, f"{apart.sum()} of {apart.size} entries"
-
-
-@pytest.mark.parametrize(
-    ("method", "semantics"), list(itertools.product(METHODS, ["mergekit", "original"]))
-)
-def test_bytes_do_not_depend_on_threads_or_chunks(
-    tmp_path: Path, method: str, semantics: str
-) -> None:
-    tensor_family(tmp_path, experts=3, dtype="bfloat16")
-    models = [{"model": f"e{i}", "parameters": {"density": 0.4}} for i in range(3)]
-    recipe = Recipe.from_dict(
-        {
-            "merge_method": method,
-            "base_model": "base",
-            "models": models,
-            "semantics": semantics,
-            "parameters": {"ties_density": 0.5},
-        },
-        folder=tmp_path,
-    )
-    written = set()
-    for threads, chunk_bytes in [(1, None), (2, 65536), (3, 100_003), (8, 7_340_033), (2, 1 << 20)]:
-        out = tmp_path / f"out-{threads}-{chunk_bytes}"
-        sensmerge.merge(
-            recipe, out, threads=threads, chunk_bytes=chunk_bytes, progress=False, sync=False
-        )
-        written.add((out / "model.safetensors").read_bytes())
-    assert len(written) == 1
 
 
 def test_mode_off_writes_the_plain_methods_bytes(tmp_path: Path) -> None:
