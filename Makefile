@@ -19,20 +19,23 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint stubs bench docs pins clean force
+.PHONY: help demo test lint instructions stubs bench docs pins clean force
 
 help: ## Print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 demo: $(STAMPS)/built ## Train a small family of models, calibrate, merge in every way, compare
 	$(BIN)/sensmerge demo demo
 
-test: lint ## Lint, then run the tests of both languages
+test: lint instructions ## Lint, count instructions, run the tests of both languages
 	cargo test --quiet --release --locked --workspace
 	$(BIN)/python -m pytest
 
 lint: $(STAMPS)/built ## Formatting, clippy, ruff, mypy, type stubs
 	scripts/lint
+
+instructions: $(STAMPS)/uv ## Instructions of every kernel, compared with benches/records
+	$(BIN)/python scripts/instructions.py
 
 stubs: $(STAMPS)/built ## Write python/sensmerge/_core.pyi from the Rust sources
 	$(BIN)/python scripts/stubs.py

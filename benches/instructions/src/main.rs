@@ -1,0 +1,156 @@
+//! Every kernel once, on one block of made-up entries, for `scripts/instructions.py` to count its
+//! instructions. Prints the level of instructions it runs on, then the kernels in their order.
+//!
+//! A new kernel is one line in [`KERNELS`].
+
+use std::hint::black_box;
+
+use sensmerge_core::dtype::{Float, Real};
+use sensmerge_core::kernel::bracket::{Bracket, Counts, count_and_collect};
+use sensmerge_core::kernel::disjoint::{Agreement, Divisor, disjoint};
+use sensmerge_core::kernel::distance::squared_distance;
+use sensmerge_core::kernel::elect::{elect_sign, sum_of_signs};
+use sensmerge_core::kernel::finite::{has_infinite, has_nan};
+use sensmerge_core::kernel::random_drop::drop_and_rescale;
+use sensmerge_core::kernel::sensitivity::sum_abs_product;
+use sensmerge_core::kernel::sum::l1;
+use sensmerge_core::kernel::task_vector::subtract;
+use sensmerge_core::kernel::trim::{count_equal, trim, trim_exact};
+use sensmerge_core::kernel::weighted_sum::{divide, multiply, scale_and_add, weighted_sum};
+use sensmerge_core::processor::level;
+use sensmerge_core::random::Stream;
+
+/// Entries of a block, as merges cut them.
+const ENTRIES: usize = 4096;
+
+/// Experts, where a kernel combines several.
+const EXPERTS: usize = 3;
+
+type Kernel = fn(&mut Block);
+
+/// Names, which the record has too, and calls. What decides between loops comes from the block, so
+/// that no call is compiled for one choice only.
+const KERNELS: &[(&str, Kernel)] = &[
+    ("widen float16", |b| f32::widen(Float::F16, &b.float16, &mut b.out)),
+    ("widen bfloat16", |b| f32::widen(Float::Bf16, &b.bfloat16, &mut b.out)),
+    ("widen float32", |b| f32::widen(Float::F32, &b.float32, &mut b.out)),
+    ("narrow float16", |b| f32::narrow(&b.delta, Float::F16, &mut b.float16)),
+    ("narrow bfloat16", |b| f32::narrow(&b.delta, Float::Bf16, &mut b.bfloat16)),
+    ("narrow float32", |b| f32::narrow(&b.delta, Float::F32, &mut b.float32)),
+    ("subtract", |b| subtract(&mut b.delta, &b.base)),
+    ("has_nan", |b| keep_result(has_nan(&b.delta))),
+    ("has_infinite", |b| keep_result(has_infinite(&b.delta))),
+    ("keep, density 0.5", |b| Stream::new(1, 2, "w").keep(0, black_box(0.5), &mut b.keep)),
+    ("keep, density 0.9", |b| Stream::new(1, 2, "w").keep(0, black_box(0.9), &mut b.keep)),
+    ("drop_and_rescale", |b| drop_and_rescale(&mut b.delta, &b.keep, b.factor)),
+    ("count_and_collect", |b| {
+        keep_result(count_and_collect(&b.delta, b.bracket, &mut Counts::default(), &mut b.inside));
+    }),
+    ("count_equal", |b| keep_result(count_equal(&b.delta, b.threshold))),
+    ("trim", |b| trim(&mut b.delta, b.threshold)),
+    ("trim_exact", |b| trim_exact(&mut b.delta, b.threshold, &mut b.ties)),
+    ("l1", |b| keep_result(l1(&b.delta))),
+    ("multiply", |b| multiply(&mut b.delta, b.factor)),
+    ("divide", |b| divide(&mut b.delta, b.factor)),
+    ("elect_sign", |b| elect_sign(&b.rows, &b.weights, b.zero_sign, &mut b.signs)),
+    ("sum_of_signs", |b| keep_result(sum_of_signs(&b.rows, &b.weights, b.out.len()))),
+    ("disjoint, weighted by weights", |b| {
+        let (agreement, divisor) = black_box((Agreement::Weighted, Divisor::Weights));
+        disjoint(&b.rows, &b.weights, &b.signs, agreement, divisor, &mut b.out);
+    }),
+    ("disjoint, unweighted by count", |b| {
+        let (agreement, divisor) = black_box((Agreement::Unweighted, Divisor::Count));
+        disjoint(&b.rows, &b.weights, &b.signs, agreement, divisor, &mut b.out);
+    }),
+    ("weighted_sum", |b| weighted_sum(&b.rows, &b.weights, &mut b.out)),
+    ("scale_and_add", |b| scale_and_add(&b.base, b.factor, &mut b.delta)),
+    ("sum_abs_product", |b| keep_result(sum_abs_product(&b.base, &b.delta))),
+    ("squared_distance", |b| keep_result(squared_distance(&b.base, &b.delta))),
+];
+
+/// What kernels read and write.
+#[derive(Clone)]
+struct Block {
+    base: Vec<f32>,
+    delta: Vec<f32>,
+    /// Task vectors of all experts.
+    rows: Vec<f32>,
+    weights: Vec<f32>,
+    signs: Vec<f32>,
+    out: Vec<f32>,
+    keep: Vec<u8>,
+    inside: Vec<i32>,
+    float16: Vec<u8>,
+    bfloat16: Vec<u8>,
+    float32: Vec<u8>,
+    factor: f32,
+    zero_sign: f32,
+    /// A magnitude's bits: about two entries in three are below, and some are equal.
+    threshold: i32,
+    /// Around the threshold: it holds one entry in a hundred.
+    bracket: Bracket<i32>,
+    ties: u64,
+}
+
+impl Block {
+    /// Entries from a generator written here: what is counted must not change with another's.
+    fn new() -> Self {
+        let mut state = 1_u64;
+        let mut draw = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            // A hundred magnitudes of either sign, so that some are equal.
+            f32::from((state >> 48) as i16 / 328) / 4096.0
+        };
+        let mut entries = |count: usize| -> Vec<f32> { (0..count).map(|_| draw()).collect() };
+        let (base, rows, signs) = (entries(ENTRIES), entries(EXPERTS * ENTRIES), entries(ENTRIES));
+        let delta = rows[..ENTRIES].to_vec();
+        let stored = |to: Float| {
+            let mut bytes = vec![0; ENTRIES * to.size()];
+            f32::narrow(&base, to, &mut bytes);
+            bytes
+        };
+        let magnitude = |number: f32| (number / 4096.0).magnitude();
+        Self {
+            float16: stored(Float::F16),
+            bfloat16: stored(Float::Bf16),
+            float32: stored(Float::F32),
+            keep: delta.iter().map(|&delta| u8::from(delta > 0.0)).collect(),
+            signs: signs.into_iter().map(f32::signum).collect(),
+            base,
+            delta,
+            rows,
+            weights: vec![1.0, 0.75, 0.5],
+            out: vec![0.0; ENTRIES],
+            inside: vec![0; ENTRIES],
+            factor: 1.25,
+            zero_sign: 1.0,
+            threshold: magnitude(66.0),
+            bracket: Bracket { low: magnitude(65.0), high: magnitude(67.0) },
+            ties: 20,
+        }
+    }
+}
+
+fn main() {
+    println!("{:?}", level());
+    let block = Block::new();
+    for (name, kernel) in KERNELS {
+        println!("{name}");
+        // Once for what happens only the first time.
+        kernel(&mut block.clone());
+        let mut fresh = block.clone();
+        counted(*kernel, &mut fresh);
+        black_box(&fresh);
+    }
+}
+
+/// The counter is on in here, by this function's name.
+#[inline(never)]
+fn counted(kernel: Kernel, block: &mut Block) {
+    kernel(block);
+}
+
+/// Let the compiler believe that somebody looks at a result.
+fn keep_result<T>(result: T) {
+    black_box(result);
+}
