@@ -9,6 +9,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::processor::widest;
+
 /// Every dtype that a safetensors header can name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "the names are the format's")]
@@ -163,14 +165,17 @@ pub trait Real:
     + Div<Output = Self>
     + 'static
 {
+    /// The bits of an absolute value, as an integer that is never negative.
+    type Magnitude: Copy + Default + Ord + Into<i64> + TryFrom<i64> + Send + Sync + std::fmt::Debug;
+
     /// 0.
     const ZERO: Self;
     /// 1.
     const ONE: Self;
     /// Infinity.
     const INFINITY: Self;
-    /// Bits of a magnitude: all but the sign.
-    const MAGNITUDE_BITS: u32;
+    /// The largest bits of a magnitude.
+    const LARGEST_MAGNITUDE: Self::Magnitude;
 
     /// Round to this type, to nearest even.
     fn from_f64(value: f64) -> Self;
@@ -179,8 +184,12 @@ pub trait Real:
     /// `|self|`.
     #[must_use]
     fn abs(self) -> Self;
+    /// `self`, or 0 where it is not kept: without a branch, and without the masked store that
+    /// compilers make of a choice.
+    #[must_use]
+    fn only_if(self, kept: bool) -> Self;
     /// The bits of `|self|`: they order as magnitudes do, NaN above infinity.
-    fn magnitude(self) -> u64;
+    fn magnitude(self) -> Self::Magnitude;
 
     /// Read entries of dtype `from`, little-endian at any alignment. Exact, but for float64 into
     /// f32, which is rounded to nearest even.
@@ -198,10 +207,12 @@ pub trait Real:
 }
 
 impl Real for f32 {
+    type Magnitude = i32;
+
     const ZERO: Self = 0.0;
     const ONE: Self = 1.0;
     const INFINITY: Self = f32::INFINITY;
-    const MAGNITUDE_BITS: u32 = 31;
+    const LARGEST_MAGNITUDE: i32 = i32::MAX;
 
     fn from_f64(value: f64) -> Self {
         value as f32
@@ -215,8 +226,14 @@ impl Real for f32 {
         f32::abs(self)
     }
 
-    fn magnitude(self) -> u64 {
-        u64::from(self.to_bits() & 0x7fff_ffff)
+    #[inline]
+    fn only_if(self, kept: bool) -> Self {
+        Self::from_bits(self.to_bits() & 0_u32.wrapping_sub(u32::from(kept)))
+    }
+
+    #[inline]
+    fn magnitude(self) -> i32 {
+        (self.to_bits() & 0x7fff_ffff).cast_signed()
     }
 
     fn widen(from: Float, bytes: &[u8], out: &mut [Self]) {
@@ -239,10 +256,12 @@ impl Real for f32 {
 }
 
 impl Real for f64 {
+    type Magnitude = i64;
+
     const ZERO: Self = 0.0;
     const ONE: Self = 1.0;
     const INFINITY: Self = f64::INFINITY;
-    const MAGNITUDE_BITS: u32 = 63;
+    const LARGEST_MAGNITUDE: i64 = i64::MAX;
 
     fn from_f64(value: f64) -> Self {
         value
@@ -256,8 +275,14 @@ impl Real for f64 {
         f64::abs(self)
     }
 
-    fn magnitude(self) -> u64 {
-        self.to_bits() & 0x7fff_ffff_ffff_ffff
+    #[inline]
+    fn only_if(self, kept: bool) -> Self {
+        Self::from_bits(self.to_bits() & 0_u64.wrapping_sub(u64::from(kept)))
+    }
+
+    #[inline]
+    fn magnitude(self) -> i64 {
+        (self.to_bits() & 0x7fff_ffff_ffff_ffff).cast_signed()
     }
 
     fn widen(from: Float, bytes: &[u8], out: &mut [Self]) {
@@ -279,28 +304,34 @@ impl Real for f64 {
     }
 }
 
-fn read<const N: usize, T>(bytes: &[u8], out: &mut [T], entry: impl Fn([u8; N]) -> T) {
+fn read<const N: usize, T: Copy>(bytes: &[u8], out: &mut [T], entry: impl Fn([u8; N]) -> T) {
     let (entries, rest) = bytes.as_chunks::<N>();
     assert!(rest.is_empty() && entries.len() == out.len(), "entries do not match their bytes");
-    for (out, bytes) in out.iter_mut().zip(entries) {
-        *out = entry(*bytes);
-    }
+    convert(entries, out, entry);
 }
 
 fn write<const N: usize, T: Copy>(values: &[T], out: &mut [u8], bytes: impl Fn(T) -> [u8; N]) {
     let (entries, rest) = out.as_chunks_mut::<N>();
     assert!(rest.is_empty() && entries.len() == values.len(), "entries do not match their bytes");
-    for (entry, value) in entries.iter_mut().zip(values) {
-        *entry = bytes(*value);
+    convert(values, entries, bytes);
+}
+
+widest! {
+    fn convert<A: Copy, B: Copy, F: Fn(A) -> B>(from: &[A], to: &mut [B], convert: F) {
+        for (to, &from) in to.iter_mut().zip(from) {
+            *to = convert(from);
+        }
     }
 }
 
+#[inline]
 fn bf16_to_f32(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
 /// Add half a unit of the last kept place, a little less where that place is even: the carry
 /// rounds to nearest even and runs into infinity by itself.
+#[inline]
 fn f32_to_bf16(value: f32) -> u16 {
     let bits = value.to_bits();
     let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
@@ -310,6 +341,7 @@ fn f32_to_bf16(value: f32) -> u16 {
 
 /// Shift exponent and mantissa into a float32's place and let a multiplication move the bias:
 /// that is exact for subnormals too. Infinity and NaN get the largest exponent.
+#[inline]
 fn f16_to_f32(bits: u16) -> f32 {
     const BIAS: f32 = f32::from_bits((127 + (127 - 15)) << 23);
     let sign = u32::from(bits & 0x8000) << 16;
@@ -323,6 +355,7 @@ fn f16_to_f32(bits: u16) -> f32 {
 /// Three cases, all computed, one chosen: normal numbers round by carry as in bfloat16; for
 /// subnormals an addition of one half shifts the kept places to the mantissa's end and rounds; the
 /// rest is infinite or NaN.
+#[inline]
 fn f32_to_f16(value: f32) -> u16 {
     const SMALLEST_NORMAL: u32 = (127 - 14) << 23;
     const BEYOND: u32 = (127 + 16) << 23;
@@ -342,6 +375,7 @@ fn f32_to_f16(value: f32) -> u16 {
 
 /// Round to float32 towards zero and set the last place if anything was lost. A second rounding,
 /// to a format of at most 22 bits, then gives what a single one would have given.
+#[inline]
 fn to_odd(value: f64) -> f32 {
     let nearest = value as f32;
     let (exact, back) = (value.abs(), f64::from(nearest).abs());

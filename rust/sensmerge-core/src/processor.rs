@@ -53,33 +53,49 @@ fn detected() -> Level {
     Level::Baseline
 }
 
-/// Run `work` as it was compiled for the widest level. Its loops are the same on every level: only
-/// how many entries an instruction takes differs, and multiplications and additions are never
-/// fused.
-#[inline]
-pub(crate) fn widest<R>(work: impl FnOnce() -> R) -> R {
-    #[cfg(target_arch = "x86_64")]
-    match level() {
-        // SAFETY: `level` has seen that the processor has these instructions.
-        Level::Avx512 => return unsafe { with_avx512(work) },
-        // SAFETY: as above.
-        Level::Avx2 => return unsafe { with_avx2(work) },
-        Level::Baseline => {}
-    }
-    work()
-}
+/// Compile a function once for every [`Level`] and call the widest version that this processor
+/// has. The loops are the same on every level: only how many entries an instruction takes differs,
+/// and multiplications and additions are never fused.
+///
+/// What the function calls must be inlined, or it stays at the baseline.
+macro_rules! widest {
+    (
+        $(#[$attribute:meta])*
+        $visibility:vis fn $name:ident $(<$($generic:ident : $bound:path),+>)? (
+            $($argument:ident : $type:ty),* $(,)?
+        ) $(-> $result:ty)? $body:block
+    ) => {
+        $(#[$attribute])*
+        $visibility fn $name $(<$($generic: $bound),+>)? ($($argument: $type),*) $(-> $result)? {
+            #[inline(always)]
+            fn work $(<$($generic: $bound),+>)? ($($argument: $type),*) $(-> $result)? $body
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi1,bmi2")]
-fn with_avx512<R>(work: impl FnOnce() -> R) -> R {
-    work()
-}
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code, reason = "instruction sets are beyond safe Rust")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi1,bmi2")]
+                fn avx512 $(<$($generic: $bound),+>)? ($($argument: $type),*) $(-> $result)? {
+                    work($($argument),*)
+                }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,bmi1,bmi2")]
-fn with_avx2<R>(work: impl FnOnce() -> R) -> R {
-    work()
+                #[target_feature(enable = "avx2,bmi1,bmi2")]
+                fn avx2 $(<$($generic: $bound),+>)? ($($argument: $type),*) $(-> $result)? {
+                    work($($argument),*)
+                }
+
+                match $crate::processor::level() {
+                    // SAFETY: `level` has seen that the processor has these instructions.
+                    $crate::processor::Level::Avx512 => return unsafe { avx512($($argument),*) },
+                    // SAFETY: as above.
+                    $crate::processor::Level::Avx2 => return unsafe { avx2($($argument),*) },
+                    $crate::processor::Level::Baseline => {}
+                }
+            }
+            work($($argument),*)
+        }
+    };
 }
+pub(crate) use widest;
 
 /// Give this thread the floating-point mode that Rust assumes: round to nearest even, keep
 /// subnormals. A new thread inherits its creator's mode, and `torch.set_flush_denormal(True)`

@@ -16,6 +16,8 @@
 //!
 //! So a decision costs one byte, and its probability is `D / 2⁴⁰` exactly.
 
+use crate::processor::widest;
+
 const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 const FINE: u64 = 0x9E37_79B9_7F4A_7C15;
@@ -24,7 +26,13 @@ const FINE: u64 = 0x9E37_79B9_7F4A_7C15;
 const PER_BLOCK: usize = 16;
 
 /// Blocks computed side by side, for the compiler to vectorise.
-const LANES: usize = 4;
+const LANES: usize = 32;
+
+/// Entries that these decide.
+const GROUP: usize = PER_BLOCK * LANES;
+
+/// Entries looked through for draws at a time.
+const PART: usize = 32;
 
 /// The Philox4x32 generator with 10 rounds.
 #[must_use]
@@ -35,7 +43,7 @@ pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
 
 /// The same for `N` counters at once, word by word. Each word's lanes lie side by side and are
 /// worked on in loops of their own, which is what the compiler needs to vectorise them.
-#[inline]
+#[inline(always)]
 fn philox_lanes<const N: usize>(counter: [[u32; N]; 4], mut key: [u32; 2]) -> [[u32; N]; 4] {
     let [mut a, mut b, mut c, mut d] = counter;
     for _ in 0..10 {
@@ -89,31 +97,52 @@ impl Stream {
             return;
         }
         let (coarse, fine) = ((threshold >> 32) as u8, threshold as u32);
-        let mut bytes = [0; PER_BLOCK * LANES];
+        let mut bytes = [0; GROUP];
         let mut entry = first;
         let mut rest = keep;
         while !rest.is_empty() {
             let skipped = (entry % PER_BLOCK as u64) as usize;
-            self.bytes(entry / PER_BLOCK as u64, &mut bytes);
-            let length = rest.len().min(bytes.len() - skipped);
+            coarse_bytes(*self, entry / PER_BLOCK as u64, &mut bytes);
+            let length = rest.len().min(GROUP - skipped);
             let (now, later) = rest.split_at_mut(length);
-            self.decide(entry, (coarse, fine), &bytes[skipped..skipped + length], now);
+            let bytes = &bytes[skipped..skipped + length];
+            let drawn = compare(bytes, coarse, now);
+            // A fine threshold of 0, as that of density 0.5, keeps nothing.
+            if drawn && fine != 0 {
+                self.draw(entry, (coarse, fine), bytes, now);
+            }
             entry += length as u64;
             rest = later;
         }
     }
 
+    /// Decide by the fine stream where the coarse one could not.
+    fn draw(&self, first: u64, (coarse, fine): (u8, u32), bytes: &[u8], keep: &mut [u8]) {
+        let stream = Self { stream: self.stream ^ FINE, ..*self };
+        for (start, part) in (0..).step_by(PART).zip(bytes.chunks(PART)) {
+            // Most parts hold no draw, and that is seen at once.
+            if part.iter().fold(false, |drawn, &byte| drawn | (byte == coarse)) {
+                for (place, _) in part.iter().enumerate().filter(|&(_, &byte)| byte == coarse) {
+                    let entry = first + (start + place) as u64;
+                    keep[start + place] = u8::from(stream.word(entry) < fine);
+                }
+            }
+        }
+    }
+}
+
+widest! {
     /// The coarse bytes of `LANES` blocks from `block` on.
-    fn bytes(&self, block: u64, out: &mut [u8; PER_BLOCK * LANES]) {
+    fn coarse_bytes(stream: Stream, block: u64, out: &mut [u8; GROUP]) {
         let blocks: [u64; LANES] = std::array::from_fn(|lane| block.wrapping_add(lane as u64));
         let words = philox_lanes(
             [
                 blocks.map(|block| block as u32),
                 blocks.map(|block| (block >> 32) as u32),
-                [self.stream as u32; LANES],
-                [(self.stream >> 32) as u32; LANES],
+                [stream.stream as u32; LANES],
+                [(stream.stream >> 32) as u32; LANES],
             ],
-            self.key,
+            stream.key,
         );
         for (lane, out) in out.chunks_exact_mut(PER_BLOCK).enumerate() {
             for (word, out) in words.iter().zip(out.chunks_exact_mut(4)) {
@@ -121,23 +150,17 @@ impl Stream {
             }
         }
     }
+}
 
-    fn decide(&self, first: u64, (coarse, fine): (u8, u32), bytes: &[u8], keep: &mut [u8]) {
+widest! {
+    /// Keep where a byte is below `coarse`; whether any is equal to it.
+    fn compare(bytes: &[u8], coarse: u8, keep: &mut [u8]) -> bool {
         let mut drawn = false;
         for (keep, &byte) in keep.iter_mut().zip(bytes) {
             *keep = u8::from(byte < coarse);
             drawn |= byte == coarse;
         }
-        // A fine threshold of 0, as that of density 0.5, keeps nothing.
-        if !drawn || fine == 0 {
-            return;
-        }
-        let stream = Self { stream: self.stream ^ FINE, ..*self };
-        for (place, &byte) in bytes.iter().enumerate() {
-            if byte == coarse {
-                keep[place] = u8::from(stream.word(first + place as u64) < fine);
-            }
-        }
+        drawn
     }
 }
 

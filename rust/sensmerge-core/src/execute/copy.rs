@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::Run;
-use crate::checkpoint::output::ShardWriter;
+use super::destination::{Destination, Slot};
 use crate::error::{Error, Result};
 use crate::plan::Content;
 
@@ -29,12 +29,18 @@ pub(super) fn verify(run: &Run) -> Result<()> {
 }
 
 /// Write the tensors that are copied.
-pub(super) fn write(run: &Run, writers: &[ShardWriter]) -> Result<()> {
-    run.plan.steps.par_iter().try_for_each(|step| {
-        let Content::Copy((checkpoint, tensor)) = &step.content else {
-            return Ok(());
-        };
+pub(super) fn write(run: &Run, destination: &mut Destination) -> Result<()> {
+    let mut copies = Vec::new();
+    for (place, step) in run.plan.steps.iter().enumerate() {
+        if let Content::Copy((checkpoint, tensor)) = &step.content {
+            let bytes = checkpoint.bytes(tensor);
+            copies.extend(
+                destination.slots(place, step, bytes.len()).pop().map(|slot| (slot, bytes)),
+            );
+        }
+    }
+    copies.into_par_iter().try_for_each(|(slot, bytes): (Slot, &[u8])| {
         run.monitor.check()?;
-        writers[step.shard].write_at(step.bytes.start, checkpoint.bytes(tensor))
+        slot.put(bytes)
     })
 }

@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use super::Run;
+use super::destination::Slot;
 use super::tensor::{BLOCK, Block, Sparsity, Tensor};
 use super::window::{Chunk, Scratch};
-use crate::checkpoint::output::ShardWriter;
 use crate::dtype::{Float, Real};
 use crate::error::{Error, Result};
 use crate::kernel::disjoint::{Divisor, disjoint};
@@ -15,9 +15,11 @@ use crate::kernel::weighted_sum::{divide, scale_and_add, weighted_sum};
 use crate::method::{Agreement, Operand, SMALLEST_DIVISOR, ZeroSign};
 
 /// Everything that the last sweep over one tensor needs to know.
-pub(super) struct Combination<T> {
+pub(super) struct Combination<T: Real> {
     sparsity: Vec<Sparsity<T>>,
     weights: Vec<T>,
+    /// What the experts' votes on a sign are multiplied by.
+    votes: Vec<T>,
     /// The sum of weights, where that is what the sum of terms is divided by.
     divisor: Option<T>,
     lambda: T,
@@ -32,8 +34,12 @@ impl<T: Real> Combination<T> {
         let divides = method.consensus.is_none()
             && method.divisor == Divisor::Weights
             && sum.abs() >= SMALLEST_DIVISOR;
+        let weighted = |agreement| agreement == Agreement::Weighted;
+        let weighted = method.consensus.is_none_or(|consensus| weighted(consensus.agreement));
+        let vote = |weight| if weighted { T::from_f64(weight) } else { T::ONE };
         Self {
             sparsity,
+            votes: weights.iter().map(|&weight| vote(weight)).collect(),
             weights: weights.into_iter().map(T::from_f64).collect(),
             divisor: divides.then(|| T::from_f64(sum)),
             lambda: T::from_f64(tensor.merge.lambda),
@@ -42,33 +48,47 @@ impl<T: Real> Combination<T> {
     }
 }
 
-/// Merge one chunk of a tensor and write it where it belongs.
+/// Merge one chunk of a tensor and put it where it belongs.
 pub(super) fn merge_chunk<T: Real>(
     run: &Run,
     scratch: &Scratch<T>,
     tensor: &Tensor,
     combination: &Combination<T>,
     chunk: &Chunk,
-    writer: &ShardWriter,
+    slot: Slot,
 ) -> Result<()> {
     run.monitor.check()?;
-    let size = tensor.merge.out_dtype.size();
-    scratch.lend(|block| {
-        let places = combination.sparsity.iter();
-        let mut ties: Vec<u64> = places.map(|expert| expert.cut.ties_at(chunk.place)).collect();
-        let mut written = std::mem::take(&mut block.bytes);
-        written.resize(chunk.entries.len() * size, 0);
-        let mut blocks = chunk.blocks().zip(written.chunks_mut(BLOCK * size));
-        let merged = blocks.try_for_each(|(entries, bytes)| {
-            combine(run, tensor, combination, entries, &mut ties, block)?;
-            round(run, tensor, block, bytes)
-        });
-        let offset = tensor.step.bytes.start + (chunk.entries.start * size) as u64;
-        let result = merged.and_then(|()| writer.write_at(offset, &written));
-        block.bytes = written;
-        result
+    scratch.lend(|block| match slot {
+        Slot::Memory(bytes) => merge_into(run, tensor, combination, chunk, block, bytes),
+        Slot::File { writer, offset } => {
+            let mut bytes = std::mem::take(&mut block.bytes);
+            bytes.resize(chunk.entries.len() * tensor.merge.out_dtype.size(), 0);
+            let merged = merge_into(run, tensor, combination, chunk, block, &mut bytes);
+            let result = merged.and_then(|()| writer.write_at(offset, &bytes));
+            block.bytes = bytes;
+            result
+        }
     })?;
     run.monitor.advance(tensor.entry_bytes * chunk.entries.len() as u64);
+    Ok(())
+}
+
+/// Merge one chunk of a tensor into `bytes`.
+fn merge_into<T: Real>(
+    run: &Run,
+    tensor: &Tensor,
+    combination: &Combination<T>,
+    chunk: &Chunk,
+    block: &mut Block<T>,
+    bytes: &mut [u8],
+) -> Result<()> {
+    let places = combination.sparsity.iter();
+    let mut ties: Vec<u64> = places.map(|expert| expert.cut.ties_at(chunk.place)).collect();
+    let size = BLOCK * tensor.merge.out_dtype.size();
+    for (entries, bytes) in chunk.blocks().zip(bytes.chunks_mut(size)) {
+        combine(run, tensor, combination, &entries, &mut ties, block)?;
+        round(run, tensor, &entries, block, bytes)?;
+    }
     Ok(())
 }
 
@@ -77,23 +97,21 @@ fn combine<T: Real>(
     run: &Run,
     tensor: &Tensor,
     combination: &Combination<T>,
-    entries: Range<usize>,
+    entries: &Range<usize>,
     ties: &mut [u64],
     block: &mut Block<T>,
 ) -> Result<()> {
     let length = entries.len();
-    let Combination { sparsity, weights, divisor, lambda, majority } = combination;
+    let Combination { sparsity, weights, votes, divisor, lambda, majority } = combination;
     let Block { base, rows, signs, out, keep, .. } = block;
     let (base, rows) = (&mut base[..length], &mut rows[..length * weights.len()]);
     let (signs, out) = (&mut signs[..length], &mut out[..length]);
 
     tensor.read_base(entries.clone(), base);
-    if !run.options.allow_nan && has_nan(base) {
-        return Err(nan_input(tensor, None));
-    }
     for (expert, delta) in rows.chunks_exact_mut(length).enumerate() {
         tensor.read_expert(expert, entries.clone(), delta);
-        if !run.options.allow_nan && has_nan(delta) {
+        // Elsewhere NaN reaches the output, where one look finds it.
+        if tensor.drops(expert) && !run.options.allow_nan && has_nan(delta) {
             return Err(nan_input(tensor, Some(expert)));
         }
         tensor.subtract_base(base, delta);
@@ -108,7 +126,6 @@ fn combine<T: Real>(
             }
         }
         Some(consensus) => {
-            let votes = (consensus.agreement == Agreement::Weighted).then_some(weights.as_slice());
             let zero_sign = match consensus.zero_sign {
                 ZeroSign::Positive => T::ONE,
                 ZeroSign::Majority => *majority,
@@ -127,6 +144,7 @@ fn combine<T: Real>(
 fn round<T: Real>(
     run: &Run,
     tensor: &Tensor,
+    entries: &Range<usize>,
     block: &mut Block<T>,
     bytes: &mut [u8],
 ) -> Result<()> {
@@ -137,7 +155,7 @@ fn round<T: Real>(
         return Ok(());
     }
     if has_nan(values) {
-        return Err(unusable(run, tensor, "infinite inputs or weights merge to NaN"));
+        return Err(explain_nan(run, tensor, entries, block));
     }
     // Only float16 is narrower in range than what checkpoints hold.
     if dtype == Float::F16 && !has_infinite(values) {
@@ -149,6 +167,28 @@ fn round<T: Real>(
         }
     }
     Ok(())
+}
+
+/// Why a block of the output holds NaN.
+fn explain_nan<T: Real>(
+    run: &Run,
+    tensor: &Tensor,
+    entries: &Range<usize>,
+    block: &mut Block<T>,
+) -> Error {
+    let values = &mut block.out[..entries.len()];
+    values.fill(T::ZERO);
+    tensor.read_base(entries.clone(), values);
+    if has_nan(values) {
+        return nan_input(tensor, None);
+    }
+    for expert in 0..tensor.experts() {
+        tensor.read_expert(expert, entries.clone(), values);
+        if has_nan(values) {
+            return nan_input(tensor, Some(expert));
+        }
+    }
+    unusable(run, tensor, "infinite inputs or weights merge to NaN")
 }
 
 fn unusable(run: &Run, tensor: &Tensor, reason: &str) -> Error {

@@ -2,16 +2,21 @@
 //! pool of its own, and writes the output folder.
 
 mod copy;
+mod destination;
+mod idle;
 mod majority;
 mod merge;
 mod monitor;
 mod pool;
 pub mod reduce;
 mod rescale;
+mod sample;
+mod select;
 mod tensor;
 mod threshold;
 mod window;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -19,16 +24,17 @@ use serde::Serialize;
 
 use crate::checkpoint::INDEX_FILE;
 use crate::checkpoint::layout::index_json;
-use crate::checkpoint::output::{OutputFolder, ShardWriter};
+use crate::checkpoint::output::OutputFolder;
 use crate::dtype::Real;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::method::{Rescale, Scope};
 use crate::plan::{Plan, Precision};
+use destination::{Destination, Slot};
 use merge::{Combination, merge_chunk};
 pub use monitor::Monitor;
 pub use pool::pool;
 use tensor::{Cut, Sparsity, Tensor};
-use window::{Chunk, Scratch, chunk_entries, chunks_of, precision, windows};
+use window::{Chunk, Scratch, all_chunks, chunk_entries, precision, scratch, windows};
 
 /// Bytes of one input tensor that a thread works on at a time, as floats of the computing type.
 pub const DEFAULT_CHUNK_BYTES: usize = 1 << 20;
@@ -106,18 +112,6 @@ struct Run<'e> {
     monitor: &'e Monitor,
 }
 
-impl Run<'_> {
-    fn chunk_entries<T: Real>(&self) -> usize {
-        chunk_entries::<T>(self.options.chunk_bytes)
-    }
-
-    /// Progress of a sweep over the base and one expert.
-    fn advance_expert(&self, tensor: &Tensor, entries: usize) {
-        let experts = tensor.merge.terms.len() as u64;
-        self.monitor.advance(tensor.entry_bytes * entries as u64 / experts);
-    }
-}
-
 /// Merge: read the inputs of `plan`, write the model and its `sidecars` into the folder `output`.
 ///
 /// The folder is complete when this returns `Ok`. On an error, or when `monitor` is cancelled, what
@@ -138,7 +132,11 @@ pub fn execute(
     let pool = pool(options.threads)?;
     let protected: Vec<&Path> = plan.inputs.iter().map(PathBuf::as_path).collect();
     let folder = OutputFolder::create(output, options.overwrite, &protected)?;
-    pool.install(|| write(&run, &folder))?;
+    pool.install(|| {
+        let writers = plan.shards.iter().map(|shard| folder.shard(shard));
+        let writers = writers.collect::<Result<Vec<_>>>()?;
+        write(&run, Destination::Files(&writers))
+    })?;
     if plan.shards.len() > 1 {
         folder.write(INDEX_FILE, index_json(&plan.shards).as_bytes())?;
     }
@@ -161,84 +159,93 @@ pub fn execute(
     })
 }
 
-/// Write every shard.
-fn write(run: &Run, folder: &OutputFolder) -> Result<()> {
-    let tensors: Vec<Tensor> =
-        (run.plan.merges()).map(|(step, merge)| Tensor::new(step, merge, run.plan.seed)).collect();
+/// Merge into memory: one buffer for every tensor of the plan, by name, of exactly its bytes,
+/// little-endian.
+///
+/// On an error, or when `monitor` is cancelled, some of them are merged and others are not.
+///
+/// # Errors
+/// [`Error::Setting`](crate::Error::Setting) where a tensor has no buffer or one of another size,
+/// or a buffer belongs to no tensor; otherwise as [`execute`].
+pub fn execute_into(
+    plan: &Plan,
+    buffers: BTreeMap<String, &mut [u8]>,
+    options: &Options,
+    monitor: &Monitor,
+) -> Result<()> {
+    let destination = Destination::memory(plan, buffers)?;
+    let run = Run { plan, output: Path::new("output"), options, monitor };
+    pool(options.threads)?.install(|| write(&run, destination))
+}
+
+/// Compute every step.
+fn write(run: &Run, mut destination: Destination) -> Result<()> {
+    let tensors = Tensor::all(run.plan);
     let bytes = |tensor: &Tensor| tensor.entry_bytes * tensor.step.elements as u64;
     run.monitor.expect(sweeps(run.plan) * tensors.iter().map(bytes).sum::<u64>());
 
     copy::verify(run)?;
-    let writers = run.plan.shards.iter().map(|shard| folder.shard(shard));
-    let writers = writers.collect::<Result<Vec<_>>>()?;
-    copy::write(run, &writers)?;
+    copy::write(run, &mut destination)?;
     if run.plan.method.trim.is_some_and(|trim| trim.scope == Scope::Model) {
         match precision(&tensors) {
-            Precision::Single => merge_by_model::<f32>(run, &tensors, &writers),
-            Precision::Double => merge_by_model::<f64>(run, &tensors, &writers),
+            Precision::Single => merge_by_model::<f32>(run, &tensors, &mut destination),
+            Precision::Double => merge_by_model::<f64>(run, &tensors, &mut destination),
         }
     } else {
         windows(&tensors).into_iter().try_for_each(|window| match precision(window) {
-            Precision::Single => merge_by_tensor::<f32>(run, window, &writers),
-            Precision::Double => merge_by_tensor::<f64>(run, window, &writers),
+            Precision::Single => merge_by_tensor::<f32>(run, window, &mut destination),
+            Precision::Double => merge_by_tensor::<f64>(run, window, &mut destination),
         })
     }
 }
 
-/// How often a plan's inputs are read, at most.
+/// How often a plan's inputs are read, as a rule.
 fn sweeps(plan: &Plan) -> u64 {
     let method = &plan.method;
     let trims = plan.merges().any(|(_, merge)| merge.terms.iter().any(|t| t.trim_density < 1.0));
-    let select = match method.trim.filter(|_| trims).map(|trim| trim.scope) {
-        None => 0,
-        Some(Scope::Model) => 2,
-        Some(Scope::Tensor) => 3,
-    };
-    let norms = u64::from(method.rescale == Rescale::PreserveL1);
-    let majority = u64::from(method.trim.is_some_and(|trim| trim.scope == Scope::Model));
-    1 + select + norms + majority
+    let norms = method.rescale == Rescale::PreserveL1;
+    let majority = method.trim.is_some_and(|trim| trim.scope == Scope::Model);
+    1 + u64::from(trims) + u64::from(norms) + u64::from(majority)
 }
 
 /// Merge a window of tensors whose sparsification each tensor decides for itself.
-fn merge_by_tensor<T: Real>(run: &Run, window: &[Tensor], writers: &[ShardWriter]) -> Result<()> {
-    let experts = window.first().map_or(0, |tensor| tensor.merge.terms.len());
-    let scratch = Scratch::<T>::new(experts);
-    let combine = |tensor: &Tensor| {
-        let of_expert = |expert| {
-            run.monitor.check()?;
-            let cut = match run.plan.method.trim {
-                Some(_) => threshold::cut_tensor(run, &scratch, tensor, expert)?,
-                None => Cut::None,
-            };
-            let scale = rescale::factor(run, &scratch, tensor, expert, &cut)?;
-            Ok(Sparsity { cut, scale })
-        };
-        let sparsity = (0..experts).map(of_expert).collect::<Result<Vec<_>>>()?;
-        Ok(Combination::new(run, tensor, sparsity, T::ZERO))
-    };
-    let combinations = window.par_iter().map(combine).collect::<Result<Vec<_>>>()?;
-    merge_window(run, &scratch, window, &combinations, writers)
+fn merge_by_tensor<T: Real>(
+    run: &Run,
+    window: &[Tensor],
+    destination: &mut Destination,
+) -> Result<()> {
+    let scratch = scratch::<T>(window.first().map_or(0, Tensor::experts));
+    let cuts = threshold::cuts_by_tensor(run, &scratch, window)?;
+    let sparsities = sparsities(run, &scratch, window, cuts)?;
+    merge_window(run, &scratch, window, sparsities, T::ZERO, destination)
 }
 
 /// Merge all tensors where sparsification is decided over the whole model.
-fn merge_by_model<T: Real>(run: &Run, tensors: &[Tensor], writers: &[ShardWriter]) -> Result<()> {
-    let experts = tensors.first().map_or(0, |tensor| tensor.merge.terms.len());
-    let scratch = Scratch::<T>::new(experts);
-    let cut = |expert| threshold::cut_model(run, &scratch, tensors, expert);
-    let cuts = (0..experts).map(cut).collect::<Result<Vec<_>>>()?;
-    let sparsity = |tensor: &Tensor| {
-        let of_expert = |(expert, cut): (usize, &Cut)| {
-            let scale = rescale::factor(run, &scratch, tensor, expert, cut)?;
-            Ok(Sparsity { cut: cut.clone(), scale })
-        };
-        cuts.iter().enumerate().map(of_expert).collect::<Result<Vec<_>>>()
-    };
-    let sparsities = tensors.iter().map(sparsity).collect::<Result<Vec<_>>>()?;
+fn merge_by_model<T: Real>(
+    run: &Run,
+    tensors: &[Tensor],
+    destination: &mut Destination,
+) -> Result<()> {
+    let scratch = scratch::<T>(tensors.first().map_or(0, Tensor::experts));
+    let cuts = threshold::cuts_by_model(run, &scratch, tensors)?;
+    let cuts = tensors.iter().map(|_| cuts.clone()).collect();
+    let sparsities = sparsities(run, &scratch, tensors, cuts)?;
     let majority = majority::majority_sign(run, &scratch, tensors, &sparsities)?;
-    let combinations: Vec<Combination<T>> = (tensors.iter().zip(sparsities))
-        .map(|(tensor, sparsity)| Combination::new(run, tensor, sparsity, majority))
-        .collect();
-    merge_window(run, &scratch, tensors, &combinations, writers)
+    merge_window(run, &scratch, tensors, sparsities, majority, destination)
+}
+
+/// What sparsification does to every expert's part of every tensor.
+fn sparsities<T: Real>(
+    run: &Run,
+    scratch: &Scratch<T>,
+    tensors: &[Tensor],
+    cuts: Vec<Vec<Cut<T>>>,
+) -> Result<Vec<Vec<Sparsity<T>>>> {
+    let factors = rescale::factors(run, scratch, tensors, &cuts)?;
+    let of_tensor = |(cuts, factors): (Vec<Cut<T>>, Vec<T>)| {
+        cuts.into_iter().zip(factors).map(|(cut, scale)| Sparsity { cut, scale }).collect()
+    };
+    Ok(cuts.into_iter().zip(factors).map(of_tensor).collect())
 }
 
 /// The last sweep over a window.
@@ -246,17 +253,20 @@ fn merge_window<T: Real>(
     run: &Run,
     scratch: &Scratch<T>,
     window: &[Tensor],
-    combinations: &[Combination<T>],
-    writers: &[ShardWriter],
+    sparsities: Vec<Vec<Sparsity<T>>>,
+    majority: T,
+    destination: &mut Destination,
 ) -> Result<()> {
-    let chunks: Vec<Chunk> = (window.iter().enumerate())
-        .flat_map(|(place, tensor)| {
-            chunks_of(place, tensor.step.elements, run.chunk_entries::<T>())
-        })
+    let combinations: Vec<Combination<T>> = (window.iter().zip(sparsities))
+        .map(|(tensor, sparsity)| Combination::new(run, tensor, sparsity, majority))
         .collect();
-    chunks.par_iter().try_for_each(|chunk| {
-        let tensor = &window[chunk.tensor];
-        let writer = &writers[tensor.step.shard];
-        merge_chunk(run, scratch, tensor, &combinations[chunk.tensor], chunk, writer)
+    let entries = chunk_entries::<T>(run.options.chunk_bytes);
+    let slots = window.iter().flat_map(|tensor| {
+        destination.slots(tensor.place, tensor.step, entries * tensor.merge.out_dtype.size())
+    });
+    let pieces: Vec<(Chunk, Slot)> = all_chunks::<T>(run, window).into_iter().zip(slots).collect();
+    pieces.into_par_iter().try_for_each(|(chunk, slot)| {
+        let combination = &combinations[chunk.tensor];
+        merge_chunk(run, scratch, &window[chunk.tensor], combination, &chunk, slot)
     })
 }

@@ -1,10 +1,8 @@
 //! The factors that bring what sparsification leaves back to its size.
 
-use rayon::prelude::*;
-
 use super::Run;
-use super::tensor::{Cut, Tensor};
-use super::window::{Chunk, Scratch, chunks_of};
+use super::tensor::{Block, Cut, Tensor};
+use super::window::{Chunk, Scratch, all_chunks, sweep};
 use crate::dtype::Real;
 use crate::error::Result;
 use crate::kernel::sum::l1;
@@ -13,59 +11,80 @@ use crate::method::Rescale;
 /// Norms below this are left alone: there is nothing to restore.
 const SMALLEST_NORM: f64 = 1e-7;
 
-/// What an expert's kept entries of a tensor are multiplied by.
-pub(super) fn factor<T: Real>(
+/// L1 norms of a block of a task vector, before and after sparsification.
+type Norms = (f64, f64);
+
+/// What the kept entries of every expert are multiplied by, for every tensor of a window.
+pub(super) fn factors<T: Real>(
     run: &Run,
     scratch: &Scratch<T>,
-    tensor: &Tensor,
-    expert: usize,
-    cut: &Cut,
-) -> Result<T> {
-    let term = &tensor.merge.terms[expert];
-    let untouched = term.drop_density >= 1.0 && matches!(cut, Cut::None);
+    window: &[Tensor],
+    cuts: &[Vec<Cut<T>>],
+) -> Result<Vec<Vec<T>>> {
     match run.plan.method.rescale {
-        Rescale::InverseDensity => Ok(T::from_f64(1.0 / term.drop_density)),
-        Rescale::PreserveL1 if !untouched => {
-            let (before, after) = norms(run, scratch, tensor, expert, cut)?;
-            let vanishing = before < SMALLEST_NORM || after < SMALLEST_NORM;
-            Ok(if vanishing { T::ONE } else { T::from_f64(before / after) })
+        Rescale::None => Ok(window.iter().map(|tensor| vec![T::ONE; tensor.experts()]).collect()),
+        Rescale::InverseDensity => {
+            let factors = |tensor: &Tensor| {
+                let densities = tensor.merge.terms.iter().map(|term| term.drop_density);
+                densities.map(|density| T::from_f64(1.0 / density)).collect()
+            };
+            Ok(window.iter().map(factors).collect())
         }
-        Rescale::PreserveL1 | Rescale::None => Ok(T::ONE),
+        Rescale::PreserveL1 => preserve_l1(run, scratch, window, cuts),
     }
 }
 
-/// L1 norms of an expert's task vector in a tensor, before and after sparsification. The sums
-/// of blocks are added in index order, whichever thread made them.
-fn norms<T: Real>(
+/// The factors that restore norms. The sums of blocks are added in index order, whichever thread
+/// made them.
+fn preserve_l1<T: Real>(
     run: &Run,
     scratch: &Scratch<T>,
-    tensor: &Tensor,
-    expert: usize,
-    cut: &Cut,
-) -> Result<(f64, f64)> {
-    let chunks = chunks_of(0, tensor.step.elements, run.chunk_entries::<T>());
-    let of_chunk = |chunk: &Chunk| {
-        run.monitor.check()?;
-        let sums = scratch.lend(|block| {
-            let mut ties = cut.ties_at(chunk.place);
-            let mut of_block = |entries: std::ops::Range<usize>| {
-                let first = entries.start;
-                let (base, delta) =
-                    (&mut block.base[..entries.len()], &mut block.rows[..entries.len()]);
-                tensor.read_base(entries.clone(), base);
-                tensor.read_expert(expert, entries, delta);
-                tensor.subtract_base(base, delta);
-                let before = l1(delta);
-                tensor.drop(expert, first, T::ONE, &mut block.keep, delta);
-                cut.apply(delta, &mut ties);
-                (before, l1(delta))
-            };
-            chunk.blocks().map(&mut of_block).collect::<Vec<_>>()
-        });
-        run.advance_expert(tensor, chunk.entries.len());
-        Ok(sums)
+    window: &[Tensor],
+    cuts: &[Vec<Cut<T>>],
+) -> Result<Vec<Vec<T>>> {
+    let chunks = all_chunks::<T>(run, window);
+    let norms = sweep(run, scratch, window, &chunks, |tensor, chunk, block| {
+        norms_of_chunk(tensor, chunk, &cuts[chunk.tensor], block)
+    })?;
+    let mut totals: Vec<Vec<Norms>> =
+        window.iter().map(|tensor| vec![(0.0, 0.0); tensor.experts()]).collect();
+    for (chunk, norms) in chunks.iter().zip(norms) {
+        for (total, of_blocks) in totals[chunk.tensor].iter_mut().zip(norms) {
+            for (before, after) in of_blocks {
+                *total = (total.0 + before, total.1 + after);
+            }
+        }
+    }
+    let factor = |(before, after): Norms| {
+        let vanishing = before < SMALLEST_NORM || after < SMALLEST_NORM;
+        if vanishing { T::ONE } else { T::from_f64(before / after) }
     };
-    let sums = chunks.par_iter().map(of_chunk).collect::<Result<Vec<_>>>()?;
-    let add = |(before, after), &(b, a): &(f64, f64)| (before + b, after + a);
-    Ok(sums.iter().flatten().fold((0.0, 0.0), add))
+    Ok(totals.into_iter().map(|experts| experts.into_iter().map(factor).collect()).collect())
+}
+
+/// Norms by expert and block. An expert of which nothing is taken away has none.
+fn norms_of_chunk<T: Real>(
+    tensor: &Tensor,
+    chunk: &Chunk,
+    cuts: &[Cut<T>],
+    block: &mut Block<T>,
+) -> Vec<Vec<Norms>> {
+    let mut norms = vec![Vec::new(); cuts.len()];
+    let mut ties: Vec<u64> = cuts.iter().map(|cut| cut.ties_at(chunk.place)).collect();
+    let Block { base, rows, keep, .. } = block;
+    for entries in chunk.blocks() {
+        let (base, delta) = (&mut base[..entries.len()], &mut rows[..entries.len()]);
+        tensor.read_base(entries.clone(), base);
+        for (expert, cut) in cuts.iter().enumerate() {
+            if matches!(cut, Cut::None) && !tensor.drops(expert) {
+                continue;
+            }
+            tensor.read_delta(expert, entries.clone(), base, delta);
+            let before = l1(delta);
+            tensor.drop(expert, entries.start, T::ONE, keep, delta);
+            cut.apply(delta, &mut ties[expert]);
+            norms[expert].push((before, l1(delta)));
+        }
+    }
+    norms
 }

@@ -3,16 +3,16 @@
 use std::ops::Range;
 
 use crate::dtype::{Float, Real};
-use crate::kernel::magnitude::{trim, trim_exact};
 use crate::kernel::random_drop::drop_and_rescale;
 use crate::kernel::task_vector::subtract;
+use crate::kernel::trim::{trim, trim_exact};
 use crate::kernel::weighted_sum::multiply;
-use crate::plan::{Merge, Source, Step};
+use crate::plan::{Content, Merge, Plan, Source, Step};
 use crate::random::Stream;
 
 /// Entries computed at a time. The buffers of a block (one a model, and three) stay in the
-/// second-level cache of one core.
-pub(super) const BLOCK: usize = 4096;
+/// first-level cache of one core.
+pub(super) const BLOCK: usize = 1024;
 
 /// One input's entries.
 struct Input<'a> {
@@ -33,6 +33,8 @@ impl<'a> Input<'a> {
 
 /// A tensor being merged.
 pub(super) struct Tensor<'p> {
+    /// The step's place in the plan.
+    pub(super) place: usize,
     pub(super) step: &'p Step<'p>,
     pub(super) merge: &'p Merge<'p>,
     base: Option<Input<'p>>,
@@ -43,21 +45,34 @@ pub(super) struct Tensor<'p> {
 }
 
 impl<'p> Tensor<'p> {
-    pub(super) fn new(step: &'p Step<'p>, merge: &'p Merge<'p>, seed: u64) -> Self {
-        let base = merge.base.as_ref().map(Input::new);
-        let experts: Vec<Input> = merge.terms.iter().map(|term| Input::new(&term.source)).collect();
-        let places = 0..merge.terms.len() as u64;
-        let streams = places.map(|place| Stream::new(seed, place, &step.name)).collect();
-        let sizes = base.iter().chain(&experts).map(|input| input.dtype.size() as u64);
-        let entry_bytes = sizes.sum();
-        Self { step, merge, base, experts, streams, entry_bytes }
+    /// Every tensor of a plan that is computed.
+    pub(super) fn all(plan: &'p Plan<'p>) -> Vec<Self> {
+        let merged = |(place, step): (usize, &'p Step<'p>)| match &step.content {
+            Content::Merge(merge) => Some(Self::new(place, step, merge, plan.seed)),
+            Content::Copy(_) => None,
+        };
+        plan.steps.iter().enumerate().filter_map(merged).collect()
     }
 
-    /// The base's entries, or zeros where parameters themselves are combined.
+    fn new(place: usize, step: &'p Step<'p>, merge: &'p Merge<'p>, seed: u64) -> Self {
+        let base = merge.base.as_ref().map(Input::new);
+        let experts: Vec<Input> = merge.terms.iter().map(|term| Input::new(&term.source)).collect();
+        let models = 0..merge.terms.len() as u64;
+        let streams = models.map(|model| Stream::new(seed, model, &step.name)).collect();
+        let sizes = base.iter().chain(&experts).map(|input| input.dtype.size() as u64);
+        let entry_bytes = sizes.sum();
+        Self { place, step, merge, base, experts, streams, entry_bytes }
+    }
+
+    /// Number of experts.
+    pub(super) fn experts(&self) -> usize {
+        self.experts.len()
+    }
+
+    /// The base's entries; nothing where parameters themselves are combined.
     pub(super) fn read_base<T: Real>(&self, entries: Range<usize>, out: &mut [T]) {
-        match &self.base {
-            Some(base) => base.read(entries, out),
-            None => out.fill(T::ZERO),
+        if let Some(base) = &self.base {
+            base.read(entries, out);
         }
     }
 
@@ -73,6 +88,23 @@ impl<'p> Tensor<'p> {
         }
     }
 
+    /// An expert's task vector.
+    pub(super) fn read_delta<T: Real>(
+        &self,
+        expert: usize,
+        entries: Range<usize>,
+        base: &[T],
+        delta: &mut [T],
+    ) {
+        self.read_expert(expert, entries, delta);
+        self.subtract_base(base, delta);
+    }
+
+    /// Whether some of an expert's entries are dropped at random.
+    pub(super) fn drops(&self, expert: usize) -> bool {
+        self.merge.terms[expert].drop_density < 1.0
+    }
+
     /// Drop entries at random, where the method does and the density asks for it, and multiply
     /// the others by `scale`.
     pub(super) fn drop<T: Real>(
@@ -83,9 +115,9 @@ impl<'p> Tensor<'p> {
         keep: &mut [u8],
         delta: &mut [T],
     ) {
-        let density = self.merge.terms[expert].drop_density;
-        if density < 1.0 {
+        if self.drops(expert) {
             let keep = &mut keep[..delta.len()];
+            let density = self.merge.terms[expert].drop_density;
             self.streams[expert].keep(first as u64, density, keep);
             drop_and_rescale(delta, keep, scale);
         }
@@ -114,25 +146,28 @@ impl<'p> Tensor<'p> {
         }
     }
 
-    /// An expert's task vector after the random drop, unscaled: what trimming looks at.
-    pub(super) fn dropped<T: Real>(
+    /// Call `look` with the task vector of every expert in `experts` after the random drop,
+    /// unscaled: what trimming looks at.
+    pub(super) fn each_dropped<T: Real>(
         &self,
-        expert: usize,
-        entries: Range<usize>,
+        experts: impl Iterator<Item = usize>,
+        entries: &Range<usize>,
         block: &mut Block<T>,
+        mut look: impl FnMut(usize, &[T]),
     ) {
-        let first = entries.start;
         let Block { base, rows, keep, .. } = block;
         let (base, delta) = (&mut base[..entries.len()], &mut rows[..entries.len()]);
         self.read_base(entries.clone(), base);
-        self.read_expert(expert, entries, delta);
-        self.subtract_base(base, delta);
-        self.drop(expert, first, T::ONE, keep, delta);
+        for expert in experts {
+            self.read_delta(expert, entries.clone(), base, delta);
+            self.drop(expert, entries.start, T::ONE, keep, delta);
+            look(expert, delta);
+        }
     }
 }
 
 /// Buffers for one block of one tensor, owned by one thread at a time.
-pub(super) struct Block<T> {
+pub(super) struct Block<T: Real> {
     /// The base's entries.
     pub(super) base: Vec<T>,
     /// The experts' entries, a row each.
@@ -145,6 +180,8 @@ pub(super) struct Block<T> {
     pub(super) keep: Vec<u8>,
     /// A chunk's output.
     pub(super) bytes: Vec<u8>,
+    /// Magnitudes inside a bracket.
+    pub(super) inside: Vec<T::Magnitude>,
 }
 
 impl<T: Real> Block<T> {
@@ -156,27 +193,28 @@ impl<T: Real> Block<T> {
             out: vec![T::ZERO; BLOCK],
             keep: vec![0; BLOCK],
             bytes: Vec::new(),
+            inside: vec![T::Magnitude::default(); BLOCK],
         }
     }
 }
 
 /// Which entries of a task vector a trim keeps.
 #[derive(Clone, Debug)]
-pub(super) enum Cut {
+pub(super) enum Cut<T: Real> {
     /// All of them.
     None,
-    /// Those of at least this magnitude (its bits).
-    AtLeast(u64),
+    /// Those of at least this magnitude.
+    AtLeast(T::Magnitude),
     /// Those above this magnitude, and of those equal to it the first few in index order.
     Exactly {
-        /// The threshold's bits.
-        magnitude: u64,
+        /// The threshold.
+        magnitude: T::Magnitude,
         /// For every chunk of the tensor, how many equal entries it may still keep.
         ties: Vec<u64>,
     },
 }
 
-impl Cut {
+impl<T: Real> Cut<T> {
     /// What the cut leaves to keep at the start of `chunk`.
     pub(super) fn ties_at(&self, chunk: usize) -> u64 {
         match self {
@@ -186,7 +224,7 @@ impl Cut {
     }
 
     /// Trim one block; `ties` is carried from block to block of a chunk.
-    pub(super) fn apply<T: Real>(&self, delta: &mut [T], ties: &mut u64) {
+    pub(super) fn apply(&self, delta: &mut [T], ties: &mut u64) {
         match self {
             Self::None => {}
             Self::AtLeast(magnitude) => trim(delta, *magnitude),
@@ -197,7 +235,7 @@ impl Cut {
 
 /// What sparsification does to one expert's part of one tensor, once it is known.
 #[derive(Clone, Debug)]
-pub(super) struct Sparsity<T> {
-    pub(super) cut: Cut,
+pub(super) struct Sparsity<T: Real> {
+    pub(super) cut: Cut<T>,
     pub(super) scale: T,
 }

@@ -6,14 +6,18 @@
 //! the output: statistics are exact or sums of a fixed shape.
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 
+use rayon::prelude::*;
+
+use super::Run;
+use super::idle::Idle;
 use super::tensor::{BLOCK, Block, Tensor};
 use crate::dtype::Real;
+use crate::error::Result;
 use crate::plan::Precision;
 
 /// Entries of a window: enough chunks for many threads.
-const WINDOW_ENTRIES: usize = 1 << 26;
+pub(super) const WINDOW_ENTRIES: usize = 1 << 26;
 
 /// Tensors of a window: 20,000 small tensors make a few windows, not 20,000.
 const WINDOW_TENSORS: usize = 4096;
@@ -48,6 +52,14 @@ pub(super) fn chunks_of(tensor: usize, elements: usize, chunk_entries: usize) ->
     entries.enumerate().map(|(place, entries)| Chunk { tensor, place, entries }).collect()
 }
 
+/// The chunks of all `tensors`.
+pub(super) fn all_chunks<T: Real>(run: &Run, tensors: &[Tensor]) -> Vec<Chunk> {
+    let size = chunk_entries::<T>(run.options.chunk_bytes);
+    let of_tensor =
+        |(place, tensor): (usize, &Tensor)| chunks_of(place, tensor.step.elements, size);
+    tensors.iter().enumerate().flat_map(of_tensor).collect()
+}
+
 /// Cut `tensors` into windows.
 pub(super) fn windows<'t, 'p>(tensors: &'t [Tensor<'p>]) -> Vec<&'t [Tensor<'p>]> {
     let mut windows = Vec::new();
@@ -72,22 +84,29 @@ pub(super) fn precision(window: &[Tensor]) -> Precision {
     window.first().map_or(Precision::Single, |tensor| tensor.merge.precision)
 }
 
-/// Idle buffers, lent to whichever thread works on a chunk.
-pub(super) struct Scratch<T> {
-    experts: usize,
-    idle: Mutex<Vec<Block<T>>>,
+/// The buffers that threads work with.
+pub(super) type Scratch<T> = Idle<Block<T>, Box<dyn Fn() -> Block<T> + Sync>>;
+
+/// Buffers for merging this many experts.
+pub(super) fn scratch<T: Real>(experts: usize) -> Scratch<T> {
+    Idle::new(Box::new(move || Block::new(experts)))
 }
 
-impl<T: Real> Scratch<T> {
-    pub(super) fn new(experts: usize) -> Self {
-        Self { experts, idle: Mutex::new(Vec::new()) }
-    }
-
-    pub(super) fn lend<R>(&self, work: impl FnOnce(&mut Block<T>) -> R) -> R {
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut block = idle.unwrap_or_else(|| Block::new(self.experts));
-        let result = work(&mut block);
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(block);
-        result
-    }
+/// Look at every chunk once, in parallel: `look` is given the chunk's tensor and a thread's
+/// buffers. Results are in the order of the chunks.
+pub(super) fn sweep<T: Real, R: Send>(
+    run: &Run,
+    scratch: &Scratch<T>,
+    tensors: &[Tensor],
+    chunks: &[Chunk],
+    look: impl Fn(&Tensor, &Chunk, &mut Block<T>) -> R + Sync,
+) -> Result<Vec<R>> {
+    let of_chunk = |chunk: &Chunk| {
+        run.monitor.check()?;
+        let tensor = &tensors[chunk.tensor];
+        let result = scratch.lend(|block| look(tensor, chunk, block));
+        run.monitor.advance(tensor.entry_bytes * chunk.entries.len() as u64);
+        Ok(result)
+    };
+    chunks.par_iter().map(of_chunk).collect()
 }

@@ -2,9 +2,10 @@
 //! Yadav et al. 2023, §4.2).
 
 use crate::dtype::Real;
+use crate::processor::widest;
 
-/// Entries merged at a time: their sums stay in registers or first-level cache.
-const STRIDE: usize = 128;
+/// Entries merged at a time: their sums stay in registers.
+const LANES: usize = 16;
 
 /// What has to have the elected sign.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,54 +27,73 @@ pub enum Divisor {
     Count,
 }
 
-/// `out_j = Σ w_i δ_ij / divisor` over the rows that agree with `signs` (1, -1, or 0), in row order.
-///
-/// Where no row agrees, or the divisor is 0, the sum is divided by 1. A zero agrees with no sign. NaN
-/// always takes part, so that it is not lost.
-///
-/// # Panics
-/// If the lengths do not match.
-pub fn disjoint<T: Real>(
-    deltas: &[T],
-    weights: &[T],
-    signs: &[T],
-    agreement: Agreement,
-    divisor: Divisor,
-    out: &mut [T],
-) {
-    let length = out.len();
-    assert_eq!(signs.len(), length);
-    assert_eq!(deltas.len(), weights.len() * length);
-    for (start, out) in (0..).step_by(STRIDE).zip(out.chunks_mut(STRIDE)) {
-        let entries = start..start + out.len();
-        let signs = &signs[entries.clone()];
-        let shares = &mut [T::ZERO; STRIDE][..out.len()];
-        out.fill(T::ZERO);
-        for (deltas, &weight) in deltas.chunks_exact(length).zip(weights) {
-            let share = if divisor == Divisor::Count { T::ONE } else { weight };
-            let vote = if agreement == Agreement::Weighted { weight } else { T::ONE };
-            let deltas = &deltas[entries.clone()];
-            for (((out, total), &delta), &sign) in
-                out.iter_mut().zip(&mut *shares).zip(deltas).zip(signs)
-            {
-                let agrees = agrees(vote * delta, sign);
-                *out += if agrees { weight * delta } else { T::ZERO };
-                *total += if agrees { share } else { T::ZERO };
-            }
+widest! {
+    /// `out_j = Σ w_i δ_ij / divisor` over the rows that agree with `signs` (1, -1, or 0), in row
+    /// order.
+    ///
+    /// Where no row agrees, or the divisor is 0, the sum is divided by 1. A zero agrees with no sign.
+    /// NaN always takes part, so that it is not lost.
+    ///
+    /// # Panics
+    /// If the lengths do not match.
+    pub fn disjoint<T: Real>(
+        deltas: &[T],
+        weights: &[T],
+        signs: &[T],
+        agreement: Agreement,
+        divisor: Divisor,
+        out: &mut [T],
+    ) {
+        let length = out.len();
+        assert_eq!(signs.len(), length);
+        assert_eq!(deltas.len(), weights.len() * length);
+        let (strips, rest) = out.as_chunks_mut::<LANES>();
+        let (whole, rest_signs) = signs.as_chunks::<LANES>();
+        let rows = Rows { deltas, weights, length, agreement, divisor };
+        for (place, (out, signs)) in strips.iter_mut().zip(whole).enumerate() {
+            *out = join(&rows, place * LANES, signs);
         }
-        if divisor != Divisor::One {
-            for (out, &total) in out.iter_mut().zip(&*shares) {
-                *out = *out / if total == T::ZERO { T::ONE } else { total };
-            }
+        let start = length - rest.len();
+        for (place, (out, &sign)) in rest.iter_mut().zip(rest_signs).enumerate() {
+            [*out] = join(&rows, start + place, &[sign]);
         }
     }
 }
 
+struct Rows<'d, T> {
+    deltas: &'d [T],
+    weights: &'d [T],
+    length: usize,
+    agreement: Agreement,
+    divisor: Divisor,
+}
+
+/// The merged values of the `N` entries from `start` on.
+#[inline(always)]
+fn join<const N: usize, T: Real>(rows: &Rows<T>, start: usize, signs: &[T; N]) -> [T; N] {
+    let (mut sums, mut totals) = ([T::ZERO; N], [T::ZERO; N]);
+    for (row, &weight) in rows.weights.iter().enumerate() {
+        let share = if rows.divisor == Divisor::Count { T::ONE } else { weight };
+        let vote = if rows.agreement == Agreement::Weighted { weight } else { T::ONE };
+        let deltas = &rows.deltas[row * rows.length + start..][..N];
+        for lane in 0..N {
+            let agrees = agrees(vote * deltas[lane], signs[lane]);
+            sums[lane] += (weight * deltas[lane]).only_if(agrees);
+            totals[lane] += share.only_if(agrees);
+        }
+    }
+    if rows.divisor != Divisor::One {
+        for (sum, &total) in sums.iter_mut().zip(&totals) {
+            *sum = *sum / if total == T::ZERO { T::ONE } else { total };
+        }
+    }
+    sums
+}
+
 /// Whether a vote takes part: it has the sign, or is NaN. A sign of 0 is one that no vote has, not
 /// even an infinite one, whose product with it is NaN.
-#[inline]
+#[inline(always)]
 #[expect(clippy::eq_op, reason = "only NaN differs from itself")]
-#[expect(clippy::needless_bitwise_bool, reason = "a short circuit would be a branch in the loop")]
 fn agrees<T: Real>(vote: T, sign: T) -> bool {
     (vote * sign > T::ZERO) | (vote != vote)
 }

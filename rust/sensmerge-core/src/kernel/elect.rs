@@ -1,56 +1,76 @@
 //! Sign election: the sign in which an entry is merged (TIES, Yadav et al. 2023, §4.2).
 
 use crate::dtype::Real;
+use crate::processor::widest;
 
-/// Entries voted on at a time: their sums stay in registers or first-level cache.
-const STRIDE: usize = 128;
+/// Entries voted on at a time: their sums stay in registers.
+pub(super) const LANES: usize = 16;
 
-/// Elect the sign of every entry: that of `Σ_i δ_ij`, or of `Σ_i w_i δ_ij` where `weights` are
-/// given, added in row order. 1 and -1; a sum of 0 (or NaN) elects `zero_sign`.
-///
-/// # Panics
-/// If the lengths do not match.
-pub fn elect_sign<T: Real>(deltas: &[T], weights: Option<&[T]>, zero_sign: T, signs: &mut [T]) {
-    let length = signs.len();
-    for (start, signs) in (0..).step_by(STRIDE).zip(signs.chunks_mut(STRIDE)) {
-        let sums = &mut [T::ZERO; STRIDE][..signs.len()];
-        vote(deltas, weights, start, length, sums);
-        for (sign, &sum) in signs.iter_mut().zip(&*sums) {
-            let positive = if sum > T::ZERO { T::ONE } else { zero_sign };
-            *sign = if sum < T::ZERO { T::ZERO - T::ONE } else { positive };
-        }
-    }
-}
-
-/// The sum of all elected signs, draws counting 0; rows are `length` entries long.
-///
-/// # Panics
-/// If the lengths do not match.
-#[must_use]
-pub fn sum_of_signs<T: Real>(deltas: &[T], weights: Option<&[T]>, length: usize) -> i64 {
-    let mut total = 0;
-    for start in (0..length).step_by(STRIDE) {
-        let sums = &mut [T::ZERO; STRIDE][..STRIDE.min(length - start)];
-        vote(deltas, weights, start, length, sums);
-        let sign = |&sum: &T| i32::from(sum > T::ZERO) - i32::from(sum < T::ZERO);
-        total += i64::from(sums.iter().map(sign).sum::<i32>());
-    }
-    total
-}
-
-/// Add the votes of all rows for the entries from `start` on.
-fn vote<T: Real>(deltas: &[T], weights: Option<&[T]>, start: usize, length: usize, sums: &mut [T]) {
-    assert!(deltas.len().is_multiple_of(length), "rows do not match their length");
-    for (row, deltas) in deltas.chunks_exact(length).enumerate() {
-        let deltas = &deltas[start..start + sums.len()];
-        match weights {
-            None => sums.iter_mut().zip(deltas).for_each(|(sum, &delta)| *sum += delta),
-            Some(weights) => {
-                let weight = weights[row];
-                sums.iter_mut().zip(deltas).for_each(|(sum, &delta)| *sum += weight * delta);
+widest! {
+    /// Elect the sign of every entry: that of `Σ_i v_i δ_ij`, added in row order, `votes` holding a
+    /// `v_i` a row. 1 and -1; a sum of 0 (or NaN) elects `zero_sign`.
+    ///
+    /// # Panics
+    /// If the lengths do not match.
+    pub fn elect_sign<T: Real>(deltas: &[T], votes: &[T], zero_sign: T, signs: &mut [T]) {
+        let length = signs.len();
+        assert_eq!(deltas.len(), votes.len() * length);
+        let (strips, rest) = signs.as_chunks_mut::<LANES>();
+        let whole = strips.len() * LANES;
+        for (place, signs) in strips.iter_mut().enumerate() {
+            let sums = vote::<LANES, T>(deltas, votes, length, place * LANES);
+            for lane in 0..LANES {
+                signs[lane] = sign(sums[lane], zero_sign);
             }
         }
+        for (place, out) in rest.iter_mut().enumerate() {
+            let [sum] = vote::<1, T>(deltas, votes, length, whole + place);
+            *out = sign(sum, zero_sign);
+        }
     }
+}
+
+widest! {
+    /// The sum of all elected signs, draws counting 0; rows are `length` entries long.
+    ///
+    /// # Panics
+    /// If the lengths do not match.
+    pub fn sum_of_signs<T: Real>(deltas: &[T], votes: &[T], length: usize) -> i64 {
+        assert_eq!(deltas.len(), votes.len() * length);
+        let mut lanes = [0_i32; LANES];
+        let whole = length - length % LANES;
+        for start in (0..whole).step_by(LANES) {
+            let sums = vote::<LANES, T>(deltas, votes, length, start);
+            for lane in 0..LANES {
+                let sum = sums[lane];
+                lanes[lane] += i32::from(sum > T::ZERO) - i32::from(sum < T::ZERO);
+            }
+        }
+        for place in whole..length {
+            let [sum] = vote::<1, T>(deltas, votes, length, place);
+            lanes[0] += i32::from(sum > T::ZERO) - i32::from(sum < T::ZERO);
+        }
+        lanes.iter().map(|&sum| i64::from(sum)).sum()
+    }
+}
+
+/// The votes of all rows, added up, for the `N` entries from `start` on.
+#[inline(always)]
+fn vote<const N: usize, T: Real>(deltas: &[T], votes: &[T], length: usize, start: usize) -> [T; N] {
+    let mut sums = [T::ZERO; N];
+    for (row, &vote) in votes.iter().enumerate() {
+        let deltas = &deltas[row * length + start..][..N];
+        for lane in 0..N {
+            sums[lane] += vote * deltas[lane];
+        }
+    }
+    sums
+}
+
+#[inline(always)]
+fn sign<T: Real>(sum: T, zero_sign: T) -> T {
+    let positive = if sum > T::ZERO { T::ONE } else { zero_sign };
+    if sum < T::ZERO { T::ZERO - T::ONE } else { positive }
 }
 
 #[cfg(test)]
@@ -68,9 +88,9 @@ mod tests {
         fn the_larger_sum_wins((length, rows, weights) in rows(any()), zero in -1..2_i8) {
             let zero = f32::from(zero);
             let ones = vec![1.0; weights.len()];
-            for (given, used) in [(None, &ones), (Some(weights.as_slice()), &weights)] {
+            for used in [&ones, &weights] {
                 let mut signs = vec![9.0; length];
-                elect_sign(&rows, given, zero, &mut signs);
+                elect_sign(&rows, used, zero, &mut signs);
                 let mut total = 0;
                 for (j, &sign) in signs.iter().enumerate() {
                     let sum = votes(&rows, used, length, j);
@@ -79,7 +99,7 @@ mod tests {
                     prop_assert_eq!(sign, expected);
                     total += i64::from(sum > 0.0) - i64::from(sum < 0.0);
                 }
-                prop_assert_eq!(sum_of_signs(&rows, given, length), total);
+                prop_assert_eq!(sum_of_signs(&rows, used, length), total);
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Looking for values that a merge must not spread.
 
 use crate::dtype::Real;
+use crate::processor::widest;
 
 /// Entries looked at before stopping is considered: the loop inside has no early exit, so that
 /// it vectorises.
@@ -19,8 +20,10 @@ pub fn has_infinite<T: Real>(values: &[T]) -> bool {
     any(values, |value| value.abs() == T::INFINITY)
 }
 
-fn any<T: Real>(values: &[T], is: impl Fn(T) -> bool) -> bool {
-    values.chunks(STRIDE).any(|part| part.iter().fold(false, |found, &value| found | is(value)))
+widest! {
+    fn any<T: Real, F: Fn(T) -> bool>(values: &[T], is: F) -> bool {
+        values.chunks(STRIDE).any(|part| part.iter().fold(false, |found, &value| found | is(value)))
+    }
 }
 
 #[cfg(test)]

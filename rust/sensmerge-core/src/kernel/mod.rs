@@ -5,15 +5,16 @@
 //! machine. Several task vectors are rows of one slice. Lengths that do not match are the caller's
 //! mistake and panic.
 
+pub mod bracket;
 pub mod disjoint;
 pub mod distance;
 pub mod elect;
 pub mod finite;
-pub mod magnitude;
 pub mod random_drop;
 pub mod sensitivity;
 pub mod sum;
 pub mod task_vector;
+pub mod trim;
 pub mod weighted_sum;
 
 #[cfg(test)]

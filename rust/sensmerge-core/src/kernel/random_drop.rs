@@ -1,15 +1,18 @@
 //! Drop and rescale: the sparsifier of DARE (Yu et al. 2024).
 
 use crate::dtype::Real;
+use crate::processor::widest;
 
-/// Multiply kept entries by `scale` and set the others to 0; `keep` holds 1 or 0 for each.
-///
-/// # Panics
-/// If the lengths differ.
-pub fn drop_and_rescale<T: Real>(delta: &mut [T], keep: &[u8], scale: T) {
-    assert_eq!(delta.len(), keep.len());
-    for (delta, &keep) in delta.iter_mut().zip(keep) {
-        *delta = if keep == 0 { T::ZERO } else { *delta * scale };
+widest! {
+    /// Multiply kept entries by `scale` and set the others to 0; `keep` holds 1 or 0 for each.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn drop_and_rescale<T: Real>(delta: &mut [T], keep: &[u8], scale: T) {
+        assert_eq!(delta.len(), keep.len());
+        for (delta, &keep) in delta.iter_mut().zip(keep) {
+            *delta = (*delta * scale).only_if(keep != 0);
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 //! but not choose another.
 
 use crate::dtype::Real;
+use crate::processor::widest;
 
 const LANES: usize = 16;
 
@@ -15,31 +16,33 @@ pub fn l1<T: Real>(values: &[T]) -> f64 {
     sum(values, values, |value, _| value.abs().to_f64())
 }
 
-/// `Σ_j term(a_j, b_j)`.
-///
-/// # Panics
-/// If the lengths differ.
-pub(super) fn sum<T: Real>(a: &[T], b: &[T], term: impl Fn(T, T) -> f64) -> f64 {
-    assert_eq!(a.len(), b.len());
-    let mut lanes = [0.0; LANES];
-    let (whole_a, rest_a) = a.as_chunks::<LANES>();
-    let (whole_b, rest_b) = b.as_chunks::<LANES>();
-    for (a, b) in whole_a.iter().zip(whole_b) {
-        for lane in 0..LANES {
-            lanes[lane] += term(a[lane], b[lane]);
+widest! {
+    /// `Σ_j term(a_j, b_j)`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub(super) fn sum<T: Real, F: Fn(T, T) -> f64>(a: &[T], b: &[T], term: F) -> f64 {
+        assert_eq!(a.len(), b.len());
+        let mut lanes = [0.0; LANES];
+        let (whole_a, rest_a) = a.as_chunks::<LANES>();
+        let (whole_b, rest_b) = b.as_chunks::<LANES>();
+        for (a, b) in whole_a.iter().zip(whole_b) {
+            for lane in 0..LANES {
+                lanes[lane] += term(a[lane], b[lane]);
+            }
         }
-    }
-    for ((lane, &a), &b) in lanes.iter_mut().zip(rest_a).zip(rest_b) {
-        *lane += term(a, b);
-    }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            lanes[lane] += lanes[lane + width];
+        for ((lane, &a), &b) in lanes.iter_mut().zip(rest_a).zip(rest_b) {
+            *lane += term(a, b);
         }
-        width /= 2;
+        let mut width = LANES / 2;
+        while width > 0 {
+            for lane in 0..width {
+                lanes[lane] += lanes[lane + width];
+            }
+            width /= 2;
+        }
+        lanes[0]
     }
-    lanes[0]
 }
 
 #[cfg(test)]

@@ -1,15 +1,18 @@
 //! Task vectors: `δ = θ − θ₀`.
 
 use crate::dtype::Real;
+use crate::processor::widest;
 
-/// Turn an expert's entries into its task vector's, in place.
-///
-/// # Panics
-/// If the lengths differ.
-pub fn subtract<T: Real>(expert: &mut [T], base: &[T]) {
-    assert_eq!(expert.len(), base.len());
-    for (expert, &base) in expert.iter_mut().zip(base) {
-        *expert = *expert - base;
+widest! {
+    /// Turn an expert's entries into its task vector's, in place.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn subtract<T: Real>(expert: &mut [T], base: &[T]) {
+        assert_eq!(expert.len(), base.len());
+        for (expert, &base) in expert.iter_mut().zip(base) {
+            *expert = *expert - base;
+        }
     }
 }
 

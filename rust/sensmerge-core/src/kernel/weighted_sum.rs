@@ -1,52 +1,61 @@
 //! Weighted sums of rows, and what is done to them.
 
 use crate::dtype::Real;
+use crate::processor::widest;
 
-/// `out_j = Σ_i w_i x_ij`, added in the order of the rows; `rows` holds one row a weight.
-///
-/// # Panics
-/// If the lengths do not match.
-pub fn weighted_sum<T: Real>(rows: &[T], weights: &[T], out: &mut [T]) {
-    assert_eq!(rows.len(), weights.len() * out.len());
-    if out.is_empty() {
-        return;
-    }
-    let mut rows = rows.chunks_exact(out.len()).zip(weights);
-    let Some((first, &weight)) = rows.next() else {
-        return out.fill(T::ZERO);
-    };
-    for (out, &x) in out.iter_mut().zip(first) {
-        *out = weight * x;
-    }
-    for (row, &weight) in rows {
-        for (out, &x) in out.iter_mut().zip(row) {
-            *out += weight * x;
+widest! {
+    /// `out_j = Σ_i w_i x_ij`, added in the order of the rows; `rows` holds one row a weight.
+    ///
+    /// # Panics
+    /// If the lengths do not match.
+    pub fn weighted_sum<T: Real>(rows: &[T], weights: &[T], out: &mut [T]) {
+        assert_eq!(rows.len(), weights.len() * out.len());
+        if out.is_empty() {
+            return;
+        }
+        let mut rows = rows.chunks_exact(out.len()).zip(weights);
+        let Some((first, &weight)) = rows.next() else {
+            return out.fill(T::ZERO);
+        };
+        for (out, &x) in out.iter_mut().zip(first) {
+            *out = weight * x;
+        }
+        for (row, &weight) in rows {
+            for (out, &x) in out.iter_mut().zip(row) {
+                *out += weight * x;
+            }
         }
     }
 }
 
-/// `x_j ← θ_j + λ x_j`: add the scaled sum of task vectors to the base.
-///
-/// # Panics
-/// If the lengths differ.
-pub fn scale_and_add<T: Real>(base: &[T], lambda: T, sum: &mut [T]) {
-    assert_eq!(base.len(), sum.len());
-    for (sum, &base) in sum.iter_mut().zip(base) {
-        *sum = base + lambda * *sum;
+widest! {
+    /// `x_j ← θ_j + λ x_j`: add the scaled sum of task vectors to the base.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn scale_and_add<T: Real>(base: &[T], lambda: T, sum: &mut [T]) {
+        assert_eq!(base.len(), sum.len());
+        for (sum, &base) in sum.iter_mut().zip(base) {
+            *sum = base + lambda * *sum;
+        }
     }
 }
 
-/// Divide every entry.
-pub fn divide<T: Real>(values: &mut [T], divisor: T) {
-    for value in values {
-        *value = *value / divisor;
+widest! {
+    /// Divide every entry.
+    pub fn divide<T: Real>(values: &mut [T], divisor: T) {
+        for value in values {
+            *value = *value / divisor;
+        }
     }
 }
 
-/// Multiply every entry.
-pub fn multiply<T: Real>(values: &mut [T], factor: T) {
-    for value in values {
-        *value = *value * factor;
+widest! {
+    /// Multiply every entry.
+    pub fn multiply<T: Real>(values: &mut [T], factor: T) {
+        for value in values {
+            *value = *value * factor;
+        }
     }
 }
 
