@@ -151,6 +151,42 @@ def test_merges_are_the_references(
     assert apart.mean() < EXCEPTIONS, f"{apart.sum()} of {apart.size} entries"
 
 
+@pytest.mark.parametrize("semantics", ["mergekit", "original"])
+@pytest.mark.parametrize("majority", [-1, 0, 1])
+def test_draws_go_to_the_models_majority(tmp_path: Path, majority: int, semantics: str) -> None:
+    """One tensor of draws only; another one decides, or is a draw as a whole."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    draws = np.tile([0.5, -0.5, 0.25], 3000)
+    decisive = np.concatenate([np.full(1001 + majority, 0.125), np.full(1001, -0.125)])
+    models: list[Arrays] = [
+        {"draws": np.ones(9000), "decisive": np.ones(2002 + majority)},
+        {"draws": 1 + draws, "decisive": 1 + decisive},
+        {"draws": 1 - draws, "decisive": 1 + decisive},
+    ]
+    for name, values in zip(["base", "e0", "e1"], models, strict=True):
+        (tmp_path / name).mkdir()
+        stored = {key: torch.tensor(value, dtype=torch.float32) for key, value in values.items()}
+        save_file(stored, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
+    data = {
+        "merge_method": "ties",
+        "base_model": "base",
+        "models": [{"model": "e0"}, {"model": "e1"}],
+        "semantics": semantics,
+    }
+    recipe = Recipe.from_dict(data, folder=tmp_path)
+    sensmerge.merge(recipe, tmp_path / "out", progress=False, sync=False)
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    base, *experts = models
+    weights = {name: [1.0, 1.0] for name in base}
+    expected = reference.merge("ties", semantics, base, experts, weights=weights)
+    sign = majority if semantics == "original" else 1
+    np.testing.assert_array_equal(expected["draws"], 1 + sign * np.abs(draws))
+    for name in base:
+        np.testing.assert_array_equal(merged[name].double().numpy(), expected[name])
+
+
 def test_mode_off_writes_the_plain_methods_bytes(tmp_path: Path) -> None:
     tensor_family(tmp_path, experts=3, dtype="bfloat16")
     data = {
