@@ -14,13 +14,13 @@ from sensmerge import _core
 from sensmerge.errors import InputError
 from sensmerge.plan import core_recipe, model_paths, parse_size, template, template_names
 from sensmerge.progress import bytes_bar
-from sensmerge.scaling import Coefficients, coefficients
 from sensmerge.sidecars import sidecars
 from sensmerge.sources import resolve
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
     from sensmerge.recipe import Recipe
+    from sensmerge.scaling import Coefficients
 
 DEFAULT_SHARD_SIZE = "5GB"
 
@@ -132,7 +132,7 @@ def merge(
         _core.plan(json.dumps(core_recipe(recipe, None)), shard_bytes)
         _core.check_output(str(out), [str(path) for path in model_paths(recipe)], overwrite)
     measured, notes = _measured(recipe, calibration, threads=threads, progress=progress)
-    found = None if measured is None else coefficients(measured, recipe)
+    found = None if measured is None else _coefficients(measured, recipe)
     if found is not None:
         notes += found.notes()
     copies, texts, left_out = sidecars(recipe, found, measured)
@@ -179,7 +179,7 @@ def plan(
     recipe = _loaded(recipe)
     found, notes = None, []
     if calibration is not None and needs_calibration(recipe):
-        found = coefficients(matching(recipe, calibration), recipe)
+        found = _coefficients(matching(recipe, calibration), recipe)
         notes += found.notes()
     elif needs_calibration(recipe):
         notes.append("the recipe asks for sensitivity: weights are shown before calibration")
@@ -240,6 +240,13 @@ def _measured(
 
     measured = calibrate(recipe, progress=progress, threads=threads)
     return measured, list(measured.notes)
+
+
+def _coefficients(measured: Calibration, recipe: Recipe) -> Coefficients:
+    # NumPy is loaded only where it is needed: it doubles the time a plain merge takes to start.
+    from sensmerge.scaling import coefficients
+
+    return coefficients(measured, recipe)
 
 
 def _loaded(recipe: Recipe | str | Path) -> Recipe:

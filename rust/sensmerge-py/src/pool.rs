@@ -8,9 +8,11 @@ use sensmerge_core::execute;
 
 use crate::error::to_python;
 
-/// The last pool used, and for which process and number of threads it was made: threads do not
-/// survive a fork.
-static LAST: Mutex<Option<(u32, Option<usize>, Arc<ThreadPool>)>> = Mutex::new(None);
+/// For which process and number of threads a pool was made: threads do not survive a fork.
+type Made = (u32, Option<usize>, Arc<ThreadPool>);
+
+/// The last pool used.
+static LAST: Mutex<Option<Made>> = Mutex::new(None);
 
 /// A pool of `threads` threads (all cores by default).
 pub(crate) fn pool(threads: Option<usize>) -> PyResult<Arc<ThreadPool>> {
