@@ -49,6 +49,10 @@ const KERNELS: &[(&str, Kernel)] = &[
     ("count_equal", |b| keep_result(count_equal(&b.delta, b.threshold))),
     ("trim", |b| trim(&mut b.delta, b.threshold)),
     ("trim_exact", |b| trim_exact(&mut b.delta, b.threshold, &mut b.ties)),
+    ("trim_exact, all ties stay", |b| {
+        trim_exact(&mut b.delta, b.threshold, &mut black_box(ENTRIES as u64));
+    }),
+    ("trim_exact, no tie stays", |b| trim_exact(&mut b.delta, b.threshold, &mut black_box(0))),
     ("l1", |b| keep_result(l1(&b.delta))),
     ("multiply", |b| multiply(&mut b.delta, b.factor)),
     ("divide", |b| divide(&mut b.delta, b.factor)),
