@@ -74,7 +74,7 @@ def constant_but_the_start(draw: Generator, size: int) -> Array:
 
 def alternating_blocks(draw: Generator, size: int) -> Array:
     large = (np.arange(size) // 4096) % 2 == 0
-    return np.where(large, 1 + np.abs(spread(draw, size)) / 4, np.rint(spread(draw, size)) / 64)
+    return np.where(large, 1 + np.abs(spread(draw, size)), np.rint(spread(draw, size)) / 64)
 
 
 def stripes(draw: Generator, size: int, rare: float = 2.0, common: float = 0.125) -> Array:
