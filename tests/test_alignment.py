@@ -15,6 +15,7 @@ import torch_oracle as oracle
 from families import Family, add_tokens, llama_family, remove_tokenizer
 from sensmerge import Calibration, InputError, Recipe
 from sensmerge.calibration import alignment, models
+from sensmerge.calibration.samples import Sample
 
 
 def test_tokens_and_completions_are_the_oracles(family: Family, measured: Calibration) -> None:
@@ -24,49 +25,53 @@ def test_tokens_and_completions_are_the_oracles(family: Family, measured: Calibr
     assert abs(measured.alignment[0, 1] / measured.alignment[1, 0] - 1) > 1e-3
 
 
+def distance(
+    one: Any, other: Any, samples: list[Sample], *, positions: str, form: str, pair: str = ""
+) -> float:
+    states = [
+        alignment.states(model, samples, positions, advance=lambda _: None)
+        for model in (one, other)
+    ]
+    return alignment.distance(
+        alignment.Head(one, None),
+        alignment.Head(other, None),
+        *states,
+        samples,
+        pair=pair,
+        form=form,
+        threads=1,
+    )
+
+
 @pytest.mark.parametrize(
     ("form", "positions"), [("sequence", "completion"), ("token", "all"), ("sequence", "all")]
 )
 def test_the_other_forms_are_the_oracles(family: Family, form: str, positions: str) -> None:
     one, other = oracle.load(family, 2), oracle.load(family, 0)
-    found = alignment.distance(
-        one,
-        other,
-        oracle.samples_of(family, 0, positions),
-        pair="e2 and e0",
-        positions=positions,
-        form=form,
-        threads=1,
-        advance=lambda _: None,
-    )
+    samples = oracle.samples_of(family, 0, positions)
+    found = distance(one, other, samples, positions=positions, form=form)
     expected = oracle.distance(family, 2, 0, form=form, positions=positions)
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_every_position_counts_the_last_included(
-    family: Family, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_position_counts_the_last_included(family: Family) -> None:
     sample = oracle.samples_of(family, 0, "all")[0]
     length = len(sample.ids)
+    places = torch.tensor(sample.logit_positions("all")).float()[:, None]
 
-    def rows(model: float, sample: Any, where: list[int]) -> torch.Tensor:
-        return torch.tensor(where).float()[:, None] * model
+    class Times(alignment.Head):
+        def __init__(self, factor: float) -> None:
+            self.factor = factor
 
-    monkeypatch.setattr(alignment, "rows", rows)
+        def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+            return hidden * self.factor
+
     for form, expected in [
         ("token", sum(range(length)) / length),
         ("sequence", sum(place * place for place in range(length)) ** 0.5),
     ]:
-        found = alignment.distance(
-            2.0,  # type: ignore[arg-type]
-            1.0,  # type: ignore[arg-type]
-            [sample],
-            pair="",
-            positions="all",
-            form=form,
-            threads=1,
-            advance=lambda _: None,
-        )
+        heads, states = (Times(2.0), Times(1.0)), ([places], [places])
+        found = alignment.distance(*heads, *states, [sample], pair="", form=form, threads=1)
         assert found == pytest.approx(expected, rel=1e-6)
 
 
@@ -150,35 +155,35 @@ def test_logits_that_are_not_finite_name_experts_and_sample(family: Family) -> N
     one, other = oracle.load(family, 0), oracle.load(family, 1)
     with torch.no_grad():
         other.lm_head.weight[0, 0] = float("inf")
+    samples = oracle.samples_of(family, 0)
     with pytest.raises(InputError, match=r"e0 and e1: their logits on .*t0.jsonl, line 1 are not"):
-        alignment.distance(
-            one,
-            other,
-            oracle.samples_of(family, 0),
-            pair="e0 and e1",
-            positions="completion",
-            form="token",
-            threads=1,
-            advance=lambda _: None,
-        )
+        distance(one, other, samples, positions="completion", form="token", pair="e0 and e1")
 
 
-def test_two_models_at_most_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_blocks_of_one_model_at_most_are_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     family = llama_family(tmp_path, experts=4, layers=1)
     held: list[weakref.ref[Any]] = []
     most = []
     load = models.load
 
+    def holds_blocks(reference: weakref.ref[Any]) -> bool:
+        model = reference()
+        return model is not None and any(
+            parameter.numel() for parameter in model.model.layers.parameters()
+        )
+
     def counted(*arguments: Any) -> Any:
         model = load(*arguments)
         held.append(weakref.ref(model))
-        most.append(sum(one() is not None for one in held))
+        most.append(sum(map(holds_blocks, held)))
         return model
 
     monkeypatch.setattr(models, "load", counted)
     oracle.calibrated(family)
-    # One at a time for sensitivity, then i = 0, 1, 2, each with every later one.
-    assert most == [1] * 4 + [1, 2, 2, 2] + [1, 2, 2] + [1, 2]
+    # Once each for sensitivity, and once each for alignment, of which the heads are kept.
+    assert most == [1] * 8
     assert not any(one() is not None for one in held)
 
 

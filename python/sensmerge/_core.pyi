@@ -68,6 +68,10 @@ class TensorInfo:
     def shape(self, /) -> list[int]:
         """Shape."""
 
+    @property
+    def start(self, /) -> int:
+        """Where its data starts in that file, in bytes."""
+
 def check_output(
     output: str | PathLike[str],
     inputs: collections.abc.Sequence[str | os.PathLike[str]],

@@ -127,19 +127,36 @@ def merge(
 @commands.command()
 @click.argument("recipe", type=_FILE)
 @click.option("-o", "--output", type=_FILE, required=True, help="The calibration.json to write.")
+@click.option(
+    "--memory",
+    type=click.Choice(["auto", "whole", "stream"]),
+    default="auto",
+    show_default=True,
+    help="Run models whole, or block by block if they are larger than memory.",
+)
+@click.option("--device", default="cpu", show_default=True, help="A torch device, such as cuda.")
 @_threads
 @_quiet
-def calibrate(recipe: Path, output: Path, threads: int | None, quiet: bool) -> None:
-    """Measure sensitivity and alignment of the experts of RECIPE."""
+def calibrate(
+    recipe: Path, output: Path, memory: str, device: str, threads: int | None, quiet: bool
+) -> None:
+    """Measure sensitivity and alignment of the experts of RECIPE.
+
+    Experts that OUTPUT or a run that was stopped measured already are not measured again.
+    """
     from sensmerge.calibration import calibrate as run
+    from sensmerge.calibration import forget
 
     loaded = _load(recipe)
     # The measurement is long: an unwritable place is refused before it, not after.
     nearest = next(place for place in [output, *output.absolute().parents] if place.exists())
     if not os.access(nearest, os.W_OK):
         raise InputError(f"{output}: cannot be written there")
-    calibration = run(loaded, progress=not quiet, threads=threads)
+    calibration = run(
+        loaded, progress=not quiet, threads=threads, memory=memory, device=device, keep=output
+    )
     calibration.save(output)
+    forget(output)
     if not quiet:
         for note in calibration.notes:
             click.echo(f"note: {note}", err=True)

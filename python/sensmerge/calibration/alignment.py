@@ -1,60 +1,161 @@
 """Cross-task alignment: how far apart two experts' logits are on the samples of each one's task.
 
-Sens-Merging, Eq. 4. Two models are held at a time, and the logits of one sample.
+Sens-Merging, Eq. 4. Every model runs once over all samples, as far as its output head: what enters
+the head at the compared positions is small and is kept. Logits are computed from it for one
+sample and two models at a time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sensmerge import _core
-from sensmerge.calibration.sensitivity import as_bytes, logits
+from sensmerge.calibration import blocks as inner
+from sensmerge.calibration.sensitivity import as_bytes
 from sensmerge.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from sensmerge.calibration.samples import Sample
+    from sensmerge.calibration.stream import Stream
+
+# What enters the output head at a sample's compared positions: [positions, hidden].
+States = list[torch.Tensor]
+
+
+@torch.inference_mode()
+def states(
+    model: PreTrainedModel,
+    samples: list[Sample],
+    positions: str,
+    *,
+    advance: Callable[[int], None],
+) -> States:
+    """Run a model over samples as far as its output head.
+
+    Args:
+        model: The model.
+        samples: The samples.
+        positions: Which positions are kept: ``completion`` or ``all``.
+        advance: Told of every sample that is done.
+    """
+    found = []
+    for sample in samples:
+        with _entering_head(model, sample, positions) as seen:
+            inner.run(model, sample.ids)
+        found += seen
+        advance(1)
+    return found
+
+
+@torch.no_grad()
+def states_streamed(
+    stream: Stream,
+    samples: list[Sample],
+    positions: str,
+    *,
+    advance: Callable[[int], None],
+) -> States:
+    """The same as :func:`states`, block by block, for all samples at once."""
+    with stream.outer_on_device():
+        calls = [stream.enter(sample.ids) for sample in samples]
+        _, last = stream.forward(calls, keep=False)
+        found = []
+        for sample, call, hidden in zip(samples, calls, last, strict=True):
+            with _entering_head(stream.model, sample, positions) as seen:
+                stream.leave(call, hidden)
+            found += seen
+            advance(1)
+    return found
+
+
+@contextmanager
+def _entering_head(
+    model: PreTrainedModel, sample: Sample, positions: str
+) -> Iterator[list[torch.Tensor]]:
+    """Note what enters the output head at a sample's positions, and end the run there."""
+    head: Any = model.get_output_embeddings()
+    where = torch.tensor(sample.logit_positions(positions))
+    seen: list[torch.Tensor] = []
+
+    def stop(_: Any, args: tuple[torch.Tensor, ...]) -> None:
+        seen.append(args[0][0, where.to(args[0].device)].cpu())
+        inner.enough()
+
+    handle = head.register_forward_pre_hook(stop)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+class Head:
+    """What a model does after its blocks and final norm: the output head, and what follows it."""
+
+    def __init__(self, model: PreTrainedModel, stream: Stream | None) -> None:
+        """Keep a model for its head alone; its blocks' weights are let go."""
+        self._model = model
+        self._stream = stream
+        if stream is not None:
+            stream.keep_outer()
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Float32 logits, [positions, vocabulary], of what enters the head, [positions, hidden]."""
+        head: Any = self._model.get_output_embeddings()
+        entering = hidden.to(head.weight.device)[None]
+        handle = head.register_forward_pre_hook(lambda _, args: (entering, *args[1:]))
+        try:
+            # What the model computes up to its head is replaced; one token is the least of it.
+            if self._stream is None:
+                output = inner.run(self._model, [0])
+            else:
+                output = self._stream.without_blocks([0])
+        finally:
+            handle.remove()
+        found: torch.Tensor = output.logits[0].float().cpu()
+        return found
 
 
 def distance(
-    model: PreTrainedModel,
-    expert: PreTrainedModel,
+    one: Head,
+    other: Head,
+    states_of_one: States,
+    states_of_other: States,
     samples: list[Sample],
     *,
     pair: str,
-    positions: str,
     form: str,
     threads: int | None,
-    advance: Callable[[int], None],
 ) -> float:
     """g_ij: the mean over task j's samples of the L2 distance between logits (Eq. 4).
 
     Args:
-        model: Model i.
-        expert: Expert j.
+        one: The head of model i.
+        other: The head of expert j.
+        states_of_one: What enters the head of model i, for every sample of task j.
+        states_of_other: What enters that of expert j.
         samples: The samples of task j.
-        pair: Their names, for messages.
-        positions: Which positions are compared: ``completion`` or ``all``.
+        pair: The models' names, for messages.
         form: ``token``, the mean of the per-position norms; or ``sequence``, the norm of the whole
             [positions, vocabulary] difference.
         threads: Threads for the reductions; all cores by default.
-        advance: Told of every sample that is done.
 
     Raises:
         InputError: Logits are not finite.
     """
     total = 0.0
-    for sample in samples:
-        where = sample.logit_positions(positions)
-        one, other = rows(model, sample, where), rows(expert, sample, where)
-        common = min(one.shape[1], other.shape[1])
-        one, other = one[:, :common], other[:, :common]
-        norms = _core.row_distances(as_bytes(one), as_bytes(other), "float32", len(where), threads)
+    for sample, first, second in zip(samples, states_of_one, states_of_other, strict=True):
+        a, b = one.logits(first), other.logits(second)
+        common = min(a.shape[1], b.shape[1])
+        a, b = a[:, :common], b[:, :common]
+        norms = _core.row_distances(as_bytes(a), as_bytes(b), "float32", len(a), threads)
         if form == "token":
             value = math.fsum(norms) / len(norms)
         else:
@@ -65,11 +166,4 @@ def distance(
                 "sensitivity.dtype: float32"
             )
         total += value
-        advance(1)
     return total / len(samples)
-
-
-@torch.inference_mode()
-def rows(model: PreTrainedModel, sample: Sample, where: list[int]) -> torch.Tensor:
-    """Float32 logits at some positions of a sample: [positions, vocabulary]."""
-    return logits(model, sample)[torch.tensor(where)].float()

@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from sensmerge import _core
+from sensmerge.calibration.weights import mapped
 from sensmerge.errors import InputError
 from sensmerge.layers import layer_of
 from sensmerge.sources import tokenizer_files
@@ -95,6 +96,9 @@ def open_source(name: str, path: Path, base: Path | None) -> Source:
 def load(source: Source, dtype: str) -> PreTrainedModel:
     """Load an expert for running: dropout off, no cache.
 
+    Weights that are stored as they are run are the mapped files themselves: they are not read
+    yet, and must not be written to.
+
     Args:
         source: The expert.
         dtype: ``stored``, or ``float32``.
@@ -103,16 +107,20 @@ def load(source: Source, dtype: str) -> PreTrainedModel:
         InputError: transformers cannot load it, or its weights do not fit its config.
     """
     kind = stored_dtype(source.path) if dtype == "stored" else torch.float32
+    weights = mapped(source.path)
     with quiet():
         try:
-            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                source.path,
-                dtype=kind,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
+            config = transformers.AutoConfig.from_pretrained(
+                source.path, local_files_only=True, trust_remote_code=False
             )
+            architecture: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+            loaded: Any = architecture.from_pretrained(
+                None, config=config, state_dict=weights, dtype=kind, output_loading_info=True
+            )
+        except KeyError:
+            raise InputError(
+                f"{source.path}: transformers has no causal language model for its config"
+            ) from None
         except Exception as error:
             raise InputError(f"{source.path}: cannot be loaded: {_first(error)}") from None
     model: PreTrainedModel = loaded[0]

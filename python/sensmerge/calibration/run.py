@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from sensmerge import __version__, _core
 from sensmerge.calibration import samples
+from sensmerge.calibration.kept import Kept, Part
 from sensmerge.calibration.record import Calibration, Expert
 from sensmerge.errors import InputError
 from sensmerge.layers import block_of, blocks
@@ -30,17 +31,28 @@ except ImportError as error:
         f"calibration needs torch and transformers ({error}); pip install 'sensmerge[calibrate]'"
     ) from None
 
-from sensmerge.calibration import alignment, models, sensitivity
+from sensmerge.calibration import alignment, models
+from sensmerge.calibration.runner import Runner
 
 if TYPE_CHECKING:
     from sensmerge.recipe import Recipe
 
 
-def run(recipe: Recipe, *, progress: bool, threads: int | None) -> Calibration:
+def run(
+    recipe: Recipe,
+    *,
+    progress: bool,
+    threads: int | None,
+    memory: str,
+    device: str,
+    keep: Path | None,
+) -> Calibration:
     """Measure a recipe's experts; see :func:`sensmerge.calibrate`."""
     if threads is not None and threads < 1:
         raise InputError(f"threads: {threads} is no number of threads; give 1 or more")
     options = recipe.sensitivity or Sensitivity()
+    runner = Runner(memory, device, options.dtype)
+    kept = Kept(keep, options.model_dump())
     with models.quiet(), _torch_threads(threads):
         sources = _sources(recipe)
         tasks = [
@@ -50,12 +62,13 @@ def run(recipe: Recipe, *, progress: bool, threads: int | None) -> Calibration:
         _check_blocks(sources)
         _check_tokens(sources, tasks)
         start = time.monotonic()
-        experts, found = _sensitivities(sources, tasks, options, progress, threads)
+        parts = _sensitivities(sources, tasks, runner, kept, progress, threads)
         middle = time.monotonic()
-        g = _alignments(sources, tasks, options, progress, threads)
+        experts = [part.expert for part in parts]
+        g = _alignments(sources, tasks, experts, options, runner, kept, progress, threads)
         end = time.monotonic()
-    order = _order(found)
-    sums = [_by_layer(source, one, order) for source, one in zip(sources, found, strict=True)]
+    order = _order(parts)
+    sums = [_by_layer(source, part, order) for source, part in zip(sources, parts, strict=True)]
     inner = blocks(f"{layer}.weight" for layer in order)
     outer = [layer for layer in order if block_of(f"{layer}.weight") is None]
     return Calibration(
@@ -68,7 +81,7 @@ def run(recipe: Recipe, *, progress: bool, threads: int | None) -> Calibration:
         order=order,
         alignment=g,
         options=options.model_dump(include=_MEASURED),
-        notes=_notes(sources, tasks, experts, found),
+        notes=_notes(sources, tasks, parts),
         versions={
             "sensmerge": __version__,
             "torch": torch.__version__,
@@ -81,19 +94,6 @@ def run(recipe: Recipe, *, progress: bool, threads: int | None) -> Calibration:
 
 # The options that change what is measured; the others only change how it is used.
 _MEASURED = {"positions", "distance", "dtype", "samples", "max_length", "seed"}
-
-
-@dataclass(frozen=True)
-class _Sums:
-    """What one expert's backward passes gave.
-
-    Attributes:
-        of: Σ|θ · g| of every layer, in the model's order.
-        tied: For every other layer that shares a parameter: the layer it is counted in.
-    """
-
-    of: dict[str, float]
-    tied: dict[str, str]
 
 
 def _sources(recipe: Recipe) -> list[models.Source]:
@@ -168,72 +168,94 @@ def _check_tokens(sources: list[models.Source], tasks: list[samples.Task]) -> No
 def _sensitivities(
     sources: list[models.Source],
     tasks: list[samples.Task],
-    options: Sensitivity,
+    runner: Runner,
+    kept: Kept,
     progress: bool,
     threads: int | None,
-) -> tuple[list[Expert], list[_Sums]]:
-    experts, sums = [], []
-    total = sum(len(task.samples) for task in tasks)
+) -> list[Part]:
+    fingerprints = [_core.Checkpoint(str(source.path)).fingerprint() for source in sources]
+    found = [
+        kept.part(fingerprint, task.record.token_ids)
+        for fingerprint, task in zip(fingerprints, tasks, strict=True)
+    ]
+    missing = [task for part, task in zip(found, tasks, strict=True) if part is None]
+    parts = []
+    total = sum(len(task.samples) for task in missing)
     with bar(total, "sensitivity", "samples", enabled=progress) as advance:
-        for source, task in zip(sources, tasks, strict=True):
-            fingerprint = _core.Checkpoint(str(source.path)).fingerprint()
-            model = models.load(source, options.dtype)
-            layers = models.parameter_layers(model, source.path)
-            found, loss = sensitivity.measure(
-                model,
-                layers.of,
-                task.samples,
-                expert=source.name,
-                threads=threads,
-                advance=advance,
-            )
-            sums.append(_Sums(found, layers.tied))
-            experts.append(
-                Expert(source.name, fingerprint, models.vocabulary(model), loss, task.record)
-            )
-            # Before the next one is loaded.
-            del model
-    return experts, sums
+        for source, task, fingerprint, part in zip(
+            sources, tasks, fingerprints, found, strict=True
+        ):
+            if part is None:
+                opened = runner.open(source)
+                sums, loss = runner.sensitivity(opened, task.samples, threads, advance)
+                size = models.vocabulary(opened.model)
+                expert = Expert(source.name, fingerprint, size, loss, task.record)
+                part = Part(expert, sums, opened.layers.tied)
+                kept.add(part)
+                # Before the next one is loaded.
+                del opened
+            # Known weights and samples may have other names in this recipe.
+            expert = replace(part.expert, model=source.name, task=task.record)
+            parts.append(replace(part, expert=expert))
+    return parts
 
 
 def _alignments(
     sources: list[models.Source],
     tasks: list[samples.Task],
+    experts: list[Expert],
     options: Sensitivity,
+    runner: Runner,
+    kept: Kept,
     progress: bool,
     threads: int | None,
 ) -> NDArray[np.float64]:
+    """Row i, column j: model i against expert j, on the samples of task j."""
     count = len(sources)
     g = np.zeros((count, count))
-    total = (count - 1) * sum(len(task.samples) for task in tasks)
+    missing = []
+    for i in range(count):
+        for j in range(count):
+            known = 0.0 if i == j else kept.distance(experts[i], experts[j])
+            if known is None:
+                missing.append((i, j))
+            else:
+                g[i, j] = known
+    # What every model has to run over: the tasks of the pairs that it is in.
+    wanted = [sorted({j for pair in missing if i in pair for j in pair[1:]}) for i in range(count)]
+    total = sum(len(tasks[j].samples) for row in wanted for j in row)
+    heads: dict[int, alignment.Head] = {}
+    states: dict[tuple[int, int], alignment.States] = {}
     with bar(total, "alignment", "samples", enabled=progress) as advance:
-        for i in range(count - 1):
-            one = models.load(sources[i], options.dtype)
-            for j in range(i + 1, count):
-                other = models.load(sources[j], options.dtype)
-                for row, column in ((i, j), (j, i)):
-                    # Row i, column j: model i against expert j, on the samples of task j.
-                    g[row, column] = alignment.distance(
-                        one,
-                        other,
-                        tasks[column].samples,
-                        pair=f"experts '{sources[i].name}' and '{sources[j].name}'",
-                        positions=options.positions,
-                        form=options.distance,
-                        threads=threads,
-                        advance=advance,
-                    )
-                del other
-            del one
+        for i, row in enumerate(wanted):
+            if row:
+                opened = runner.open(sources[i])
+                joined = [sample for j in row for sample in tasks[j].samples]
+                found = iter(runner.states(opened, joined, options.positions, advance))
+                for j in row:
+                    states[i, j] = [next(found) for _ in tasks[j].samples]
+                heads[i] = alignment.Head(opened.model, opened.stream)
+                del opened
+    for i, j in missing:
+        g[i, j] = alignment.distance(
+            heads[i],
+            heads[j],
+            states[i, j],
+            states[j, j],
+            tasks[j].samples,
+            pair=f"experts '{sources[i].name}' and '{sources[j].name}'",
+            form=options.distance,
+            threads=threads,
+        )
     return g
 
 
-def _order(sums: list[_Sums]) -> list[str]:
+def _order(parts: list[Part]) -> list[str]:
     """All layers in the model's order, from the expert that has the most: the least tied one."""
-    return list(max(sums, key=lambda one: len(one.of)).of)
+    return list(max(parts, key=lambda part: len(part.of)).of)
 
 
-def _by_layer(source: models.Source, sums: _Sums, order: list[str]) -> dict[str, float]:
+def _by_layer(source: models.Source, sums: Part, order: list[str]) -> dict[str, float]:
     """One expert's sums for the layers that all have; a tied layer has what it is tied to."""
     found = dict(sums.of)
     found |= {layer: sums.of[home] for layer, home in sums.tied.items()}
@@ -247,16 +269,16 @@ def _by_layer(source: models.Source, sums: _Sums, order: list[str]) -> dict[str,
     return {layer: found[layer] for layer in order}
 
 
-def _tied_to(sums: _Sums, home: str) -> list[str]:
+def _tied_to(sums: Part, home: str) -> list[str]:
     return [layer for layer, owner in sums.tied.items() if owner == home]
 
 
 def _notes(
     sources: list[models.Source],
     tasks: list[samples.Task],
-    experts: list[Expert],
-    sums: list[_Sums],
+    parts: list[Part],
 ) -> list[str]:
+    experts = [part.expert for part in parts]
     notes = []
     for source, task in zip(sources, tasks, strict=True):
         if source.borrowed:
@@ -269,8 +291,8 @@ def _notes(
     if len({expert.vocabulary for expert in experts}) > 1:
         sizes = ", ".join(f"{expert.model} {expert.vocabulary}" for expert in experts)
         notes.append(f"vocabularies differ ({sizes}); logits were compared on their common prefix")
-    if len({len(one.of) for one in sums}) > 1:
-        tied = ", ".join(source.name for source, one in zip(sources, sums, strict=True) if one.tied)
+    if len({len(part.of) for part in parts}) > 1:
+        tied = ", ".join(part.expert.model for part in parts if part.tied)
         notes.append(
             f"some experts tie layers ({tied}) that others do not; what is tied counts in each"
         )

@@ -18,6 +18,8 @@ pub(crate) struct TensorInfo {
     nbytes: usize,
     /// Name of the file that holds it.
     file: String,
+    /// Where its data starts in that file, in bytes.
+    start: usize,
 }
 
 /// A safetensors checkpoint, opened and validated: one file or several shards, mapped read-only.
@@ -60,6 +62,7 @@ impl Checkpoint {
             shape: tensor.shape.clone(),
             nbytes: tensor.nbytes(),
             file: file(tensor.shard),
+            start: tensor.start,
         };
         self.inner.tensors().map(info).collect()
     }

@@ -1,0 +1,156 @@
+"""How models are run: whole or block by block, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from sensmerge import _core
+from sensmerge.calibration import alignment, models, sensitivity
+from sensmerge.calibration.stream import Stream
+from sensmerge.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from sensmerge.calibration.samples import Sample
+
+MEMORY = ("auto", "whole", "stream")
+
+# Of the memory that is free, what weights may take before they are read block by block.
+_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model, ready to be run.
+
+    Attributes:
+        name: What the recipe calls it.
+        model: The model.
+        layers: Where its parameters belong.
+        stream: The model taken apart; None where that is not possible.
+        streamed: Whether it is run block by block.
+    """
+
+    name: str
+    model: PreTrainedModel
+    layers: models.Layers
+    stream: Stream | None
+    streamed: bool
+
+
+class Runner:
+    """Opens models and runs them as asked."""
+
+    def __init__(self, memory: str, device: str, dtype: str) -> None:
+        """Check what is asked.
+
+        Args:
+            memory: ``whole``, ``stream`` for block by block, or ``auto``: block by block where the
+                weights do not fit into free memory.
+            device: A torch device, such as ``cuda``.
+            dtype: ``stored`` or ``float32``.
+
+        Raises:
+            InputError: There is no such way or device.
+        """
+        if memory not in MEMORY:
+            raise InputError(f"memory: '{memory}' is none of {', '.join(MEMORY)}")
+        self._memory = memory
+        self._device = _device(device)
+        self._dtype = dtype
+
+    def open(self, source: models.Source) -> Opened:
+        """Load an expert.
+
+        Raises:
+            InputError: It cannot be loaded, or not be run block by block where that is asked.
+        """
+        streamed = self._memory == "stream"
+        if self._memory == "auto":
+            streamed = self._weights(source.path) > _SHARE * _free_memory(self._device)
+        model = models.load(source, "stored" if streamed else self._dtype)
+        layers = models.parameter_layers(model, source.path)
+        dtype = torch.float32 if self._dtype == "float32" else None
+        try:
+            stream = Stream(model, layers.of, device=self._device, dtype=dtype)
+        except InputError as error:
+            if self._memory == "stream":
+                raise InputError(f"{source.path}: {error}") from None
+            if streamed:
+                model = models.load(source, self._dtype)
+            return Opened(source.name, _moved(model, self._device), layers, None, False)
+        if not streamed:
+            model = _moved(model, self._device)
+        return Opened(source.name, model, layers, stream, streamed)
+
+    def sensitivity(
+        self,
+        opened: Opened,
+        samples: list[Sample],
+        threads: int | None,
+        advance: Callable[[int], None],
+    ) -> tuple[dict[str, float], float]:
+        """Σ|θ · g| of every layer, and the mean loss."""
+        name = opened.name
+        if opened.streamed and opened.stream is not None:
+            return sensitivity.measure_streamed(
+                opened.stream, opened.layers.of, samples,
+                expert=name, threads=threads, advance=advance,
+            )  # fmt: skip
+        return sensitivity.measure(
+            opened.model, opened.layers.of, samples, expert=name, threads=threads, advance=advance
+        )
+
+    def states(
+        self,
+        opened: Opened,
+        samples: list[Sample],
+        positions: str,
+        advance: Callable[[int], None],
+    ) -> alignment.States:
+        """What enters the model's output head, for every sample."""
+        if opened.streamed and opened.stream is not None:
+            return alignment.states_streamed(opened.stream, samples, positions, advance=advance)
+        return alignment.states(opened.model, samples, positions, advance=advance)
+
+    def _weights(self, path: Path) -> int:
+        """Bytes of a model's weights in the dtype it is run in."""
+        tensors = _core.Checkpoint(str(path)).tensors
+        factor = {"F16": 2, "BF16": 2}
+        grows = self._dtype == "float32"
+        return sum(
+            tensor.nbytes * (factor.get(tensor.dtype, 1) if grows else 1) for tensor in tensors
+        )
+
+
+def _moved(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    moved: PreTrainedModel = model.to(device)  # type: ignore[arg-type]
+    return moved
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"device: '{name}' cannot be used: {first}") from None
+    return device
+
+
+def _free_memory(device: torch.device) -> float:
+    """Bytes that can be had on a device; infinite where the system does not tell."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return float("inf")
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return float(found[0]) * 1024 if found else float("inf")

@@ -1,0 +1,260 @@
+"""Running a model whose weights do not fit into memory: block by block, for all samples at once.
+
+Forward, every block is run for all samples before the next one, and the inputs of blocks are kept.
+Backward, from the last block, each is run again from its kept input and differentiated. So every
+weight is read twice, however many samples there are, and no more than one block's activations
+for one sample are held. Gradients and losses are those of a run of the whole model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from sensmerge.calibration import blocks as inner
+from sensmerge.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+_CPU = torch.device("cpu")
+
+
+@dataclass
+class Call:
+    """How one sample enters the blocks.
+
+    Attributes:
+        ids: Its token ids.
+        first: Hidden states before the first block.
+        others: For every block: what else it is called with, by position and by keyword.
+    """
+
+    ids: list[int]
+    first: torch.Tensor | None = None
+    others: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+
+
+class Stream:
+    """A model, run block by block.
+
+    Attributes:
+        model: The model.
+        blocks: Its decoder blocks.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        layers: dict[str, str],
+        *,
+        device: torch.device = _CPU,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Take a model apart.
+
+        Args:
+            model: The model.
+            layers: The layer of every parameter.
+            device: Where to compute; weights are brought there a block at a time.
+            dtype: In which dtype to compute; None is that of the weights.
+
+        Raises:
+            InputError: Its blocks cannot be found, or share parameters.
+        """
+        self.model = model
+        self.blocks = inner.find(model, layers)
+        self._device = device
+        self._dtype = dtype
+        self._template: Any = None
+        seen: dict[int, int] = {}
+        for place, block in enumerate(self.blocks):
+            for parameter in block.parameters():
+                if seen.setdefault(id(parameter), place) != place:
+                    raise InputError(
+                        f"{type(model).__name__}: blocks share parameters, so they cannot be run "
+                        "one at a time; use --memory whole"
+                    )
+
+    def learn(self) -> None:
+        """Find out what a block returns, where no sample has gone through yet."""
+        if self._template is None:
+            self.enter([0])
+
+    @contextmanager
+    def outer_on_device(self) -> Iterator[None]:
+        """Bring what lies around the blocks to the device."""
+        with _resident(self._outer(), self._device, self._dtype):
+            yield
+
+    def keep_outer(self) -> None:
+        """Bring what lies around the blocks to the device for good, and let the blocks go."""
+        self.learn()
+        for tensor in self._outer():
+            tensor.data = _brought(tensor, self._device, self._dtype)
+        for block in self.blocks:
+            for parameter in block.parameters():
+                parameter.data = parameter.data.new_empty(0)
+
+    def _outer(self) -> list[torch.Tensor]:
+        within = {id(tensor) for block in self.blocks for tensor in _tensors(block)}
+        return [tensor for tensor in _tensors(self.model) if id(tensor) not in within]
+
+    @torch.no_grad()
+    def enter(self, ids: list[int]) -> Call:
+        """Find out how the model calls its blocks for a sample."""
+        call = Call(ids)
+
+        def visit(
+            place: int,
+            forward: Callable[..., Any],
+            args: tuple[Any, ...],
+            kwargs: dict[str, Any],
+        ) -> Any:
+            hidden, args, kwargs = _split(args, kwargs)
+            if place == 0:
+                call.first = hidden
+                if self._template is None:
+                    # Only a real call tells what a block returns.
+                    with self._on_device(self.blocks[0]):
+                        self._template = forward(hidden, *args, **kwargs)
+            call.others.append((args, kwargs))
+            if place == len(self.blocks) - 1:
+                inner.enough()
+            return inner.like(self._template, hidden)
+
+        with inner.visited(self.blocks, visit):
+            inner.run(self.model, ids)
+        return call
+
+    @torch.no_grad()
+    def forward(
+        self, calls: list[Call], *, keep: bool
+    ) -> tuple[list[list[torch.Tensor]], list[torch.Tensor]]:
+        """Run the blocks, each for all samples.
+
+        Args:
+            calls: How the samples enter the blocks.
+            keep: Whether to keep what enters every block.
+
+        Returns:
+            For every block, what entered it of every sample; and what left the last one.
+        """
+        hidden = [call.first for call in calls if call.first is not None]
+        kept = []
+        for place, block in enumerate(self.blocks):
+            if keep:
+                kept.append(hidden)
+            with self._on_device(block):
+                hidden = [
+                    inner.hidden_of(self._call(place, call, before))
+                    for call, before in zip(calls, hidden, strict=True)
+                ]
+        return kept, hidden
+
+    def leave(self, call: Call, hidden: torch.Tensor) -> Any:
+        """The model's output for what left the last block."""
+
+        def visit(_: int, __: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return inner.like(self._template, hidden)
+
+        with inner.visited(self.blocks, visit):
+            return inner.run(self.model, call.ids)
+
+    def without_blocks(self, ids: list[int]) -> Any:
+        """The model's output if its blocks did nothing."""
+
+        def visit(_: int, __: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return inner.like(self._template, _split(args, kwargs)[0])
+
+        with inner.visited(self.blocks, visit):
+            return inner.run(self.model, ids)
+
+    def backward_block(
+        self, place: int, call: Call, before: torch.Tensor, gradient: torch.Tensor
+    ) -> torch.Tensor:
+        """Differentiate one block for one sample; its parameters' gradients go to their hooks.
+
+        Args:
+            place: The block's position.
+            call: How the sample enters the blocks.
+            before: What entered the block.
+            gradient: The loss's gradient for what left it.
+
+        Returns:
+            The gradient for what entered it.
+        """
+        leaf = before.detach().requires_grad_(True)
+        with torch.enable_grad():
+            after = inner.hidden_of(self._call(place, call, leaf))
+        after.backward(gradient)
+        assert leaf.grad is not None
+        return leaf.grad
+
+    def backward_entry(self, call: Call, gradient: torch.Tensor) -> None:
+        """Differentiate what comes before the first block."""
+
+        def visit(_: int, __: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            hidden, _args, _kwargs = _split(args, kwargs)
+            if hidden.requires_grad:
+                hidden.backward(gradient)
+            inner.enough()
+
+        with inner.visited(self.blocks, visit), torch.enable_grad():
+            inner.run(self.model, call.ids)
+
+    @contextmanager
+    def block_on_device(self, place: int) -> Iterator[None]:
+        """Bring one block to the device."""
+        with self._on_device(self.blocks[place]):
+            yield
+
+    def _call(self, place: int, call: Call, hidden: torch.Tensor) -> Any:
+        args, kwargs = call.others[place]
+        return self.blocks[place](hidden, *args, **kwargs)
+
+    @contextmanager
+    def _on_device(self, module: nn.Module) -> Iterator[None]:
+        with _resident(list(_tensors(module)), self._device, self._dtype):
+            yield
+
+
+def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+@contextmanager
+def _resident(
+    tensors: list[torch.Tensor], device: torch.device, dtype: torch.dtype | None
+) -> Iterator[None]:
+    """Hold tensors on a device and in a dtype for a while; buffers keep theirs."""
+    moved = [(tensor, tensor.data) for tensor in tensors]
+    for tensor, _ in moved:
+        tensor.data = _brought(tensor, device, dtype)
+    try:
+        yield
+    finally:
+        for tensor, data in moved:
+            tensor.data = data
+
+
+def _brought(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None) -> torch.Tensor:
+    is_weight = isinstance(tensor, nn.Parameter) and tensor.is_floating_point()
+    return tensor.data.to(device, dtype if is_weight else None)
+
+
+def _split(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[torch.Tensor, tuple[Any, ...], dict[str, Any]]:
+    """The hidden states that a block is called with, and the rest."""
+    if args:
+        return args[0], args[1:], kwargs
+    others = dict(kwargs)
+    return others.pop("hidden_states"), (), others
