@@ -28,7 +28,7 @@ demo: $(STAMPS)/built ## Train a small family of models, calibrate, merge in eve
 	$(BIN)/sensmerge demo demo
 
 test: lint instructions ## Lint, count instructions, run the tests of both languages
-	cargo test --quiet --release --locked --workspace
+	cargo test --quiet --profile checked --locked --workspace
 	$(BIN)/python -m pytest
 
 lint: $(STAMPS)/built ## Formatting, clippy, ruff, mypy, type stubs

@@ -28,14 +28,15 @@ def test_tokens_and_completions_are_the_oracles(family: Family, measured: Calibr
 def distance(
     one: Any, other: Any, samples: list[Sample], *, positions: str, form: str, pair: str = ""
 ) -> float:
-    states = [
+    first, second = (
         alignment.states(model, samples, positions, advance=lambda _: None)
         for model in (one, other)
-    ]
+    )
     return alignment.distance(
         alignment.Head(one, None),
         alignment.Head(other, None),
-        *states,
+        first,
+        second,
         samples,
         pair=pair,
         form=form,
@@ -70,8 +71,9 @@ def test_every_position_counts_the_last_included(family: Family) -> None:
         ("token", sum(range(length)) / length),
         ("sequence", sum(place * place for place in range(length)) ** 0.5),
     ]:
-        heads, states = (Times(2.0), Times(1.0)), ([places], [places])
-        found = alignment.distance(*heads, *states, [sample], pair="", form=form, threads=1)
+        found = alignment.distance(
+            Times(2.0), Times(1.0), [places], [places], [sample], pair="", form=form, threads=1
+        )
         assert found == pytest.approx(expected, rel=1e-6)
 
 

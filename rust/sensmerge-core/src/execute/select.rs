@@ -125,7 +125,11 @@ pub(super) fn select<T: Real>(
         for others in totals {
             total.iter_mut().zip(&others).for_each(|(total, other)| total.add(other));
         }
-        open.iter_mut().zip(&total).for_each(|(search, tally)| search.narrow(entries, tally));
+        for (search, tally) in open.iter_mut().zip(&total) {
+            let before = search.bracket;
+            search.narrow(entries, tally);
+            debug_assert!(search.found.is_some() || search.bracket != before, "no progress");
+        }
     }
 }
 
