@@ -41,9 +41,7 @@ ARROWS = {
     "checkpoint": {"dtype", "error"},
     "method": {"dtype", "error", "kernel"},
     "plan": {"checkpoint", "dtype", "error", "method"},
-    "execute": {
-        "checkpoint", "dtype", "error", "kernel", "method", "plan", "processor", "random"
-    },
+    "execute": {"checkpoint", "dtype", "error", "kernel", "method", "plan", "processor", "random"},
 }
 
 

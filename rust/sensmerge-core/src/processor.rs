@@ -97,6 +97,22 @@ macro_rules! widest {
 }
 pub(crate) use widest;
 
+/// Ask for memory to be brought near before it is read.
+#[inline]
+pub(crate) fn prefetch(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(64) {
+        // SAFETY: a prefetch reads nothing, whatever the address.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(
+                line.as_ptr().cast(),
+            );
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
+}
+
 /// Give this thread the floating-point mode that Rust assumes: round to nearest even, keep
 /// subnormals. A new thread inherits its creator's mode, and `torch.set_flush_denormal(True)`
 /// changes that of the thread that calls it.

@@ -35,6 +35,7 @@ fn sum_of_block<T: Real>(
     let votes = vec![T::ONE; sparsity.len()];
     let Block { base, rows, keep, .. } = block;
     let (base, rows) = (&mut base[..length], &mut rows[..length * sparsity.len()]);
+    tensor.prefetch_after(&entries);
     tensor.read_base(entries.clone(), base);
     for (expert, (delta, sparsity)) in rows.chunks_exact_mut(length).zip(sparsity).enumerate() {
         tensor.read_delta(expert, entries.clone(), base, delta);

@@ -107,6 +107,7 @@ fn combine<T: Real>(
     let (base, rows) = (&mut base[..length], &mut rows[..length * weights.len()]);
     let (signs, out) = (&mut signs[..length], &mut out[..length]);
 
+    tensor.prefetch_after(entries);
     tensor.read_base(entries.clone(), base);
     for (expert, delta) in rows.chunks_exact_mut(length).enumerate() {
         tensor.read_expert(expert, entries.clone(), delta);

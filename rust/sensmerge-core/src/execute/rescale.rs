@@ -74,6 +74,7 @@ fn norms_of_chunk<T: Real>(
     let Block { base, rows, keep, .. } = block;
     for entries in chunk.blocks() {
         let (base, delta) = (&mut base[..entries.len()], &mut rows[..entries.len()]);
+        tensor.prefetch_after(&entries);
         tensor.read_base(entries.clone(), base);
         for (expert, cut) in cuts.iter().enumerate() {
             if matches!(cut, Cut::None) && !tensor.drops(expert) {

@@ -142,6 +142,7 @@ fn count_chunk<T: Real>(
 ) {
     let mut inside = std::mem::take(&mut block.inside);
     for entries in chunk.blocks() {
+        tensor.prefetch_after(&entries);
         let mut tallies = tallies.iter_mut();
         tensor.each_dropped(experts.iter().copied(), &entries, block, |_, delta| {
             if let Some(tally) = tallies.next() {

@@ -145,6 +145,7 @@ fn count_chunk<T: Real>(
     let open = |&expert: &usize| matches!(guesses[expert], Guess::Within(_));
     let mut inside = std::mem::take(&mut block.inside);
     for entries in chunk.blocks() {
+        tensor.prefetch_after(&entries);
         let experts = (0..guesses.len()).filter(open);
         tensor.each_dropped(experts, &entries, block, |expert, delta| {
             let (Guess::Within(bracket), counted) = (&guesses[expert], &mut counted[expert]) else {
