@@ -44,6 +44,21 @@ def test_every_layer_is_that_of_the_whole_model(tmp_path: Path, dtype: str, tied
         torch.testing.assert_close(one, other)
 
 
+def test_samples_that_go_apart_give_what_they_give_together(tmp_path: Path) -> None:
+    family = llama_family(tmp_path, experts=1, tied=True)
+    source = models.open_source("e0", tmp_path / "e0", None)
+    model = models.load(source, "stored")
+    layers = models.parameter_layers(model, source.path).of
+    samples = oracle.samples_of(family, 0)
+    settings: Any = {"expert": "e0", "threads": 1, "advance": lambda _: None}
+    stream = Stream(model, layers)
+    together = sensitivity.measure_streamed(stream, layers, samples, **settings)
+    pair = stream.kept_bytes(sum(len(sample.ids) for sample in samples[:2]))
+    for most in (0, pair):
+        found = sensitivity.measure_streamed(stream, layers, samples, most=most, **settings)
+        assert found == together
+
+
 @pytest.mark.parametrize("dtype", ["stored", "float32"])
 def test_a_calibration_is_the_same_either_way(tmp_path: Path, dtype: str) -> None:
     family = llama_family(tmp_path, experts=2, dtype="bfloat16", tied=True)

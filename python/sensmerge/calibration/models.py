@@ -129,6 +129,16 @@ def load(source: Source, dtype: str) -> PreTrainedModel:
     return model
 
 
+def copied_bytes(model: PreTrainedModel) -> int:
+    """Bytes of a model's weights that loading had to convert, and that are no mapped file's."""
+    return sum(
+        parameter.nbytes
+        for parameter in model.parameters()
+        # Memory of torch's own can be resized, that of a mapped file cannot.
+        if parameter.untyped_storage().resizable()
+    )
+
+
 def _check_loaded(path: Path, info: dict[str, Any]) -> None:
     """Refuse a model with weights that no file gave, or that found no place in it."""
     problems = {

@@ -81,7 +81,7 @@ def run(
         order=order,
         alignment=g,
         options=options.model_dump(include=_MEASURED),
-        notes=_notes(sources, tasks, parts),
+        notes=[*_notes(sources, tasks, parts), *runner.notes],
         versions={
             "sensmerge": __version__,
             "torch": torch.__version__,

@@ -24,6 +24,12 @@ MEMORY = ("auto", "whole", "stream")
 # Of the memory that is free, what weights may take before they are read block by block.
 _SHARE = 0.8
 
+# Of the memory that is free, what the inputs of blocks may take.
+_KEPT = 0.25
+
+# Of a model's weights, how many bytes may be held in memory before that is worth a note.
+_SMALL = 0.1
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -45,7 +51,11 @@ class Opened:
 
 
 class Runner:
-    """Opens models and runs them as asked."""
+    """Opens models and runs them as asked.
+
+    Attributes:
+        notes: What could not be done as asked.
+    """
 
     def __init__(self, memory: str, device: str, dtype: str) -> None:
         """Check what is asked.
@@ -64,6 +74,7 @@ class Runner:
         self._memory = memory
         self._device = _device(device)
         self._dtype = dtype
+        self.notes: list[str] = []
 
     def open(self, source: models.Source) -> Opened:
         """Load an expert.
@@ -71,9 +82,10 @@ class Runner:
         Raises:
             InputError: It cannot be loaded, or not be run block by block where that is asked.
         """
+        weights = self._weights(source.path)
         streamed = self._memory == "stream"
         if self._memory == "auto":
-            streamed = self._weights(source.path) > _SHARE * _free_memory(self._device)
+            streamed = weights > _SHARE * _free_memory(self._device)
         model = models.load(source, "stored" if streamed else self._dtype)
         layers = models.parameter_layers(model, source.path)
         dtype = torch.float32 if self._dtype == "float32" else None
@@ -84,7 +96,14 @@ class Runner:
                 raise InputError(f"{source.path}: {error}") from None
             if streamed:
                 model = models.load(source, self._dtype)
+                self._note(f"expert '{source.name}' was run whole, though memory is short: {error}")
             return Opened(source.name, _moved(model, self._device), layers, None, False)
+        copied = models.copied_bytes(model)
+        if streamed and copied > _SMALL * weights:
+            self._note(
+                f"expert '{source.name}': {copied / 1e9:.1f} GB of its weights are converted when "
+                "they are loaded and were held in memory, though it was run block by block"
+            )
         if not streamed:
             model = _moved(model, self._device)
         return Opened(source.name, model, layers, stream, streamed)
@@ -102,6 +121,7 @@ class Runner:
             return sensitivity.measure_streamed(
                 opened.stream, opened.layers.of, samples,
                 expert=name, threads=threads, advance=advance,
+                most=_KEPT * _free_memory(self._device),
             )  # fmt: skip
         return sensitivity.measure(
             opened.model, opened.layers.of, samples, expert=name, threads=threads, advance=advance
@@ -118,6 +138,11 @@ class Runner:
         if opened.streamed and opened.stream is not None:
             return alignment.states_streamed(opened.stream, samples, positions, advance=advance)
         return alignment.states(opened.model, samples, positions, advance=advance)
+
+    def _note(self, note: str) -> None:
+        # Every model is opened twice.
+        if note not in self.notes:
+            self.notes.append(note)
 
     def _weights(self, path: Path) -> int:
         """Bytes of a model's weights in the dtype it is run in."""

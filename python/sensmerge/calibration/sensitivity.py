@@ -83,8 +83,12 @@ def measure_streamed(
     expert: str,
     threads: int | None,
     advance: Callable[[int], None],
+    most: float = math.inf,
 ) -> tuple[dict[str, float], float]:
-    """The same as :func:`measure`, block by block, for all samples at once."""
+    """The same as :func:`measure`, block by block, for as many samples at once as ``most`` allows.
+
+    ``most`` is a number of bytes, of the inputs of blocks that are kept; one sample always runs.
+    """
     found: dict[int, dict[str, float]] = {}
     losses: dict[int, float] = {}
     for scale in _scales(stream.model):
@@ -92,17 +96,35 @@ def measure_streamed(
         left = [place for place in range(len(samples)) if place not in found]
         if not left:
             break
-        passed = _pass(stream, layers, [samples[place] for place in left], scale, expert, threads)
-        for place, (sums, value) in zip(left, passed, strict=True):
-            if _finite(sums):
-                found[place] = {layer: total / scale for layer, total in sums.items()}
-                losses[place] = value
-                advance(1)
+        for group in _groups(stream, samples, left, most):
+            chosen = [samples[place] for place in group]
+            passed = _pass(stream, layers, chosen, scale, expert, threads)
+            for place, (sums, value) in zip(group, passed, strict=True):
+                if _finite(sums):
+                    found[place] = {layer: total / scale for layer, total in sums.items()}
+                    losses[place] = value
+                    advance(1)
     for place, sample in enumerate(samples):
         if place not in found:
             raise _not_finite(sample, expert)
     in_order = [found[place] for place in range(len(samples))]
     return _totals(layers, in_order), math.fsum(losses.values()) / len(losses)
+
+
+def _groups(
+    stream: Stream, samples: list[Sample], places: list[int], most: float
+) -> Iterator[list[int]]:
+    """Samples that go through the blocks together."""
+    group: list[int] = []
+    room = most
+    for place in places:
+        size = stream.kept_bytes(len(samples[place].ids))
+        if group and size > room:
+            yield group
+            group, room = [], most
+        group.append(place)
+        room -= size
+    yield group
 
 
 def _pass(
@@ -123,15 +145,15 @@ def _pass(
         calls = [stream.enter(sample.ids) for sample in samples]
         kept, last = stream.forward(calls, keep=True)
         for place, (sample, call) in enumerate(zip(samples, calls, strict=True)):
-            leaf = last[place].detach().requires_grad_(True)
-            rows = stream.leave(call, leaf).logits[0]
-            value = _cross_entropy(rows, sample)
-            _check_loss(value, sample, expert)
             reduction.enter(place, sums[place], sample)
+            leaf = last[place].detach().requires_grad_(True)
+            value = _cross_entropy(stream.leave(call, leaf).logits[0], sample)
+            _check_loss(value, sample, expert)
             (value * scale).backward()
             assert leaf.grad is not None
             losses.append(value.item())
             gradients.append(leaf.grad)
+            del value
         for block in reversed(range(len(stream.blocks))):
             # Popped, so that it is freed when the block is done.
             before = kept.pop()
@@ -191,7 +213,7 @@ class _Reduction:
         # wait for it, and the head's part of all others is whole.
         tokens = self._tokens.to(gradient.device)
         if not self.last:
-            self._rows[self._place] = gradient[tokens].clone()
+            self._rows[self._place] = gradient[tokens]
             gradient[tokens] = 0.0
             return sum_abs_product(parameter, gradient, self._threads)
         whole = gradient[tokens] + self._rows.pop(self._place)

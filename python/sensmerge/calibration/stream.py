@@ -85,7 +85,13 @@ class Stream:
     def learn(self) -> None:
         """Find out what a block returns, where no sample has gone through yet."""
         if self._template is None:
-            self.enter([0])
+            with self.outer_on_device():
+                self.enter([0])
+
+    def kept_bytes(self, tokens: int) -> int:
+        """What a backward pass keeps of a sample: the inputs of its blocks."""
+        self.learn()
+        return inner.hidden_of(self._template).nbytes * tokens * len(self.blocks)
 
     @contextmanager
     def outer_on_device(self) -> Iterator[None]:
