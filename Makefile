@@ -40,8 +40,8 @@ instructions: $(STAMPS)/uv ## Instructions of every kernel, compared with benche
 stubs: $(STAMPS)/built ## Write python/sensmerge/_core.pyi from the Rust sources
 	$(BIN)/python scripts/stubs.py
 
-bench: $(STAMPS)/built ## Every method: seconds, ratio to reading and writing, peak memory
-	$(BIN)/python benches/methods.py
+bench: $(STAMPS)/built ## Every method: seconds, ratio to what the machine allows, peak memory
+	$(BIN)/python benches/merge.py --record
 
 docs: ## The core's API documentation, into target/doc
 	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --locked --package sensmerge-core --no-deps

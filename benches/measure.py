@@ -1,0 +1,108 @@
+"""Running a command as a user would, and what it took."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What one command took.
+
+    Attributes:
+        seconds: From its start to its end, as seen from outside.
+        anonymous: Its peak anonymous memory in bytes; 0 where the system does not tell.
+    """
+
+    seconds: float
+    anonymous: int
+
+
+def run(command: Sequence[str | Path], *, cold: Sequence[Path] = ()) -> Taken:
+    """Run a command whose output does not matter; ``cold``: these files leave the page cache first.
+
+    Raises:
+        subprocess.CalledProcessError: It failed; its messages were printed.
+    """
+    # What earlier runs wrote goes to the disk before, not during this one.
+    os.sync()
+    for path in cold:
+        drop(path)
+    # Interpreters may keep their bytecode, as they do where a package was installed.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    peak, ended = 0, threading.Event()
+    start = time.perf_counter()
+    child = subprocess.Popen(
+        [str(part) for part in command],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+    def watch() -> None:
+        nonlocal peak
+        while not ended.wait(0.02):
+            peak = max(peak, _anonymous(child.pid))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    _, messages = child.communicate()
+    seconds = time.perf_counter() - start
+    ended.set()
+    watcher.join()
+    if child.returncode:
+        sys.stderr.write(messages)
+        raise subprocess.CalledProcessError(child.returncode, child.args)
+    return Taken(seconds, peak)
+
+
+def _anonymous(process: int) -> int:
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    found = [line.split()[1] for line in lines if line.startswith("RssAnon:")]
+    return int(found[0]) * 1024 if found else 0
+
+
+def drop(path: Path) -> None:
+    """Have a file leave the page cache."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def machine() -> str:
+    """The machine, in words."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (
+        f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, "
+        f"{platform.system()} {platform.release().partition('-')[0]}, "
+        f"Python {platform.python_version()}"
+    )
+
+
+def commit() -> str:
+    """The commit that is measured."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "no commit"
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
+    return found[0] if found else platform.machine()

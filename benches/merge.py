@@ -1,0 +1,364 @@
+"""Every method against what the machine allows, and against mergekit where it is installed.
+
+``python benches/merge.py [--size 1b|7b] [--runs N] [--sync] [--cold] [--threads N] [--record]
+[--mergekit PATH]``
+
+The floor (``benches/floor``) computes θ₀ + Σ w δ over the same files on all threads and checks
+nothing. Both are whole processes, run in turn, each on a new output file; a ratio is taken within
+a turn, and the median of the ratios is told. The first turn warms up and is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import measure
+from checkpoints import FILE, names
+
+WORK = Path(__file__).resolve().parent / "checkpoints"
+RECORDS = Path(__file__).resolve().parent / "records"
+
+EXPERTS = 3
+SMALL = (20_000, 1_000)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A merge that is measured.
+
+    Attributes:
+        name: Its row in the table.
+        method: The method's name.
+        semantics: Whose.
+        density: Fraction kept.
+        target: What the ratio to the floor is meant to be at most.
+        sensitivity: Whether coefficients by layer come from a calibration.
+    """
+
+    name: str
+    method: str
+    semantics: str
+    density: float
+    target: float
+    sensitivity: bool = False
+
+
+WORKS = [
+    Work("linear", "linear", "mergekit", 1.0, 1.3),
+    Work("task_arithmetic", "task_arithmetic", "mergekit", 1.0, 1.3),
+    Work("task_arithmetic, sensitivity", "task_arithmetic", "mergekit", 1.0, 1.3, True),
+    Work("dare_linear 0.5, original", "dare_linear", "original", 0.5, 2.0),
+    Work("dare_linear 0.5, mergekit", "dare_linear", "mergekit", 0.5, 2.5),
+    Work("dare_ties 0.5, mergekit", "dare_ties", "mergekit", 0.5, 3.0),
+    Work("ties 0.2, per tensor", "ties", "mergekit", 0.2, 3.0),
+    Work("ties 0.3, whole model", "ties", "original", 0.3, 4.0),
+]
+
+
+@dataclass
+class Row:
+    """What was measured of one work."""
+
+    floor: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    anonymous: int = 0
+    mergekit: float | None = None
+
+    @property
+    def ratio(self) -> float:
+        """The median of the ratios to the floor."""
+        pairs = zip(self.seconds, self.floor, strict=True)
+        return statistics.median(seconds / floor for seconds, floor in pairs)
+
+
+class Bench:
+    """A family of checkpoints and how merges of it are run."""
+
+    def __init__(self, folder: Path, floor: Path, options: argparse.Namespace) -> None:
+        self.folder = folder
+        self.inputs = [folder / name / FILE for name in names(EXPERTS)]
+        self._floor = floor
+        self._options = options
+        self._out = folder / "out"
+
+    def floor(self) -> float:
+        """Seconds of the floor, or with a cold cache of plain reading or writing, if longer."""
+        if self._options.cold:
+            return max(self._read(), self._write())
+        out = self.folder / "floor.out"
+        command: list[str | Path] = [self._floor, "--out", out]
+        if self._options.sync:
+            command.append("--sync")
+        if self._options.threads:
+            command += ["--threads", str(self._options.threads)]
+        taken = measure.run([*command, *self.inputs])
+        out.unlink()
+        return taken.seconds
+
+    def merge(self, work: Work) -> measure.Taken:
+        """One merge, as a user runs it."""
+        recipe = self.folder / "recipe.json"
+        recipe.write_text(json.dumps(self._recipe(work)))
+        command: list[str | Path] = [
+            Path(sys.executable).parent / "sensmerge", "merge", recipe, self._out, "--quiet",
+        ]  # fmt: skip
+        if not self._options.sync:
+            command.append("--no-sync")
+        if self._options.threads:
+            command += ["--threads", str(self._options.threads)]
+        if work.sensitivity:
+            command += ["--calibration", self._calibration()]
+        taken = measure.run(command, cold=self.inputs if self._options.cold else ())
+        shutil.rmtree(self._out)
+        return taken
+
+    def mergekit(self, work: Work) -> float:
+        """Seconds of mergekit for the same merge, in float32 arithmetic as ours is."""
+        recipe = self.folder / "mergekit.yaml"
+        data = self._recipe(work) | {"dtype": "float32", "out_dtype": "bfloat16"}
+        for key in ("semantics", "sensitivity"):
+            data.pop(key, None)
+        recipe.write_text(json.dumps(data))
+        command = [self._options.mergekit, recipe, self._out, "--copy-tokenizer=false"]
+        taken = measure.run(command[:3])
+        shutil.rmtree(self._out)
+        return taken.seconds
+
+    def _recipe(self, work: Work) -> dict[str, Any]:
+        parameters = {"weight": round(1 / EXPERTS, 3)}
+        if work.density < 1:
+            parameters["density"] = work.density
+        models = [
+            {"model": str(self.folder / name), "parameters": parameters}
+            for name in names(EXPERTS)[1:]
+        ]
+        recipe: dict[str, Any] = {
+            "merge_method": work.method, "semantics": work.semantics, "models": models,
+        }  # fmt: skip
+        if work.method != "linear":
+            recipe["base_model"] = str(self.folder / "base")
+        if work.sensitivity:
+            recipe["sensitivity"] = {}
+        return recipe
+
+    def _calibration(self) -> Path:
+        """A calibration of these experts with made-up numbers."""
+        import numpy as np
+
+        from sensmerge import _core
+        from sensmerge.calibration.record import Calibration, Expert, TaskRecord
+        from sensmerge.layers import block_of, layer_of
+
+        path = self.folder / "calibration.json"
+        if path.is_file():
+            return path
+        order = list(
+            dict.fromkeys(
+                layer_of(tensor.name)
+                for tensor in _core.Checkpoint(str(self.folder / "base")).tensors
+            )
+        )
+        inner = [layer for layer in order if block_of(f"{layer}.weight")]
+        outer = [layer for layer in order if layer not in inner]
+        task = TaskRecord("made-up", 1, [0], 1, 0, 1, "sha256:0", 512)
+        experts = [
+            Expert(name, _core.Checkpoint(str(self.folder / name)).fingerprint(), 32_000, 1.0, task)
+            for name in names(EXPERTS)[1:]
+        ]
+        draw = np.random.default_rng(0)
+        alignment = draw.random((EXPERTS, EXPERTS)) + 1
+        np.fill_diagonal(alignment, 0)
+        Calibration(
+            base=None,
+            experts=experts,
+            layers=inner,
+            sensitivity=draw.random((EXPERTS, len(inner))) + 1,
+            outside_layers=outer,
+            outside_sensitivity=draw.random((EXPERTS, len(outer))) + 1,
+            order=order,
+            alignment=alignment,
+            options={},
+        ).save(path)
+        return path
+
+    def _read(self) -> float:
+        command: list[str | Path] = [sys.executable, "-c", _READ, *self.inputs]
+        return measure.run(command, cold=self.inputs).seconds
+
+    def _write(self) -> float:
+        out = self.folder / "plain.out"
+        size = str(self.inputs[0].stat().st_size)
+        taken = measure.run([sys.executable, "-c", _WRITE, out, size])
+        out.unlink()
+        return taken.seconds
+
+
+_READ = """
+import sys
+buffer = bytearray(1 << 22)
+for path in sys.argv[1:]:
+    with open(path, "rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+"""
+
+_WRITE = """
+import sys
+buffer, left = bytes(1 << 22), int(sys.argv[2])
+with open(sys.argv[1], "wb", buffering=0) as file:
+    while left > 0:
+        left -= file.write(buffer[:left])
+"""
+
+
+def main() -> None:
+    """Make checkpoints, run everything in turn, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=sorted(checkpoints.SHAPES), default="1b")
+    parser.add_argument("--runs", type=int, default=5, help="turns that count")
+    parser.add_argument("--sync", action="store_true", help="flush to the disk, the default's way")
+    parser.add_argument("--cold", action="store_true", help="inputs leave the page cache first")
+    parser.add_argument("--threads", type=int, default=0, help="0: all cores")
+    parser.add_argument("--only", default="", help="part of the names of works to run")
+    parser.add_argument("--mergekit", type=Path, help="mergekit-yaml of an environment of its own")
+    parser.add_argument("--no-small", action="store_true", help="leave the small tensors out")
+    parser.add_argument("--record", action="store_true", help="keep the table in benches/records")
+    parser.add_argument("--folder", type=Path, default=WORK, help="where checkpoints are kept")
+    options = parser.parse_args()
+    table = bench(options)
+    print(table)
+    if options.record:
+        RECORDS.mkdir(exist_ok=True)
+        (RECORDS / f"{_title(options)}-{time.strftime('%Y-%m-%d')}.md").write_text(table)
+
+
+def bench(options: argparse.Namespace) -> str:
+    """Measure what the options ask for; the table."""
+    floor = build_floor()
+    folder = options.folder / options.size
+    tensors = checkpoints.llama(folder, options.size, EXPERTS)
+    family = Bench(folder, floor, options)
+    works = [work for work in WORKS if options.only in work.name]
+    rows = _in_turns(options.runs, {work.name: (family, work) for work in works})
+    if options.mergekit:
+        for work in works:
+            if work.semantics == "mergekit" and not work.sensitivity:
+                rows[work.name].mergekit = family.mergekit(work)
+    small = None
+    if not (options.no_small or options.only):
+        folder = options.folder / "small"
+        checkpoints.small_tensors(folder, EXPERTS, *SMALL)
+        work = next(work for work in WORKS if work.name == "task_arithmetic")
+        small = _in_turns(options.runs, {"": (Bench(folder, floor, options), work)})[""]
+    entries = sum(_product(shape) for shape in tensors.values())
+    return _table(options, entries, works, rows, small)
+
+
+def _in_turns(runs: int, works: dict[str, tuple[Bench, Work]]) -> dict[str, Row]:
+    rows = {name: Row() for name in works}
+    for turn in range(runs + 1):
+        for name, (family, work) in works.items():
+            floor, taken = family.floor(), family.merge(work)
+            if turn > 0:
+                rows[name].floor.append(floor)
+                rows[name].seconds.append(taken.seconds)
+                rows[name].anonymous = max(rows[name].anonymous, taken.anonymous)
+    return rows
+
+
+def build_floor() -> Path:
+    """Build the floor program; its path."""
+    command = [
+        "cargo", "build", "--quiet", "--release", "--locked", "--package=sensmerge-floor",
+        "--message-format=json",
+    ]  # fmt: skip
+    built = subprocess.run(command, cwd=measure.ROOT, check=True, capture_output=True, text=True)
+    messages = map(json.loads, built.stdout.splitlines())
+    found = [message["executable"] for message in messages if message.get("executable")]
+    return Path(found[-1])
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    product = 1
+    for length in shape:
+        product *= length
+    return product
+
+
+def _title(options: argparse.Namespace) -> str:
+    parts = ["merge", options.size]
+    parts += [name for name in ("sync", "cold") if getattr(options, name)]
+    parts += [f"{options.threads}-threads"] if options.threads else []
+    return "-".join(parts)
+
+
+def _table(
+    options: argparse.Namespace,
+    entries: int,
+    works: list[Work],
+    rows: dict[str, Row],
+    small: Row | None,
+) -> str:
+    floor = [seconds for row in rows.values() for seconds in row.floor]
+    threads = options.threads or "all"
+    what = "reading the inputs or writing the output, plainly" if options.cold else "the floor"
+    state = ["page cache cold" if options.cold else "page cache warm"]
+    state.append("output flushed to the disk" if options.sync else "output not flushed")
+    lines = [
+        f"# {entries / 1e6:,.0f} M parameters, bfloat16, base + {EXPERTS} experts",
+        "",
+        f"{measure.machine()}; sensmerge {measure.commit()}, {threads} threads; "
+        f"{', '.join(state)}.",
+        f"Whole processes in turn, {options.runs} turns after one that warms up. Seconds are "
+        "medians",
+        f"(fastest to slowest), ratios medians of those within a turn to {what}:",
+        f"{_seconds(floor)} s.",
+        "",
+        "| work | seconds | ratio | target | peak anonymous memory |"
+        + (" mergekit | times as fast |" if options.mergekit else ""),
+        "|---|---:|---:|---:|---:|" + ("---:|---:|" if options.mergekit else ""),
+    ]
+    row_of: Callable[[Work], str] = lambda work: _row(options, work, rows[work.name])  # noqa: E731
+    lines += map(row_of, works)
+    if small is not None:
+        count, each = SMALL
+        above = statistics.median(small.seconds) - statistics.median(small.floor)
+        lines += [
+            "",
+            f"{count:,} tensors of {each:,} entries, task_arithmetic: {_seconds(small.seconds)} s, "
+            f"{above:.2f} s above the floor's {statistics.median(small.floor):.2f} s "
+            "(target: 1 s above).",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _row(options: argparse.Namespace, work: Work, row: Row) -> str:
+    bound_by_disk = (options.sync or options.cold) and work.target == 1.3
+    target = 1.15 if bound_by_disk else work.target
+    cells = [
+        work.name, _seconds(row.seconds), f"{row.ratio:.2f}", f"{target:g}",
+        f"{row.anonymous / 1e6:.0f} MB",
+    ]  # fmt: skip
+    if options.mergekit:
+        times = row.mergekit and row.mergekit / statistics.median(row.seconds)
+        cells += [f"{row.mergekit:.0f} s", f"{times:.0f}"] if times else ["", ""]
+    return f"| {' | '.join(cells)} |"
+
+
+def _seconds(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+
+
+if __name__ == "__main__":
+    main()
