@@ -41,7 +41,7 @@ stubs: $(STAMPS)/built ## Write python/sensmerge/_core.pyi from the Rust sources
 	$(BIN)/python scripts/stubs.py
 
 bench: $(STAMPS)/built ## Every method: seconds, ratio to what the machine allows, peak memory
-	$(BIN)/python benches/merge.py --record
+	$(BIN)/python benches/merge.py
 
 docs: ## The core's API documentation, into target/doc
 	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --locked --package sensmerge-core --no-deps

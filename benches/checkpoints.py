@@ -84,6 +84,8 @@ def _make(
     if mark.is_file() and mark.read_text() == text:
         return
     mark.unlink(missing_ok=True)
+    # Made for other weights.
+    (folder / "calibration.json").unlink(missing_ok=True)
     models = names(experts)
     header = _header(tensors)
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}

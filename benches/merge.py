@@ -1,7 +1,7 @@
 """Every method against what the machine allows, and against mergekit where it is installed.
 
 ``python benches/merge.py [--size 1b|7b] [--runs N] [--sync] [--cold] [--threads N] [--record]
-[--mergekit PATH]``
+[--scaling] [--mergekit PATH]``
 
 The floor (``benches/floor``) computes θ₀ + Σ w δ over the same files on all threads and checks
 nothing. Both are whole processes, run in turn, each on a new output file; a ratio is taken within
@@ -17,13 +17,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import checkpoints
 import measure
+import sensmerge
 from checkpoints import FILE, names
 
 WORK = Path(__file__).resolve().parent / "checkpoints"
@@ -43,6 +45,7 @@ class Work:
         semantics: Whose.
         density: Fraction kept.
         target: What the ratio to the floor is meant to be at most.
+        times: How many times as fast as mergekit it is meant to be, where that does the same.
         sensitivity: Whether coefficients by layer come from a calibration.
     """
 
@@ -51,17 +54,18 @@ class Work:
     semantics: str
     density: float
     target: float
+    times: int | None = None
     sensitivity: bool = False
 
 
 WORKS = [
-    Work("linear", "linear", "mergekit", 1.0, 1.3),
-    Work("task_arithmetic", "task_arithmetic", "mergekit", 1.0, 1.3),
-    Work("task_arithmetic, sensitivity", "task_arithmetic", "mergekit", 1.0, 1.3, True),
+    Work("linear", "linear", "mergekit", 1.0, 1.3, 15),
+    Work("task_arithmetic", "task_arithmetic", "mergekit", 1.0, 1.3, 15),
+    Work("task_arithmetic, sensitivity", "task_arithmetic", "mergekit", 1.0, 1.3, sensitivity=True),
     Work("dare_linear 0.5, original", "dare_linear", "original", 0.5, 2.0),
-    Work("dare_linear 0.5, mergekit", "dare_linear", "mergekit", 0.5, 2.5),
-    Work("dare_ties 0.5, mergekit", "dare_ties", "mergekit", 0.5, 3.0),
-    Work("ties 0.2, per tensor", "ties", "mergekit", 0.2, 3.0),
+    Work("dare_linear 0.5, mergekit", "dare_linear", "mergekit", 0.5, 2.5, 50),
+    Work("dare_ties 0.5, mergekit", "dare_ties", "mergekit", 0.5, 3.0, 50),
+    Work("ties 0.2, per tensor", "ties", "mergekit", 0.2, 3.0, 100),
     Work("ties 0.3, whole model", "ties", "original", 0.3, 4.0),
 ]
 
@@ -73,7 +77,7 @@ class Row:
     floor: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     anonymous: int = 0
-    mergekit: float | None = None
+    mergekit: list[float] = field(default_factory=list)
 
     @property
     def ratio(self) -> float:
@@ -102,12 +106,12 @@ class Bench:
             command.append("--sync")
         if self._options.threads:
             command += ["--threads", str(self._options.threads)]
-        taken = measure.run([*command, *self.inputs])
-        out.unlink()
-        return taken.seconds
+        with _new(out):
+            return measure.run([*command, *self.inputs]).seconds
 
-    def merge(self, work: Work) -> measure.Taken:
+    def merge(self, work: Work, threads: int = 0) -> measure.Taken:
         """One merge, as a user runs it."""
+        threads = threads or self._options.threads
         recipe = self.folder / "recipe.json"
         recipe.write_text(json.dumps(self._recipe(work)))
         command: list[str | Path] = [
@@ -115,13 +119,12 @@ class Bench:
         ]  # fmt: skip
         if not self._options.sync:
             command.append("--no-sync")
-        if self._options.threads:
-            command += ["--threads", str(self._options.threads)]
+        if threads:
+            command += ["--threads", str(threads)]
         if work.sensitivity:
             command += ["--calibration", self._calibration()]
-        taken = measure.run(command, cold=self.inputs if self._options.cold else ())
-        shutil.rmtree(self._out)
-        return taken
+        with _new(self._out):
+            return measure.run(command, cold=self.inputs if self._options.cold else ())
 
     def mergekit(self, work: Work) -> float:
         """Seconds of mergekit for the same merge, in float32 arithmetic as ours is."""
@@ -130,10 +133,8 @@ class Bench:
         for key in ("semantics", "sensitivity"):
             data.pop(key, None)
         recipe.write_text(json.dumps(data))
-        command = [self._options.mergekit, recipe, self._out, "--copy-tokenizer=false"]
-        taken = measure.run(command[:3])
-        shutil.rmtree(self._out)
-        return taken.seconds
+        with _new(self._out):
+            return measure.run([self._options.mergekit, recipe, self._out]).seconds
 
     def _recipe(self, work: Work) -> dict[str, Any]:
         parameters = {"weight": round(1 / EXPERTS, 3)}
@@ -199,9 +200,9 @@ class Bench:
     def _write(self) -> float:
         out = self.folder / "plain.out"
         size = str(self.inputs[0].stat().st_size)
-        taken = measure.run([sys.executable, "-c", _WRITE, out, size])
-        out.unlink()
-        return taken.seconds
+        sync = "sync" if self._options.sync else ""
+        with _new(out):
+            return measure.run([sys.executable, "-c", _WRITE, out, size, sync]).seconds
 
 
 _READ = """
@@ -214,12 +215,31 @@ for path in sys.argv[1:]:
 """
 
 _WRITE = """
-import sys
+import os, sys
 buffer, left = bytes(1 << 22), int(sys.argv[2])
 with open(sys.argv[1], "wb", buffering=0) as file:
     while left > 0:
         left -= file.write(buffer[:left])
+    if sys.argv[3]:
+        os.fsync(file.fileno())
 """
+
+
+@contextmanager
+def _new(path: Path) -> Iterator[None]:
+    """Make sure that an output is not there before, nor after."""
+    _remove(path)
+    try:
+        yield
+    finally:
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def main() -> None:
@@ -230,6 +250,8 @@ def main() -> None:
     parser.add_argument("--sync", action="store_true", help="flush to the disk, the default's way")
     parser.add_argument("--cold", action="store_true", help="inputs leave the page cache first")
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
+    parser.add_argument("--scaling", action="store_true", help="1, 2 and 8 threads instead")
+    parser.add_argument("--mergekit-runs", type=int, default=1, help="turns that it takes part in")
     parser.add_argument("--only", default="", help="part of the names of works to run")
     parser.add_argument("--mergekit", type=Path, help="mergekit-yaml of an environment of its own")
     parser.add_argument("--no-small", action="store_true", help="leave the small tensors out")
@@ -250,31 +272,70 @@ def bench(options: argparse.Namespace) -> str:
     tensors = checkpoints.llama(folder, options.size, EXPERTS)
     family = Bench(folder, floor, options)
     works = [work for work in WORKS if options.only in work.name]
-    rows = _in_turns(options.runs, {work.name: (family, work) for work in works})
-    if options.mergekit:
-        for work in works:
-            if work.semantics == "mergekit" and not work.sensitivity:
-                rows[work.name].mergekit = family.mergekit(work)
+    if options.scaling:
+        return _scaling(options, family, works)
+    rows = _in_turns(options, {work.name: (family, work) for work in works})
     small = None
     if not (options.no_small or options.only):
         folder = options.folder / "small"
         checkpoints.small_tensors(folder, EXPERTS, *SMALL)
         work = next(work for work in WORKS if work.name == "task_arithmetic")
-        small = _in_turns(options.runs, {"": (Bench(folder, floor, options), work)})[""]
+        work = replace(work, times=None)
+        small = _in_turns(options, {"": (Bench(folder, floor, options), work)})[""]
     entries = sum(_product(shape) for shape in tensors.values())
     return _table(options, entries, works, rows, small)
 
 
-def _in_turns(runs: int, works: dict[str, tuple[Bench, Work]]) -> dict[str, Row]:
+def _in_turns(options: argparse.Namespace, works: dict[str, tuple[Bench, Work]]) -> dict[str, Row]:
     rows = {name: Row() for name in works}
-    for turn in range(runs + 1):
+    for turn in range(options.runs + 1):
         for name, (family, work) in works.items():
             floor, taken = family.floor(), family.merge(work)
             if turn > 0:
                 rows[name].floor.append(floor)
                 rows[name].seconds.append(taken.seconds)
                 rows[name].anonymous = max(rows[name].anonymous, taken.anonymous)
+                if options.mergekit and work.times and turn <= options.mergekit_runs:
+                    rows[name].mergekit.append(family.mergekit(work))
     return rows
+
+
+def _scaling(options: argparse.Namespace, family: Bench, works: list[Work]) -> str:
+    """Seconds on one, two and eight threads."""
+    counts = (1, 2, 8)
+    seconds = {(work.name, count): list[float]() for work in works for count in counts}
+    for turn in range(options.runs + 1):
+        for work in works:
+            for count in counts:
+                taken = family.merge(work, count)
+                if turn > 0:
+                    seconds[work.name, count].append(taken.seconds)
+    lines = [
+        *_heading(options, f"Threads, {options.size}"),
+        f"Whole processes in turn, {options.runs} turns after one that warms up; medians.",
+        "",
+        "| work | 1 thread | 2 threads | 8 threads | 1 to 2: times as fast | 8 over 2 |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for work in works:
+        one, two, eight = (statistics.median(seconds[work.name, count]) for count in counts)
+        lines.append(
+            f"| {work.name} | {one:.2f} | {two:.2f} | {eight:.2f} | {one / two:.2f} | "
+            f"{eight / two:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _heading(options: argparse.Namespace, title: str) -> list[str]:
+    threads = options.threads or "all"
+    state = "page cache cold" if options.cold else "page cache warm"
+    flushed = "output flushed to the disk" if options.sync else "output not flushed"
+    return [
+        f"# {title}",
+        "",
+        f"{measure.machine()}; sensmerge {sensmerge.__version__} at {measure.commit()}, "
+        f"{time.strftime('%Y-%m-%d')}; {threads} threads; {state}, {flushed}.",
+    ]
 
 
 def build_floor() -> Path:
@@ -298,7 +359,7 @@ def _product(shape: tuple[int, ...]) -> int:
 
 def _title(options: argparse.Namespace) -> str:
     parts = ["merge", options.size]
-    parts += [name for name in ("sync", "cold") if getattr(options, name)]
+    parts += [name for name in ("sync", "cold", "scaling") if getattr(options, name)]
     parts += [f"{options.threads}-threads"] if options.threads else []
     return "-".join(parts)
 
@@ -311,23 +372,19 @@ def _table(
     small: Row | None,
 ) -> str:
     floor = [seconds for row in rows.values() for seconds in row.floor]
-    threads = options.threads or "all"
     what = "reading the inputs or writing the output, plainly" if options.cold else "the floor"
-    state = ["page cache cold" if options.cold else "page cache warm"]
-    state.append("output flushed to the disk" if options.sync else "output not flushed")
     lines = [
-        f"# {entries / 1e6:,.0f} M parameters, bfloat16, base + {EXPERTS} experts",
-        "",
-        f"{measure.machine()}; sensmerge {measure.commit()}, {threads} threads; "
-        f"{', '.join(state)}.",
+        *_heading(
+            options, f"{entries / 1e6:,.0f} M parameters, bfloat16, base + {EXPERTS} experts"
+        ),
         f"Whole processes in turn, {options.runs} turns after one that warms up. Seconds are "
         "medians",
         f"(fastest to slowest), ratios medians of those within a turn to {what}:",
         f"{_seconds(floor)} s.",
         "",
         "| work | seconds | ratio | target | peak anonymous memory |"
-        + (" mergekit | times as fast |" if options.mergekit else ""),
-        "|---|---:|---:|---:|---:|" + ("---:|---:|" if options.mergekit else ""),
+        + (" mergekit | times as fast | target |" if options.mergekit else ""),
+        "|---|---:|---:|---:|---:|" + ("---:|---:|---:|" if options.mergekit else ""),
     ]
     row_of: Callable[[Work], str] = lambda work: _row(options, work, rows[work.name])  # noqa: E731
     lines += map(row_of, works)
@@ -351,8 +408,12 @@ def _row(options: argparse.Namespace, work: Work, row: Row) -> str:
         f"{row.anonymous / 1e6:.0f} MB",
     ]  # fmt: skip
     if options.mergekit:
-        times = row.mergekit and row.mergekit / statistics.median(row.seconds)
-        cells += [f"{row.mergekit:.0f} s", f"{times:.0f}"] if times else ["", ""]
+        if row.mergekit:
+            seconds = statistics.median(row.mergekit)
+            times = seconds / statistics.median(row.seconds)
+            cells += [f"{seconds:.0f} s", f"{times:.0f}", str(work.times)]
+        else:
+            cells += ["", "", ""]
     return f"| {' | '.join(cells)} |"
 
 
