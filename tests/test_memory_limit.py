@@ -19,7 +19,7 @@ HIDDEN, INTERMEDIATE, BLOCKS = 1024, 2816, 5
 WEIGHTS = 4 * BLOCKS * (4 * HIDDEN**2 + 3 * HIDDEN * INTERMEDIATE)
 
 # What a calibration may take beside what torch takes; its largest gradient is 12 MB.
-MARGIN = 100_000_000
+MARGIN = 120_000_000
 
 # The limit is on data memory, which is what `prlimit --data` sets: mapped files do not count.
 LIMITED = """

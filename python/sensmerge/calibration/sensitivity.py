@@ -181,7 +181,9 @@ class _Reduction:
     def __init__(self, threads: int | None, tied: torch.nn.Parameter | None) -> None:
         self.sums: dict[str, float] = {}
         self.last = False
-        self._threads = threads
+        # Torch's own threads wait for their next work on all cores, and actively. Half as many take
+        # 0.15 s for 1.1 B parameters on two cores, as many 0.23 s; a backward pass takes 2.4 s.
+        self._threads = max(1, (threads or torch.get_num_threads()) // 2)
         # A parameter that is both input embedding and output head, whose gradient comes in two
         # parts where the blocks between them are run one at a time.
         self._tied = tied
