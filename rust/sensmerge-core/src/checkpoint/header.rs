@@ -139,7 +139,7 @@ fn locate(
 }
 
 /// Bytes of a tensor, where that is a whole number that fits.
-fn byte_size(dtype: Dtype, shape: &[usize]) -> Option<usize> {
+pub(super) fn byte_size(dtype: Dtype, shape: &[usize]) -> Option<usize> {
     let elements = shape.iter().try_fold(1_usize, |product, &size| product.checked_mul(size))?;
     let bits = elements.checked_mul(dtype.bits())?;
     bits.is_multiple_of(8).then_some(bits / 8)

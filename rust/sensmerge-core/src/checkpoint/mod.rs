@@ -1,22 +1,22 @@
 //! Checkpoints as folders of safetensors: read without copying, written without half-done
-//! results. Untrusted input is data: nothing outside the model's folder is opened because a file
-//! says so, and nothing is unpickled.
+//! results; and checkpoints of tensors in memory. Untrusted input is data: nothing outside the
+//! model's folder is opened because a file says so, and nothing is unpickled.
 
 mod fingerprint;
 mod header;
 mod index;
 pub mod layout;
 mod mapping;
+mod memory;
 pub mod output;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
-
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 pub use index::INDEX_FILE;
+pub use memory::MemoryTensor;
 
 /// The weights of a checkpoint that is one file.
 const SINGLE_FILE: &str = "model.safetensors";
@@ -30,9 +30,9 @@ pub struct TensorInfo {
     pub dtype: Dtype,
     /// Its shape.
     pub shape: Vec<usize>,
-    /// The file that holds it, among the checkpoint's.
+    /// The file, or piece of memory, that holds it, among the checkpoint's.
     pub shard: usize,
-    /// Where its bytes start in that file.
+    /// Where its bytes start in it.
     pub start: usize,
     /// Where they end.
     pub end: usize,
@@ -52,12 +52,18 @@ impl TensorInfo {
     }
 }
 
-/// A checkpoint, opened: headers checked, data mapped.
-#[derive(Debug)]
+/// Bytes that lie still: a mapped file, or memory that is kept alive by what is boxed here.
+pub type Bytes = Box<dyn AsRef<[u8]> + Send + Sync>;
+
+/// A checkpoint, opened: headers checked, data mapped, or in memory from the start.
 pub struct Checkpoint {
     path: PathBuf,
-    shards: Vec<(PathBuf, Mmap)>,
+    /// The file of every shard; none in memory.
+    files: Vec<PathBuf>,
+    /// The bytes of every shard.
+    storages: Vec<Bytes>,
     tensors: BTreeMap<String, TensorInfo>,
+    tied: BTreeMap<String, String>,
 }
 
 impl Checkpoint {
@@ -88,24 +94,36 @@ impl Checkpoint {
     }
 
     fn from_files(path: &Path, files: Vec<PathBuf>) -> Result<Self> {
-        let mut shards = Vec::with_capacity(files.len());
+        let mut storages = Vec::<Bytes>::with_capacity(files.len());
         let mut tensors = BTreeMap::new();
-        for (shard, file) in files.into_iter().enumerate() {
-            let map = mapping::map(&file)?;
-            for tensor in header::read(&file, &map, shard)? {
+        for (shard, file) in files.iter().enumerate() {
+            let map = mapping::map(file)?;
+            for tensor in header::read(file, &map, shard)? {
                 if let Some(twin) = tensors.insert(tensor.name.clone(), tensor) {
                     return Err(Error::tensor(file, twin.name, "is in two files"));
                 }
             }
-            shards.push((file, map));
+            storages.push(Box::new(map));
         }
-        Ok(Self { path: path.to_path_buf(), shards, tensors })
+        Ok(Self { path: path.to_path_buf(), files, storages, tensors, tied: BTreeMap::new() })
+    }
+
+    /// A checkpoint of tensors in memory, which are not copied.
+    ///
+    /// Tensors that share all their memory are one tensor under the first of their names, as in
+    /// the files that models are saved to.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] for a tensor that is given twice, or whose bytes are not as many as its
+    /// dtype and shape need; `name` stands for the checkpoint's path.
+    pub fn from_memory(name: impl AsRef<Path>, tensors: Vec<MemoryTensor>) -> Result<Self> {
+        memory::checkpoint(name.as_ref(), tensors)
     }
 
     /// The index and the shards tell the same story.
     fn check_index(&self, index: &Path, files: &BTreeMap<String, String>) -> Result<()> {
         for (name, file) in files {
-            let held = self.tensors.get(name).map(|tensor| &self.shards[tensor.shard].0);
+            let held = self.tensors.get(name).map(|tensor| &self.files[tensor.shard]);
             if held.and_then(|held| held.file_name()) != Some(file.as_ref()) {
                 let reason = format!("the index places it in '{file}', which does not hold it");
                 return Err(Error::tensor(index, name, reason));
@@ -114,22 +132,34 @@ impl Checkpoint {
         match self.tensors.values().find(|tensor| !files.contains_key(&tensor.name)) {
             None => Ok(()),
             Some(tensor) => {
-                let shard = &self.shards[tensor.shard].0;
-                Err(Error::tensor(shard, &tensor.name, "is not in the index"))
+                let file = &self.files[tensor.shard];
+                Err(Error::tensor(file, &tensor.name, "is not in the index"))
             }
         }
     }
 
-    /// The folder or file that was opened.
+    /// The folder or file that was opened; in memory, the checkpoint's name.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The files that hold the weights.
+    /// Whether no file holds it.
+    #[must_use]
+    pub fn in_memory(&self) -> bool {
+        self.files.is_empty()
+    }
+
+    /// The files that hold the weights; none in memory.
     #[must_use]
     pub fn shard_paths(&self) -> Vec<&Path> {
-        self.shards.iter().map(|(path, _)| path.as_path()).collect()
+        self.files.iter().map(PathBuf::as_path).collect()
+    }
+
+    /// Names of tensors in memory that share another's bytes, and that other's name.
+    #[must_use]
+    pub fn tied(&self) -> &BTreeMap<String, String> {
+        &self.tied
     }
 
     /// All tensors, by name.
@@ -143,13 +173,13 @@ impl Checkpoint {
         self.tensors.get(name)
     }
 
-    /// A tensor's data, as it lies in the file.
+    /// A tensor's data, as it lies in the file or in memory.
     ///
     /// # Panics
     /// If the tensor is not one of this checkpoint's.
     #[must_use]
     pub fn bytes(&self, tensor: &TensorInfo) -> &[u8] {
-        &self.shards[tensor.shard].1[tensor.start..tensor.end]
+        &(*self.storages[tensor.shard]).as_ref()[tensor.start..tensor.end]
     }
 
     /// A short digest of the weights: names, dtypes, shapes and sampled bytes.
@@ -159,6 +189,15 @@ impl Checkpoint {
     #[must_use]
     pub fn fingerprint(&self) -> String {
         fingerprint::of(self)
+    }
+}
+
+impl std::fmt::Debug for Checkpoint {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let Self { path, files, tensors, .. } = self;
+        let mut debug = formatter.debug_struct("Checkpoint");
+        debug.field("path", path).field("files", files).field("tensors", tensors);
+        debug.finish_non_exhaustive()
     }
 }
 

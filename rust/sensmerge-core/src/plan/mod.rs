@@ -6,6 +6,7 @@ mod resolve;
 
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 pub use recipe::{Model, Recipe, Setting};
 
@@ -16,10 +17,10 @@ use crate::error::{Error, Result};
 use crate::method::{Divisor, Method, Operand, SMALLEST_DIVISOR, Scope, TrimDensity};
 use resolve::Resolver;
 
-/// The checkpoints of a recipe, opened: headers checked, data mapped.
+/// The checkpoints of a recipe, opened. They may serve other merges too.
 pub struct Inputs {
-    base: Option<Checkpoint>,
-    models: Vec<Checkpoint>,
+    base: Option<Arc<Checkpoint>>,
+    models: Vec<Arc<Checkpoint>>,
 }
 
 impl Inputs {
@@ -28,19 +29,34 @@ impl Inputs {
     /// # Errors
     /// What [`Checkpoint::open`] refuses.
     pub fn open(recipe: &Recipe) -> Result<Self> {
-        Ok(Self {
-            base: recipe.base.as_deref().map(Checkpoint::open).transpose()?,
-            models: recipe
-                .models
-                .iter()
-                .map(|model| Checkpoint::open(&model.path))
-                .collect::<Result<_>>()?,
-        })
+        let paths = recipe.base.iter().chain(recipe.models.iter().map(|model| &model.path));
+        let opened = paths.map(|path| Checkpoint::open(path).map(Arc::new));
+        Self::new(recipe, opened.collect::<Result<_>>()?)
+    }
+
+    /// Checkpoints that are open already, or lie in memory: the base first, where `recipe` has
+    /// one, then the models in its order. Its paths are not looked at.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for other than as many checkpoints as the recipe names.
+    pub fn new(recipe: &Recipe, mut checkpoints: Vec<Arc<Checkpoint>>) -> Result<Self> {
+        let models = checkpoints.split_off(checkpoints.len().min(recipe.base.iter().len()));
+        if (checkpoints.len(), models.len()) != (recipe.base.iter().len(), recipe.models.len()) {
+            return Err(Error::setting(
+                "models",
+                format!(
+                    "{} checkpoints are given for the {} that the recipe names",
+                    checkpoints.len() + models.len(),
+                    recipe.base.iter().len() + recipe.models.len()
+                ),
+            ));
+        }
+        Ok(Self { base: checkpoints.pop(), models })
     }
 
     /// Every checkpoint, the base first.
     pub fn checkpoints(&self) -> impl Iterator<Item = &Checkpoint> {
-        self.base.iter().chain(&self.models)
+        self.base.iter().chain(&self.models).map(Arc::as_ref)
     }
 }
 
@@ -178,7 +194,8 @@ impl<'a> Plan<'a> {
                 });
             }
         }
-        let inputs = inputs.checkpoints().map(|input| input.path().to_path_buf()).collect();
+        let on_disk = inputs.checkpoints().filter(|input| !input.in_memory());
+        let inputs = on_disk.map(|input| input.path().to_path_buf()).collect();
         Ok(Self { method, seed: recipe.seed, steps, shards, notes, identical, inputs })
     }
 

@@ -3,6 +3,7 @@
 
 mod chunks;
 mod files;
+mod memory;
 mod merging;
 mod output;
 mod reader;

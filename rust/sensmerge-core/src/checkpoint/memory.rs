@@ -1,0 +1,65 @@
+//! A checkpoint that no file holds: tensors in memory that the caller owns or keeps alive.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use super::header::byte_size;
+use super::{Bytes, Checkpoint, TensorInfo};
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+
+/// A tensor in memory.
+pub struct MemoryTensor {
+    /// Its name.
+    pub name: String,
+    /// Its dtype.
+    pub dtype: Dtype,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its entries, row by row, little-endian.
+    pub bytes: Bytes,
+}
+
+impl MemoryTensor {
+    /// What tensors that share all their memory have in common.
+    fn place(&self) -> (usize, Dtype, Vec<usize>) {
+        ((*self.bytes).as_ref().as_ptr() as usize, self.dtype, self.shape.clone())
+    }
+
+    fn check(&self, checkpoint: &Path) -> Result<()> {
+        let (found, dtype) = ((*self.bytes).as_ref().len(), self.dtype.name());
+        if byte_size(self.dtype, &self.shape) == Some(found) {
+            return Ok(());
+        }
+        let reason = format!("shape {:?} of {dtype} is not {found} bytes", self.shape);
+        Err(Error::tensor(checkpoint, &self.name, reason))
+    }
+}
+
+/// A checkpoint of `tensors`, called `path` in messages.
+pub(super) fn checkpoint(path: &Path, tensors: Vec<MemoryTensor>) -> Result<Checkpoint> {
+    let mut storages = Vec::with_capacity(tensors.len());
+    let mut infos = BTreeMap::new();
+    let mut tied = BTreeMap::new();
+    let mut first = HashMap::new();
+    for tensor in tensors {
+        tensor.check(path)?;
+        let place = tensor.place();
+        let MemoryTensor { name, dtype, shape, bytes } = tensor;
+        if infos.contains_key(&name) || tied.contains_key(&name) {
+            return Err(Error::tensor(path, name, "is given twice"));
+        }
+        let end = (*bytes).as_ref().len();
+        // Empty tensors share no memory, wherever they lie.
+        if let Some(twin) = first.get(&place).filter(|_| end > 0) {
+            tied.insert(name, String::clone(twin));
+            continue;
+        }
+        first.insert(place, name.clone());
+        let shard = storages.len();
+        infos.insert(name.clone(), TensorInfo { name, dtype, shape, shard, start: 0, end });
+        storages.push(bytes);
+    }
+    let path = path.to_path_buf();
+    Ok(Checkpoint { path, files: Vec::new(), storages, tensors: infos, tied })
+}
