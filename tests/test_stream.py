@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +162,28 @@ def test_other_samples_or_options_are_measured_anew(tmp_path: Path) -> None:
         expected = sensmerge.calibrate(recipe, progress=False)
         np.testing.assert_array_equal(found.sensitivity, expected.sensitivity)
         assert not np.array_equal(found.sensitivity, first.sensitivity)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "[]",
+        lambda text: text.replace('"options": {', '"options": [], "was": {'),
+        lambda text: text.replace('"model.layers.1": ', '"model.layers.1": NaN, "was": '),
+        lambda text: text.replace('"model.layers.1": ', '"model.layers.1": -'),
+        lambda text: text.replace('"dtype": "stored"', '"dtype": "float32"'),
+        lambda text: text.replace('"fingerprint": "', '"fingerprint": "0'),
+    ],
+    ids=["half", "list", "options", "nan", "negative", "recipe", "weights"],
+)
+def test_a_damaged_file_of_parts_is_none(tmp_path: Path, damage: Callable[[str], str]) -> None:
+    family = llama_family(tmp_path, experts=1)
+    file = tmp_path / "calibration.json"
+    expected = calibrated(family, keep=file)
+    partial = tmp_path / "calibration.json.partial"
+    text = partial.read_text()
+    partial.write_text(damage(text))
+    assert partial.read_text() != text
+    found = calibrated(family, keep=file)
+    np.testing.assert_array_equal(found.sensitivity, expected.sensitivity)

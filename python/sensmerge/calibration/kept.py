@@ -7,18 +7,17 @@ finished: `calibration.json.partial`, one entry an expert.
 from __future__ import annotations
 
 import json
+import math
 import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 from sensmerge.calibration.record import Calibration, Expert
 from sensmerge.errors import InputError
-
-FORMAT = "sensmerge-calibration-parts"
 
 # What the same samples can be measured with differently.
 _DECIDING = ("positions", "distance", "dtype")
@@ -42,8 +41,20 @@ class Part:
         """Whether it was measured on these weights and samples."""
         return self.expert.fingerprint == fingerprint and self.expert.task.token_ids == token_ids
 
+    def is_sound(self) -> bool:
+        """Whether it can be a measurement at all."""
+        sums = self.of.values()
+        return bool(self.of) and all(math.isfinite(value) and value >= 0 for value in sums)
 
-_PARTS = TypeAdapter(list[Part])
+
+@dataclass(frozen=True)
+class _File:
+    format: Literal["sensmerge-calibration-parts"]
+    options: dict[str, Any]
+    parts: list[Part]
+
+
+_FILE = TypeAdapter(_File)
 
 
 class Kept:
@@ -59,11 +70,14 @@ class Kept:
         self._path = None if path is None else path.with_name(f"{path.name}.partial")
         self._options = {key: options[key] for key in _DECIDING}
         self._finished = None if path is None else self._read_finished(path)
-        self._parts = self._of_finished() + self._read_parts()
+        self._known = self._of_finished()
+        self._parts = self._read_parts()
 
     def part(self, fingerprint: str, token_ids: str) -> Part | None:
         """What was measured on these weights and samples."""
-        found = (part for part in self._parts if part.matches(fingerprint, token_ids))
+        found = (
+            part for part in (*self._known, *self._parts) if part.matches(fingerprint, token_ids)
+        )
         return next(found, None)
 
     def distance(self, one: Expert, other: Expert) -> float | None:
@@ -95,11 +109,7 @@ class Kept:
         self._parts.append(part)
         if self._path is None:
             return
-        data = {
-            "format": FORMAT,
-            "options": self._options,
-            "parts": [asdict(part) for part in self._parts],
-        }
+        data = asdict(_File("sensmerge-calibration-parts", self._options, self._parts))
         temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,13 +147,13 @@ class Kept:
         if self._path is None or not self._path.is_file():
             return []
         try:
-            data = json.loads(self._path.read_text(encoding="utf-8"))
-            if data["format"] != FORMAT or not self._same_options(data["options"]):
-                return []
-            return _PARTS.validate_python(data["parts"])
-        except (OSError, ValueError, KeyError, TypeError, ValidationError):
+            found = _FILE.validate_json(self._path.read_bytes())
+        except (OSError, ValidationError):
             # Half a file is none.
             return []
+        if not self._same_options(found.options):
+            return []
+        return [part for part in found.parts if part.is_sound()]
 
     def _same_options(self, options: dict[str, Any]) -> bool:
         return all(options.get(key) == value for key, value in self._options.items())

@@ -7,7 +7,9 @@ a full set of gradients is never held.
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -188,6 +190,7 @@ class _Reduction:
         # parts where the blocks between them are run one at a time.
         self._tied = tied
         self._place = 0
+        self._freed = 0
         self._tokens = torch.empty(0, dtype=torch.long)
         self._rows: dict[int, torch.Tensor] = {}
 
@@ -207,6 +210,11 @@ class _Reduction:
             else:
                 self.sums[layer] += sum_abs_product(parameter, gradient, self._threads)
             parameter.grad = None
+            self._freed += gradient.nbytes
+            del gradient
+            if self._freed >= _FREED:
+                self._freed = 0
+                _return_freed()
 
         return reduce
 
@@ -266,6 +274,21 @@ def sum_abs_product(parameter: torch.Tensor, gradient: torch.Tensor, threads: in
     ):  # fmt: skip
         total += (theta.to(exact) * g.to(exact)).abs().sum(dtype=torch.float64).item()
     return total
+
+
+# Bytes of gradients and activations that may wait until they are given back.
+_FREED = 1 << 28
+
+
+def _return_freed() -> None:
+    """Give freed memory back to the system.
+
+    glibc keeps what was freed, in pieces that gradients do not fit into: with 1.1 B parameters a
+    backward pass had 1.6 GB at its peak, and has 1.2 GB so.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 # Entries that a device multiplies at a time.
