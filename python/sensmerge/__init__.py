@@ -19,7 +19,9 @@ from sensmerge.errors import InputError
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration, calibrate
+    from sensmerge.memory import merge_into, merge_tensors
     from sensmerge.merging import MergeResult, merge
+    from sensmerge.models import Models, open_models
     from sensmerge.recipe import Recipe
     from sensmerge.scaling import Coefficients, coefficients
 
@@ -30,20 +32,28 @@ __all__ = [
     "Coefficients",
     "InputError",
     "MergeResult",
+    "Models",
     "Recipe",
     "calibrate",
     "coefficients",
     "merge",
+    "merge_into",
+    "merge_tensors",
+    "open_models",
 ]
 
 _HOMES = {
     "Calibration": "sensmerge.calibration",
     "Coefficients": "sensmerge.scaling",
     "MergeResult": "sensmerge.merging",
+    "Models": "sensmerge.models",
     "Recipe": "sensmerge.recipe",
     "calibrate": "sensmerge.calibration",
     "coefficients": "sensmerge.scaling",
     "merge": "sensmerge.merging",
+    "merge_into": "sensmerge.memory",
+    "merge_tensors": "sensmerge.memory",
+    "open_models": "sensmerge.models",
 }
 
 

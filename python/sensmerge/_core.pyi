@@ -7,12 +7,14 @@ from typing import SupportsIndex, final
 
 import numpy
 import numpy.typing
+from _typeshed import SupportsGetItem
 
 __all__ = [
     "Checkpoint",
     "TensorInfo",
     "check_output",
     "merge",
+    "merge_into",
     "plan",
     "row_distances",
     "sum_abs_product",
@@ -36,6 +38,28 @@ class Checkpoint:
         How the tensors are spread over files does not matter.
         """
 
+    @staticmethod
+    def from_memory(
+        name: str,
+        tensors: collections.abc.Sequence[
+            tuple[str, str, collections.abc.Sequence[int], numpy.typing.NDArray[numpy.uint8]]
+        ],
+    ) -> Checkpoint:
+        """A checkpoint of tensors in memory, which are not copied and must not change meanwhile.
+
+        Args:
+            name: What messages call it.
+            tensors: Name, dtype in the safetensors format such as ``BF16``, shape, and a contiguous
+                uint8 view of every tensor.
+
+        Raises:
+            InputError: A tensor is given twice, or its bytes do not fit its shape.
+        """
+
+    @property
+    def in_memory(self, /) -> bool:
+        """Whether it lies in memory rather than on disk."""
+
     @property
     def path(self, /) -> str:
         """The folder or file that was opened."""
@@ -43,6 +67,10 @@ class Checkpoint:
     @property
     def tensors(self, /) -> list[TensorInfo]:
         """Its tensors, by name."""
+
+    @property
+    def tied(self, /) -> dict[str, str]:
+        """Names of tensors in memory that share another's bytes, and that other's name."""
 
 @final
 class TensorInfo:
@@ -126,12 +154,43 @@ def merge(
         KeyboardInterrupt: Ctrl-C was pressed; nothing is left behind.
     """
 
-def plan(recipe: str, max_shard_bytes: SupportsIndex) -> str:
+def merge_into(
+    recipe: str,
+    models: SupportsGetItem[int, Checkpoint],
+    outputs: collections.abc.Mapping[str, numpy.typing.NDArray[numpy.uint8]],
+    *,
+    threads: SupportsIndex | None = None,
+    chunk_bytes: SupportsIndex | None = None,
+    allow_nan: bool = False,
+) -> None:
+    """Merge checkpoints into memory.
+
+    Args:
+        recipe: The core's recipe as JSON; its paths are not looked at.
+        models: The base, where the recipe has one, and the experts in its order.
+        outputs: A contiguous, writable uint8 view for every tensor of the merged model, by name.
+        threads: Threads to use; all cores by default.
+        chunk_bytes: Bytes a thread works on at a time; does not change the output.
+        allow_nan: Let NaN through instead of refusing it.
+
+    Raises:
+        InputError: The checkpoints cannot be merged as asked, or an output is missing, of another
+            size, read-only, or overlaps another or an input.
+        KeyboardInterrupt: Ctrl-C was pressed; some outputs are written, others are not.
+    """
+
+def plan(
+    recipe: str,
+    max_shard_bytes: SupportsIndex,
+    models: SupportsGetItem[int, Checkpoint] | None = None,
+) -> str:
     """Plan a merge without reading or writing tensor data.
 
     Args:
         recipe: The core's recipe as JSON.
         max_shard_bytes: Upper bound on the size of an output file.
+        models: The base, where the recipe has one, and the experts in its order, where they are open
+            already; the recipe's paths are then not looked at.
 
     Returns:
         JSON: every output tensor with its dtype, file and the terms it is made of, the output

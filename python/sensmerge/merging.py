@@ -125,7 +125,7 @@ def merge(
         OSError: The disk failed.
         KeyboardInterrupt: Ctrl-C was pressed; nothing is left behind.
     """
-    recipe = _loaded(recipe)
+    recipe = loaded(recipe)
     shard_bytes = parse_size(max_shard_size)
     if calibration is None and needs_calibration(recipe):
         # What cannot be merged or written is refused before the long measurement, not after.
@@ -176,7 +176,7 @@ def plan(
     Raises:
         InputError: Recipe, calibration or checkpoints cannot be used as they are.
     """
-    recipe = _loaded(recipe)
+    recipe = loaded(recipe)
     found, notes = None, []
     if calibration is not None and needs_calibration(recipe):
         found = _coefficients(matching(recipe, calibration), recipe)
@@ -249,7 +249,25 @@ def _coefficients(measured: Calibration, recipe: Recipe) -> Coefficients:
     return coefficients(measured, recipe)
 
 
-def _loaded(recipe: Recipe | str | Path) -> Recipe:
+def coefficients_for(
+    recipe: Recipe, calibration: Calibration | str | Path | None
+) -> Coefficients | None:
+    """The coefficients that a recipe asks for, from a calibration; None for a plain merge.
+
+    Raises:
+        InputError: The recipe asks for some and there is no calibration, or not of its experts.
+    """
+    if not needs_calibration(recipe):
+        return None
+    if calibration is None:
+        raise InputError(
+            "the recipe has a sensitivity section: give a calibration, or remove the section"
+        )
+    return _coefficients(matching(recipe, calibration), recipe)
+
+
+def loaded(recipe: Recipe | str | Path) -> Recipe:
+    """A recipe, read if it is a path."""
     from sensmerge.recipe import Recipe
 
     return recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)

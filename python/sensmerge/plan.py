@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 from sensmerge import _core
 from sensmerge.errors import InputError
 from sensmerge.layers import block_of, blocks, layer_of
+from sensmerge.models import open_models
 from sensmerge.settings import resolve_first
-from sensmerge.sources import read_config, resolve
+from sensmerge.sources import resolve
 
 if TYPE_CHECKING:
+    from sensmerge.models import Model, Models
     from sensmerge.recipe import Recipe
     from sensmerge.scaling import Coefficients
 
@@ -59,12 +61,15 @@ def template_names(recipe: Recipe) -> list[str]:
     return [tensor.name for tensor in _core.Checkpoint(str(template(recipe))).tensors]
 
 
-def core_recipe(recipe: Recipe, found: Coefficients | None) -> dict[str, Any]:
+def core_recipe(
+    recipe: Recipe, found: Coefficients | None, models: Models | None = None
+) -> dict[str, Any]:
     """What the compiled core merges: numbers for every tensor, paths instead of names.
 
     Args:
         recipe: What the user wrote.
         found: K·σ for every expert and layer; None for a plain merge.
+        models: Its models, where they are open already.
 
     Returns:
         The core's recipe, ready to be written as JSON.
@@ -72,10 +77,10 @@ def core_recipe(recipe: Recipe, found: Coefficients | None) -> dict[str, Any]:
     Raises:
         InputError: A setting cannot be resolved, or a model is not there.
     """
-    check_architectures(recipe)
-    names = template_names(recipe)
+    models = models or open_models(recipe)
+    check_architectures(models)
+    names = models.template.tensors
     position = _positions(names)
-    base_config = read_config(template(recipe))
 
     def setting(
         said: list[Any], default: float, factor: Callable[[str], float] | None = None
@@ -86,25 +91,23 @@ def core_recipe(recipe: Recipe, found: Coefficients | None) -> dict[str, Any]:
             values[name] = number if factor is None else number * factor(name)
         return _compress(values, default)
 
-    models = []
-    for place, expert in enumerate(recipe.experts):
-        path = resolve(expert.model, recipe.folder)
-        models.append(
+    described = []
+    for place, (expert, model) in enumerate(zip(recipe.experts, models.experts, strict=True)):
+        described.append(
             {
-                "path": str(path),
+                "path": str(model.path),
                 "weight": setting(recipe.settings(expert, "weight"), 1.0, _factor(found, place)),
                 "density": setting(recipe.settings(expert, "density"), 1.0),
                 "ties_density": setting(recipe.settings(expert, "ties_density"), 1.0),
-                "aliases": _aliases(path),
-                "leading_rows": _leading_rows(path, base_config),
+                "aliases": _aliases(model),
+                "leading_rows": _leading_rows(model, models.template.config),
             }
         )
-    base = recipe.base_model
     return {
         "method": recipe.merge_method,
         "semantics": recipe.semantics,
-        "base": None if base is None else str(resolve(base, recipe.folder)),
-        "models": models,
+        "base": None if models.base is None else str(models.base.path),
+        "models": described,
         "lambda": setting([recipe.parameters.lambda_], 1.0),
         "normalize": recipe.parameters.normalize,
         "rescale": recipe.parameters.rescale,
@@ -113,20 +116,19 @@ def core_recipe(recipe: Recipe, found: Coefficients | None) -> dict[str, Any]:
     }
 
 
-def check_architectures(recipe: Recipe) -> None:
+def check_architectures(models: Models) -> None:
     """Refuse models that say they are of different architectures, whatever their tensors' names.
 
     Raises:
         InputError: Two configs name different model types.
     """
-    known = {path: read_config(path).get("model_type") for path in model_paths(recipe)}
-    said = {path: kind for path, kind in known.items() if kind is not None}
-    for path, kind in said.items():
-        first = next(iter(said))
-        if kind != said[first]:
+    said = [model for model in models.all if model.config.get("model_type") is not None]
+    for model in said[1:]:
+        kind, first = model.config["model_type"], said[0].config["model_type"]
+        if kind != first:
             raise InputError(
-                f"{path}: its config says model_type '{kind}' and that of {first} "
-                f"'{said[first]}'; only models of one architecture can be merged"
+                f"{model.path}: its config says model_type '{kind}' and that of {said[0].path} "
+                f"'{first}'; only models of one architecture can be merged"
             )
 
 
@@ -169,23 +171,24 @@ def _compress(values: dict[str, float], default: float) -> dict[str, Any]:
     return {"value": value, "layers": layers}
 
 
-def _aliases(path: Path) -> dict[str, str]:
+def _aliases(model: Model) -> dict[str, str]:
     """Output heads that a model leaves out because its input embedding stands for them."""
-    if not read_config(path).get("tie_word_embeddings", False):
+    if model.checkpoint.in_memory:
+        return model.checkpoint.tied
+    if not model.config.get("tie_word_embeddings", False):
         return {}
-    names = [tensor.name for tensor in _core.Checkpoint(str(path)).tensors]
-    embedding = next((name for name in names if name.endswith(_INPUT_EMBEDDINGS)), None)
+    embedding = next((name for name in model.tensors if name.endswith(_INPUT_EMBEDDINGS)), None)
     return {} if embedding is None else dict.fromkeys(_OUTPUT_HEADS, embedding)
 
 
-def _leading_rows(path: Path, base_config: dict[str, Any]) -> list[str]:
+def _leading_rows(model: Model, base_config: dict[str, Any]) -> list[str]:
     """Vocabulary tensors of a model that declares more tokens than the base does."""
-    size, base_size = read_config(path).get("vocab_size"), base_config.get("vocab_size")
+    size, base_size = model.config.get("vocab_size"), base_config.get("vocab_size")
     if not (isinstance(size, int) and isinstance(base_size, int) and size > base_size):
         return []
     return [
         tensor.name
-        for tensor in _core.Checkpoint(str(path)).tensors
+        for tensor in model.checkpoint.tensors
         if tensor.name.endswith((*_INPUT_EMBEDDINGS, *_OUTPUT_HEADS))
         and tensor.shape
         and tensor.shape[0] == size

@@ -24,6 +24,12 @@ impl Bytes {
         Ok(Self { buffer })
     }
 
+    /// Where they lie.
+    pub(crate) fn range(&self) -> std::ops::Range<usize> {
+        let start = self.buffer.buf_ptr() as usize;
+        start..start + self.buffer.len_bytes()
+    }
+
     /// The bytes themselves.
     pub(crate) fn as_slice(&self) -> &[u8] {
         if self.buffer.len_bytes() == 0 {
@@ -34,6 +40,50 @@ impl Bytes {
         // owner holds still, as every NumPy and torch kernel does.
         unsafe {
             std::slice::from_raw_parts(self.buffer.buf_ptr().cast::<u8>(), self.buffer.len_bytes())
+        }
+    }
+}
+
+impl AsRef<[u8]> for Bytes {
+    fn as_ref(&self) -> &[u8] {
+        self.as_slice()
+    }
+}
+
+/// Contiguous bytes to be written to, kept exported while this lives.
+pub(crate) struct BytesMut {
+    bytes: Bytes,
+}
+
+impl BytesMut {
+    /// The bytes of `object`, which must export a contiguous, writable buffer of unsigned bytes.
+    pub(crate) fn of(name: &str, object: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let bytes = Bytes::of(name, object)?;
+        if bytes.buffer.readonly() {
+            return Err(bad_input(format!(
+                "{name}: is read-only, so nothing can be merged into it"
+            )));
+        }
+        Ok(Self { bytes })
+    }
+
+    /// Where they lie.
+    pub(crate) fn range(&self) -> std::ops::Range<usize> {
+        self.bytes.range()
+    }
+
+    /// The bytes themselves. Whoever asks has made sure that no other slice overlaps them.
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
+        if self.bytes.buffer.len_bytes() == 0 {
+            return &mut [];
+        }
+        // SAFETY: as for `Bytes::as_slice`; besides, the buffer is writable, `self` is borrowed for
+        // writing, and `memory::disjoint` has refused buffers that overlap others.
+        unsafe {
+            std::slice::from_raw_parts_mut(
+                self.bytes.buffer.buf_ptr().cast::<u8>(),
+                self.bytes.buffer.len_bytes(),
+            )
         }
     }
 }

@@ -8,6 +8,7 @@ mod checkpoint;
 mod distance;
 mod door;
 mod error;
+mod memory;
 mod merge;
 mod output;
 mod plan;
@@ -23,6 +24,8 @@ mod _core {
     use crate::checkpoint::{Checkpoint, TensorInfo};
     #[pymodule_export]
     use crate::distance::row_distances;
+    #[pymodule_export]
+    use crate::memory::merge_into;
     #[pymodule_export]
     use crate::merge::merge;
     #[pymodule_export]

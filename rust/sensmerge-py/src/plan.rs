@@ -3,6 +3,7 @@ use sensmerge_core::error::Result;
 use sensmerge_core::plan::{Content, Inputs, Plan, Recipe};
 use serde_json::{Value, json};
 
+use crate::checkpoint::Checkpoint;
 use crate::error::{bad_input, to_python};
 
 /// Plan a merge without reading or writing tensor data.
@@ -10,6 +11,8 @@ use crate::error::{bad_input, to_python};
 /// Args:
 ///     recipe: The core's recipe as JSON.
 ///     max_shard_bytes: Upper bound on the size of an output file.
+///     models: The base, where the recipe has one, and the experts in its order, where they are open
+///         already; the recipe's paths are then not looked at.
 ///
 /// Returns:
 ///     JSON: every output tensor with its dtype, file and the terms it is made of, the output
@@ -18,11 +21,21 @@ use crate::error::{bad_input, to_python};
 /// Raises:
 ///     InputError: The checkpoints cannot be merged as asked.
 #[pyfunction]
-#[pyo3(signature = (recipe, max_shard_bytes))]
-pub(crate) fn plan(py: Python<'_>, recipe: &str, max_shard_bytes: u64) -> PyResult<String> {
+#[pyo3(signature = (recipe, max_shard_bytes, models = None))]
+pub(crate) fn plan(
+    py: Python<'_>,
+    recipe: &str,
+    max_shard_bytes: u64,
+    models: Option<Vec<PyRef<'_, Checkpoint>>>,
+) -> PyResult<String> {
     let recipe = parse(recipe)?;
+    let opened: Option<Vec<_>> =
+        models.map(|models| models.iter().map(|model| model.inner()).collect());
     let described = py.detach(|| -> Result<Value> {
-        let inputs = Inputs::open(&recipe)?;
+        let inputs = match opened {
+            Some(opened) => Inputs::new(&recipe, opened)?,
+            None => Inputs::open(&recipe)?,
+        };
         Ok(describe(&Plan::new(&recipe, &inputs, max_shard_bytes)?))
     });
     Ok(described.map_err(to_python)?.to_string())

@@ -1,0 +1,247 @@
+"""Merging in memory: tensors in, tensors out, no disk.
+
+The same plan and kernels as :func:`sensmerge.merge`, over buffers that Python holds: torch tensors
+or NumPy arrays, which are neither copied nor changed, and checkpoints that are mapped. For
+searches, where a candidate is to cost one pass; open the models once with :func:`open_models`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sensmerge import _core
+from sensmerge.errors import InputError
+from sensmerge.merging import coefficients_for, loaded
+from sensmerge.models import Models, open_models
+from sensmerge.plan import core_recipe
+
+if TYPE_CHECKING:
+    from sensmerge.calibration import Calibration
+    from sensmerge.recipe import Recipe
+
+Tensors = Mapping[str, Any]
+Given = Models | Mapping[str, Tensors | _core.Checkpoint] | None
+
+_NAMES = {
+    "bool": "BOOL",
+    "uint8": "U8",
+    "int8": "I8",
+    "int16": "I16",
+    "int32": "I32",
+    "int64": "I64",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float32": "F32",
+    "float64": "F64",
+}
+_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+_FLOATS = ("F16", "BF16", "F32", "F64")
+
+
+def merge_tensors(
+    recipe: Recipe | str | Path,
+    tensors: Given = None,
+    *,
+    calibration: Calibration | str | Path | None = None,
+    threads: int | None = None,
+    allow_nan: bool = False,
+) -> dict[str, Any]:
+    """Merge into new tensors.
+
+    Args:
+        recipe: The recipe, or its path.
+        tensors: Models in memory, by the names that the recipe gives them: a mapping from names to
+            torch tensors (on the CPU, contiguous) or NumPy arrays, such as a state dict; or all
+            models, from :func:`open_models`. Those that are not given are opened from disk.
+        calibration: A calibration of the experts, or its path, where the recipe has a
+            ``sensitivity`` section.
+        threads: Threads to use; all cores by default. The result does not depend on it.
+        allow_nan: Let NaN through instead of refusing it.
+
+    Returns:
+        Every tensor of the merged model, by name: torch tensors where torch is imported, NumPy
+        arrays elsewhere.
+
+    Raises:
+        InputError: Recipe, models or calibration cannot be used as they are, or the result has a
+            dtype that NumPy does not know.
+    """
+    recipe = loaded(recipe)
+    models = _models(recipe, tensors)
+    core = core_recipe(recipe, coefficients_for(recipe, calibration), models)
+    planned = _planned(core, models)
+    merged = {name: _empty(name, *planned[name]) for name in planned}
+    outputs = {name: _bytes(name, tensor) for name, tensor in merged.items()}
+    _run(core, models, outputs, threads, allow_nan)
+    return merged
+
+
+def merge_into(
+    model: Any,
+    recipe: Recipe | str | Path,
+    tensors: Given = None,
+    *,
+    calibration: Calibration | str | Path | None = None,
+    threads: int | None = None,
+    allow_nan: bool = False,
+) -> None:
+    """Merge into a model's own parameters.
+
+    Its dtype is the output's, whatever the recipe says. Buffers that the merge does not make are
+    left alone. If this fails, or is interrupted, some parameters are merged and others are not.
+
+    Args:
+        model: A torch module on the CPU whose parameters have the names of the checkpoint's
+            tensors; or a mapping from names to torch tensors or NumPy arrays.
+        recipe: The recipe, or its path.
+        tensors: Models in memory, as for :func:`merge_tensors`. None of them may share memory with
+            ``model``.
+        calibration: A calibration of the experts, or its path.
+        threads: Threads to use; all cores by default.
+        allow_nan: Let NaN through instead of refusing it.
+
+    Raises:
+        InputError: As :func:`merge_tensors`; or a tensor has no place in the model, or one of
+            another shape, dtype or device.
+    """
+    recipe = loaded(recipe)
+    models = _models(recipe, tensors)
+    core = core_recipe(recipe, coefficients_for(recipe, calibration), models)
+    places: Tensors = model if isinstance(model, Mapping) else model.state_dict()
+    planned = _planned(core, models)
+    core["out_dtype"] = _one_dtype(places, planned)
+    outputs: dict[str, Any] = {}
+    taken: dict[int, str] = {}
+    for name, (dtype, shape) in planned.items():
+        if name not in places:
+            raise InputError(f"'{name}': the model has no such parameter")
+        _check_place(name, places[name], dtype, shape)
+        view = _bytes(name, places[name])
+        address = view.ctypes.data
+        if taken.setdefault(address, name) != name and view.size:
+            # Tied in the model and stored twice: the second copy goes nowhere.
+            view = view.copy()
+        outputs[name] = view
+    if not isinstance(model, Mapping):
+        _check_whole(model, planned, taken)
+    _run(core, models, outputs, threads, allow_nan)
+
+
+def _models(recipe: Recipe, given: Given) -> Models:
+    if isinstance(given, Models):
+        return given
+    checkpoints = {
+        name: tensors if isinstance(tensors, _core.Checkpoint) else _in_memory(name, tensors)
+        for name, tensors in (given or {}).items()
+    }
+    return open_models(recipe, checkpoints)
+
+
+def _in_memory(model: str, tensors: Tensors) -> _core.Checkpoint:
+    described = [
+        (name, _dtype(f"{model}, tensor '{name}'", tensor), list(tensor.shape),
+         _bytes(f"{model}, tensor '{name}'", tensor))
+        for name, tensor in tensors.items()
+    ]  # fmt: skip
+    return _core.Checkpoint.from_memory(model, described)
+
+
+def _planned(core: dict[str, Any], models: Models) -> dict[str, tuple[str, list[int]]]:
+    """Dtype and shape of every tensor that a merge makes."""
+    opened = [model.checkpoint for model in models.all]
+    plan = json.loads(_core.plan(json.dumps(core), sys.maxsize, opened))
+    stored = {tensor.name: tensor for tensor in models.template.checkpoint.tensors}
+    return {
+        step["name"]: (
+            _NAMES[step["dtype"]] if "dtype" in step else stored[step["name"]].dtype,
+            list(stored[step["name"]].shape),
+        )
+        for step in plan["tensors"]
+    }
+
+
+def _run(
+    core: dict[str, Any],
+    models: Models,
+    outputs: dict[str, Any],
+    threads: int | None,
+    allow_nan: bool,
+) -> None:
+    opened = [model.checkpoint for model in models.all]
+    _core.merge_into(json.dumps(core), opened, outputs, threads=threads, allow_nan=allow_nan)
+
+
+def _empty(name: str, dtype: str, shape: list[int]) -> Any:
+    known = _DTYPES.get(dtype)
+    torch = sys.modules.get("torch")
+    if torch is not None and known is not None:
+        return torch.empty(shape, dtype=getattr(torch, known))
+    import numpy as np
+
+    if known is None or known == "bfloat16":
+        raise InputError(
+            f"'{name}': NumPy has no {dtype}; import torch, or set out_dtype in the recipe"
+        )
+    return np.empty(shape, dtype=known)
+
+
+def _one_dtype(places: Tensors, planned: Mapping[str, tuple[str, list[int]]]) -> str | None:
+    found = {
+        _DTYPES[dtype]: name
+        for name in planned
+        if name in places and (dtype := _dtype(name, places[name])) in _FLOATS
+    }
+    if len(found) > 1:
+        described = ", ".join(f"{dtype} ('{name}')" for dtype, name in sorted(found.items()))
+        raise InputError(f"the model's parameters are of several dtypes: {described}; use one")
+    return next(iter(found), None)
+
+
+def _check_place(name: str, tensor: Any, dtype: str, shape: list[int]) -> None:
+    if list(tensor.shape) != shape:
+        raise InputError(
+            f"'{name}': the model's has shape {list(tensor.shape)}, the merge's {shape}"
+        )
+    found = _dtype(name, tensor)
+    if found != dtype and not (found in _FLOATS and dtype in _FLOATS):
+        raise InputError(f"'{name}': the model's is {found}, the merge's {dtype}")
+
+
+def _check_whole(model: Any, planned: Mapping[str, Any], taken: Mapping[int, str]) -> None:
+    """Refuse a module with a parameter that would keep its old value."""
+    for name, parameter in model.named_parameters():
+        if name not in planned and parameter.data_ptr() not in taken:
+            raise InputError(f"'{name}': the model has this parameter, and the merge does not")
+
+
+def _dtype(name: str, tensor: Any) -> str:
+    dtype = str(getattr(tensor, "dtype", type(tensor).__name__)).removeprefix("torch.")
+    if dtype not in _NAMES:
+        raise InputError(f"{name}: is {dtype}, not a tensor of numbers that is merged or copied")
+    return _NAMES[dtype]
+
+
+def _bytes(name: str, tensor: Any) -> Any:
+    """A tensor's own memory as a flat uint8 array."""
+    _dtype(name, tensor)
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(tensor, torch.Tensor):
+        if tensor.device.type != "cpu":
+            raise InputError(f"{name}: is on {tensor.device}; merging happens on the CPU")
+        if not tensor.is_contiguous():
+            raise InputError(f"{name}: is not contiguous; call .contiguous() first")
+        return tensor.detach().reshape(-1).view(torch.uint8).numpy()
+    import numpy as np
+
+    if not isinstance(tensor, np.ndarray):
+        raise InputError(f"{name}: is neither a torch tensor nor a NumPy array")
+    if not tensor.flags.c_contiguous:
+        raise InputError(f"{name}: is not contiguous; call numpy.ascontiguousarray first")
+    if not tensor.dtype.isnative:
+        raise InputError(f"{name}: is not in this machine's byte order")
+    return tensor.reshape(math.prod(tensor.shape)).view(np.uint8)

@@ -1,0 +1,93 @@
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use pyo3::prelude::*;
+use sensmerge_core::execute::{DEFAULT_CHUNK_BYTES, Monitor, Options, execute_into};
+use sensmerge_core::plan::{Inputs, Plan};
+
+use crate::buffers::BytesMut;
+use crate::checkpoint::Checkpoint;
+use crate::door::enter;
+use crate::error::bad_input;
+use crate::plan::parse;
+
+/// Merge checkpoints into memory.
+///
+/// Args:
+///     recipe: The core's recipe as JSON; its paths are not looked at.
+///     models: The base, where the recipe has one, and the experts in its order.
+///     outputs: A contiguous, writable uint8 view for every tensor of the merged model, by name.
+///     threads: Threads to use; all cores by default.
+///     chunk_bytes: Bytes a thread works on at a time; does not change the output.
+///     allow_nan: Let NaN through instead of refusing it.
+///
+/// Raises:
+///     InputError: The checkpoints cannot be merged as asked, or an output is missing, of another
+///         size, read-only, or overlaps another or an input.
+///     KeyboardInterrupt: Ctrl-C was pressed; some outputs are written, others are not.
+#[pyfunction]
+#[pyo3(signature = (
+    recipe, models, outputs: "collections.abc.Mapping[str, numpy.typing.NDArray[numpy.uint8]]", *,
+    threads = None, chunk_bytes = None, allow_nan = false
+))]
+pub(crate) fn merge_into(
+    py: Python<'_>,
+    recipe: &str,
+    models: Vec<PyRef<'_, Checkpoint>>,
+    outputs: BTreeMap<String, Bound<'_, PyAny>>,
+    threads: Option<usize>,
+    chunk_bytes: Option<usize>,
+    allow_nan: bool,
+) -> PyResult<()> {
+    let recipe = parse(recipe)?;
+    let mut buffers = outputs
+        .iter()
+        .map(|(name, object)| Ok((name.clone(), BytesMut::of(name, object)?)))
+        .collect::<PyResult<BTreeMap<_, _>>>()?;
+    disjoint(&buffers, &models)?;
+    let checkpoints = models.iter().map(|model| model.inner()).collect();
+    let chunk_bytes = chunk_bytes.unwrap_or(DEFAULT_CHUNK_BYTES);
+    let options = Options { threads, chunk_bytes, allow_nan, ..Options::default() };
+    let slices =
+        buffers.iter_mut().map(|(name, bytes)| (name.clone(), bytes.as_mut_slice())).collect();
+    let monitor = Monitor::new();
+    enter(py, &monitor, None, || {
+        let inputs = Inputs::new(&recipe, checkpoints)?;
+        let plan = Plan::new(&recipe, &inputs, u64::MAX)?;
+        execute_into(&plan, slices, &options, &monitor)
+    })
+}
+
+/// Refuse outputs that share memory with each other or with an input.
+fn disjoint(
+    outputs: &BTreeMap<String, BytesMut>,
+    models: &[PyRef<'_, Checkpoint>],
+) -> PyResult<()> {
+    let written = outputs.iter().map(|(name, bytes)| (bytes.range(), Some(name.as_str())));
+    let read = models.iter().flat_map(|model| model.ranges()).map(|range| (range.clone(), None));
+    let mut ranges: Vec<(Range<usize>, Option<&str>)> =
+        written.chain(read).filter(|(range, _)| !range.is_empty()).collect();
+    ranges.sort_by_key(|(range, _)| range.start);
+    // The last written range and the furthest end of any, in the order of addresses.
+    let (mut written_end, mut read_end) = (0, 0);
+    for (range, output) in ranges {
+        let (overlaps_output, overlaps_input) = (range.start < written_end, range.start < read_end);
+        if let Some(name) = output {
+            if overlaps_output || overlaps_input {
+                let other = if overlaps_output { "another output" } else { "an input" };
+                return Err(bad_input(format!(
+                    "{name}: its memory overlaps {other}; merge into memory of its own"
+                )));
+            }
+            written_end = written_end.max(range.end);
+        } else {
+            if overlaps_output {
+                return Err(bad_input(
+                    "an output's memory overlaps an input; merge into memory of its own".to_owned(),
+                ));
+            }
+            read_end = read_end.max(range.end);
+        }
+    }
+    Ok(())
+}
