@@ -126,6 +126,23 @@ class Bench:
         with _new(self._out):
             return measure.run(command, cold=self.inputs if self._options.cold else ())
 
+    def in_memory(self, work: Work, turns: int) -> list[tuple[float, float]]:
+        """Seconds of the floor's and of our merge into memory, the files mapped already."""
+        recipe = self.folder / "recipe.json"
+        recipe.write_text(json.dumps(self._recipe(work)))
+        found = []
+        for _ in range(turns):
+            commands: list[list[str | Path]] = [
+                [self._floor, "--memory", *self.inputs],
+                [sys.executable, "-c", _IN_MEMORY, recipe],
+            ]
+            floor, ours = (
+                float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+                for command in commands
+            )
+            found.append((floor, ours))
+        return found
+
     def mergekit(self, work: Work) -> float:
         """Seconds of mergekit for the same merge, in float32 arithmetic as ours is."""
         recipe = self.folder / "mergekit.yaml"
@@ -205,6 +222,19 @@ class Bench:
             return measure.run([sys.executable, "-c", _WRITE, out, size, sync]).seconds
 
 
+# The second merge is timed: the first one has brought the files' pages into the process.
+_IN_MEMORY = """
+import sys, time
+import torch
+import sensmerge
+recipe = sensmerge.Recipe.load(sys.argv[1])
+models = sensmerge.open_models(recipe)
+merged = sensmerge.merge_tensors(recipe, models)
+start = time.perf_counter()
+sensmerge.merge_into(merged, recipe, models)
+print(time.perf_counter() - start)
+"""
+
 _READ = """
 import sys
 buffer = bytearray(1 << 22)
@@ -283,7 +313,17 @@ def bench(options: argparse.Namespace) -> str:
         work = replace(work, times=None)
         small = _in_turns(options, {"": (Bench(folder, floor, options), work)})[""]
     entries = sum(_product(shape) for shape in tensors.values())
-    return _table(options, entries, works, rows, small)
+    table = _table(options, entries, works, rows, small)
+    if not (options.sync or options.cold or options.only):
+        work = next(work for work in WORKS if work.name == "task_arithmetic")
+        pairs = family.in_memory(work, options.runs)
+        floor, ours = (statistics.median(seconds) for seconds in zip(*pairs, strict=True))
+        ratio = statistics.median(ours / floor for floor, ours in pairs)
+        table += (
+            f"\nIn memory, task_arithmetic: {ours:.2f} s where the floor without its writes takes "
+            f"{floor:.2f} s, ratio {ratio:.2f} (target: 1.3).\n"
+        )
+    return table
 
 
 def _in_turns(options: argparse.Namespace, works: dict[str, tuple[Bench, Work]]) -> dict[str, Row]:
