@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from sensmerge import _core
+from sensmerge.calibration.surroundings import quiet_transformers
 from sensmerge.calibration.weights import mapped
 from sensmerge.errors import InputError
 from sensmerge.layers import layer_of
@@ -83,7 +84,7 @@ def open_source(name: str, path: Path, base: Path | None) -> Source:
                 f"{path}: has no tokenizer files, and there is no base to take them from"
             )
         home, borrowed = base, True
-    with quiet():
+    with quiet_transformers():
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 home, local_files_only=True, trust_remote_code=False
@@ -108,7 +109,7 @@ def load(source: Source, dtype: str) -> PreTrainedModel:
     """
     kind = stored_dtype(source.path) if dtype == "stored" else torch.float32
     weights = mapped(source.path)
-    with quiet():
+    with quiet_transformers():
         try:
             config = transformers.AutoConfig.from_pretrained(
                 source.path, local_files_only=True, trust_remote_code=False
@@ -254,7 +255,7 @@ def known_tokens(source: Source) -> int:
     Raises:
         InputError: transformers does not know the config.
     """
-    with quiet():
+    with quiet_transformers():
         try:
             config: Any = transformers.AutoConfig.from_pretrained(
                 source.path, local_files_only=True, trust_remote_code=False
@@ -286,18 +287,3 @@ def _tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
 def _first(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers from printing; what matters is raised."""
-    logging = transformers.utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

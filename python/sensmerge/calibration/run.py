@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +31,7 @@ except ImportError as error:
 
 from sensmerge.calibration import alignment, models
 from sensmerge.calibration.runner import Runner
+from sensmerge.calibration.surroundings import quiet_transformers, torch_threads
 
 if TYPE_CHECKING:
     from sensmerge.recipe import Recipe
@@ -53,7 +52,7 @@ def run(
     options = recipe.sensitivity or Sensitivity()
     runner = Runner(memory, device, options.dtype)
     kept = Kept(keep, options.model_dump())
-    with models.quiet(), _torch_threads(threads):
+    with quiet_transformers(), torch_threads(threads):
         sources = _sources(recipe)
         tasks = [
             _task(recipe, place, source.tokenizer, options) for place, source in enumerate(sources)
@@ -297,14 +296,3 @@ def _notes(
             f"some experts tie layers ({tied}) that others do not; what is tied counts in each"
         )
     return notes
-
-
-@contextmanager
-def _torch_threads(threads: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -6,14 +6,11 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-import torch
 
 import sensmerge
 from sensmerge import InputError, report
+from sensmerge.calibration.surroundings import torch_threads
 from sensmerge.demo.evaluate import Score, evaluate
 from sensmerge.demo.family import FULL, QUICK, build
 from sensmerge.demo.recipes import Variant
@@ -51,7 +48,7 @@ def compare(folder: Path, *, seed: int, threads: int | None, quick: bool) -> Non
 
     size = QUICK if quick else FULL
     _prepare(folder)
-    with _torch_threads(threads):
+    with torch_threads(threads):
         say("text: Python's documentation, generated problems, Python's library")
         texts = corpora(size.amounts, seed)
         build(folder, texts, size, seed, say)
@@ -170,14 +167,3 @@ def _write_recipe(folder: Path, variant: Variant, seed: int) -> Path:
     path = folder / "recipes" / f"{variant.name}.yaml"
     path.write_text(variant.recipe(list(TASKS), seed), encoding="utf-8")
     return path
-
-
-@contextmanager
-def _torch_threads(threads: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

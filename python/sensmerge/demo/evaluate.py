@@ -11,7 +11,8 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from sensmerge.demo.family import IGNORED, quiet_transformers
+from sensmerge.calibration.surroundings import quiet_transformers
+from sensmerge.demo.family import IGNORED
 from sensmerge.demo.text import Sample
 
 MAX_LENGTH = 256

@@ -7,7 +7,6 @@ completions alone, as instruction tuning does. All are saved as transformers sav
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from sensmerge.calibration.surroundings import quiet_transformers
 from sensmerge.demo.text import Amounts, Corpus, Sample
 
 BEGIN, END = "<s>", "</s>"
@@ -125,21 +125,6 @@ def train_tokenizer(corpora: dict[str, Corpus], vocabulary: int) -> Tokenizer:
         single=f"{BEGIN} $A", special_tokens=[(BEGIN, SPECIAL.index(BEGIN))]
     )
     return tokenizer
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep transformers from drawing bars for models that load in a blink."""
-    logging: Any = transformers.utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _untrained(tokenizer: Tokenizer, size: Size, seed: int) -> transformers.LlamaForCausalLM:
