@@ -6,7 +6,8 @@ Nothing here computes with tensors; the compiled core does.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -212,7 +213,15 @@ def matching(recipe: Recipe, calibration: Calibration | str | Path) -> Calibrati
                 f"was measured with {calibration.options[name]}; calibrate again or change the key"
             )
     paths = [resolve(expert.model, recipe.folder) for expert in recipe.experts]
-    return calibration.select([_core.Checkpoint(str(path)).fingerprint() for path in paths])
+    with ThreadPoolExecutor() as pool:
+        fingerprints = list(pool.map(lambda path: _core.Checkpoint(str(path)).fingerprint(), paths))
+    selected = calibration.select(fingerprints)
+    # The weights may have had other names when they were measured.
+    experts = [
+        replace(measured, model=expert.model)
+        for measured, expert in zip(selected.experts, recipe.experts, strict=True)
+    ]
+    return replace(selected, experts=experts)
 
 
 def as_mergekit(recipe: Recipe, found: Coefficients) -> str:
