@@ -10,7 +10,8 @@ import pytest
 
 from families import byte_tokenizer, word_tokenizer
 from sensmerge import InputError
-from sensmerge.calibration.samples import Row, Sample, draw, encode, load, read
+from sensmerge.calibration.rows import Row
+from sensmerge.calibration.samples import Sample, draw, encode, load, read
 
 BOS, EOS = 1, 2
 
@@ -173,13 +174,14 @@ USER = {"role": "user", "content": "w1"}
 WRONG = [
     ("{", "not JSON"),
     ("[" * 100_000, "not JSON"),
-    ("[1]", "is a list; expected an object with prompt and completion"),
+    ("[1]", "is a list; expected an object with messages, conversations"),
     ("3", "is a number; expected an object"),
     ("null", "is null; expected an object"),
-    ("{}", "has no 'text'; expected an object"),
-    ('{"question": "w1"}', "has no 'text'; expected an object"),
-    ('{"prompt": "w1"}', "has no 'completion'; expected an object"),
-    ('{"completion": "w1"}', "has no 'prompt'; expected an object"),
+    ("{}", "fits no form (its keys: none); expected an object"),
+    ('{"title": "w1", "id": 3}', "fits no form (its keys: title, id); expected an object"),
+    ('{"question": "w1"}', "has no 'answer' beside 'question' (its keys: question); expected"),
+    ('{"prompt": "w1"}', "has no 'completion' beside 'prompt'"),
+    ('{"completion": "w1"}', "has no 'prompt' beside 'completion'"),
     ('{"prompt": 1, "completion": "w1"}', "'prompt' is a number; expected text"),
     ('{"prompt": "w1", "completion": null}', "'completion' is null; expected text"),
     ('{"prompt": "w1", "completion": ""}', "'completion' is empty; expected text to score"),

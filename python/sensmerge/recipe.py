@@ -110,7 +110,17 @@ def _section(value: Any) -> Any:
 
 
 def _task(value: Any) -> Any:
-    return {"path": value} if isinstance(value, str) else value
+    return {"path": value} if isinstance(value, str | list) else value
+
+
+def _files(value: Any) -> list[str]:
+    files = value if isinstance(value, list) else [value]
+    if not files or not all(isinstance(file, str) and file for file in files):
+        raise ValueError("expected a file of samples, or a list of them")
+    twice = next((file for place, file in enumerate(files) if file in files[:place]), None)
+    if twice is not None:
+        raise ValueError(f"names '{twice}' twice")
+    return files
 
 
 SettingField = Annotated[Any, AfterValidator(_setting)]
@@ -126,14 +136,19 @@ class Task(_Strict):
     """Where an expert's calibration samples are.
 
     Attributes:
-        path: A JSONL file, relative to the recipe.
+        files: Files of samples, relative to the recipe; their rows are drawn together.
         samples: How many to draw; None takes the recipe's number.
         max_length: Longest sample in tokens; None takes the recipe's.
     """
 
-    path: str = Field(min_length=1)
+    files: Annotated[list[str], BeforeValidator(_files)] = Field(alias="path")
     samples: int | None = Field(default=None, ge=1)
     max_length: int | None = Field(default=None, ge=2)
+
+    @property
+    def path(self) -> str:
+        """The file; several with a comma between them."""
+        return ", ".join(self.files)
 
 
 class ModelParameters(_Strict):

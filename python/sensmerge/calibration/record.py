@@ -27,18 +27,33 @@ Names = Annotated[list[str], AfterValidator(lambda names: _distinct(names))]
 
 
 @dataclass(frozen=True)
+class SampleFile:
+    """One file of samples.
+
+    Attributes:
+        path: The file, as the recipe names it.
+        rows: Samples in it.
+    """
+
+    path: str
+    rows: Count
+
+
+@dataclass(frozen=True)
 class TaskRecord:
     """The samples that one expert was measured on.
 
     Attributes:
-        path: The file, as the recipe names it.
-        rows: Samples in the file.
+        path: The file, as the recipe names it; several with a comma between them.
+        rows: Samples in all files.
         drawn: Places of the drawn ones, counted from 0.
         used: How many were used: those with at least one scored token.
         left_out: How many had every scored token cut away.
         scored_tokens: Tokens that the loss was taken over.
         token_ids: Digest of the token ids of the used samples.
         max_length: Tokens that a sample was cut to.
+        files: The files in the order in which their rows are counted. Calibrations that were made
+            before there could be several have none.
     """
 
     path: str
@@ -49,6 +64,7 @@ class TaskRecord:
     scored_tokens: Count
     token_ids: str
     max_length: Count
+    files: list[SampleFile] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

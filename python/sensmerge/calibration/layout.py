@@ -1,0 +1,130 @@
+"""Conversations laid out by a tokenizer's chat template, and which tokens are the assistant's.
+
+A template that marks the assistant's words (`{% generation %}`) is taken at its word. Of any
+other, a turn of the assistant's is what it adds to the layout of the turns before it with the
+generation prompt. Either way it is a piece of the text, and its tokens are those that begin in it;
+a token that reaches over its beginning, as a space and the first word do in some tokenizers, is
+the assistant's too.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from sensmerge.calibration.forms import Conversation
+from sensmerge.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+def lay_out(
+    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, place: str
+) -> tuple[list[int], list[int]]:
+    """Token ids of a conversation, and the places of the scored ones.
+
+    Raises:
+        InputError: There is no template, it refuses the conversation, or it does not tell where
+            the assistant's turns are.
+    """
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"{place}: has messages, but the expert's tokenizer has no chat template; give "
+            "prompt and completion instead"
+        )
+    layout = _Layout(conversation, tokenizer, place)
+    whole = layout.text(len(conversation.messages))
+    ids = _tokens(tokenizer, whole)
+    marked = layout.marked()
+    pieces = layout.added(whole) if marked is None else marked
+
+    def tokens_of(text: str) -> int:
+        """How many of the conversation's tokens lie in this beginning of it."""
+        part = _tokens(tokenizer, text)
+        pairs = enumerate(zip(part, ids, strict=False))
+        return next((place for place, (one, other) in pairs if one != other), len(part))
+
+    scored: list[int] = []
+    for start, end in pieces:
+        scored += range(tokens_of(whole[:start]), tokens_of(whole[:end]))
+    return ids, scored
+
+
+class _Layout:
+    """The texts that a template makes of a conversation."""
+
+    def __init__(
+        self, conversation: Conversation, tokenizer: PreTrainedTokenizerBase, place: str
+    ) -> None:
+        self.conversation = conversation
+        self.tokenizer = tokenizer
+        self.place = place
+
+    def text(self, turns: int, **options: Any) -> str:
+        """The layout of the first turns."""
+        if not turns:
+            return ""
+        messages, tools = self.conversation.messages[:turns], self.conversation.tools
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
+            )
+        except Exception as error:
+            raise self._refused(error) from None
+
+    def marked(self) -> list[tuple[int, int]] | None:
+        """Pieces that the template marks as the assistant's; None where it marks nothing ever."""
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        conversation = self.conversation
+        try:
+            template = self.tokenizer.get_chat_template(tools=conversation.tools)
+            if not _MARKS.search(template):
+                return None
+            # The mask of apply_chat_template runs on to the end behind a piece that ends in a
+            # character without a token.
+            special: dict[str, Any] = dict(self.tokenizer.special_tokens_map)
+            rendered: Any = render_jinja_template(
+                conversations=[conversation.messages],
+                tools=conversation.tools,
+                chat_template=template,
+                return_assistant_tokens_mask=True,
+                **special,
+            )
+        except Exception as error:
+            raise self._refused(error) from None
+        start = 0
+        if conversation.first:
+            start = len(self.text(conversation.first))
+        pieces = [(int(begin), int(end)) for begin, end in rendered[1][0] if begin >= start]
+        if not any(begin < end for begin, end in pieces):
+            raise InputError(
+                f"{self.place}: the chat template marks no words of the assistant's; give prompt "
+                "and completion instead"
+            )
+        return pieces
+
+    def added(self, whole: str) -> list[tuple[int, int]]:
+        """Pieces that the assistant's turns add."""
+        pieces = []
+        for place, turn in enumerate(self.conversation.messages):
+            if turn["role"] == "assistant" and place >= self.conversation.first:
+                before = self.text(place, add_generation_prompt=True)
+                after = self.text(place + 1)
+                if not (after.startswith(before) and whole.startswith(after)):
+                    raise InputError(
+                        f"{self.place}: the chat template rewrites earlier turns, so the "
+                        "assistant's tokens cannot be told; give prompt and completion instead"
+                    )
+                pieces.append((len(before), len(after)))
+        return pieces
+
+    def _refused(self, error: Exception) -> InputError:
+        return InputError(f"{self.place}: the chat template refuses it: {error}")
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, verbose=False, add_special_tokens=False)["input_ids"])

@@ -1,0 +1,125 @@
+"""Rows of the files that people keep samples in: JSON Lines, JSON, gzip of either, Parquet.
+
+A file's name says what it is. Nothing in a row is followed: no path, no address, no code.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sensmerge.errors import InputError
+
+_KNOWN = ".jsonl, .json, either with .gz, or .parquet"
+
+# Older ones run code that a Parquet file names (CVE-2023-47248).
+_OLDEST_PYARROW = 15
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a file, and the words by which a message names it."""
+
+    place: str
+    data: dict[str, Any]
+
+
+def rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Every row's place and what is there, be it an object or not.
+
+    Raises:
+        InputError: The file cannot be read, or a part of it is not what its name says.
+    """
+    name = path.name.lower()
+    if path.is_dir():
+        raise InputError(f"{path}: Is a directory; name a file in it, or a list of them")
+    if name.endswith(".parquet"):
+        return _parquet(path)
+    if name.endswith((".jsonl", ".jsonl.gz")):
+        return _lines(path, _text(path))
+    if name.endswith((".json", ".json.gz")):
+        text = _text(path)
+        # On the Hub many a .json holds lines.
+        return _array(path, text) if text.lstrip().startswith("[") else _lines(path, text)
+    raise InputError(f"{path}: is no kind of file that samples are read from; known: {_KNOWN}")
+
+
+def _text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+        if path.name.lower().endswith(".gz"):
+            data = gzip.decompress(data)
+        # Some editors begin a file with a byte order mark.
+        return data.decode("utf-8-sig")
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: is not a whole gzip file: {error}; fetch it again") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text: {error.reason}") from None
+
+
+def _lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    """One JSON value a line; blank lines are passed over."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            place = f"{path}, line {number}"
+            try:
+                yield place, json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise InputError(
+                    f"{place}: not JSON: {error}; expected one object on each line, or in a file "
+                    "named .json a list of them"
+                ) from None
+
+
+def _array(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path}, line {error.lineno}: not JSON: {error.msg}; expected a list of objects"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON: {error}; expected a list of objects") from None
+    for number, value in enumerate(values, start=1):
+        yield f"{path}, row {number}", value
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise InputError(
+            f"{path}: reading Parquet needs pyarrow ({error}); pip install 'sensmerge[parquet]', "
+            "or write the samples as .jsonl"
+        ) from None
+    if int(pyarrow.__version__.partition(".")[0]) < _OLDEST_PYARROW:
+        raise InputError(
+            f"{path}: pyarrow {pyarrow.__version__} reads Parquet unsafely; "
+            "pip install --upgrade 'sensmerge[parquet]'"
+        )
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            # A dictionary would keep only the last of two columns of one name.
+            if len(set(file.schema_arrow.names)) < len(file.schema_arrow.names):
+                raise InputError(f"{path}: two of its columns have one name; rename one")
+            for batch in file.iter_batches():
+                for data in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, row {number}", data
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+    except (pyarrow.ArrowException, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{path}: cannot be read as Parquet behind row {number}: {error}; fetch it again"
+        ) from None
