@@ -383,5 +383,5 @@ def test_records_made_before_there_were_several_files_are_read() -> None:
         "path": "t.jsonl", "rows": 3, "drawn": [0, 2], "used": 2, "left_out": 0,
         "scored_tokens": 9, "token_ids": "sha256:0", "max_length": 512,
     }  # fmt: skip
-    record = TypeAdapter(TaskRecord).validate_python(old, strict=True)
+    record = TypeAdapter(TaskRecord).validate_json(json.dumps(old), strict=True)
     assert record == TaskRecord("t.jsonl", 3, [0, 2], 2, 0, 9, "sha256:0", 512, files=[])
