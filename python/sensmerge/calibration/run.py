@@ -55,7 +55,8 @@ def run(
     with quiet_transformers(), torch_threads(threads):
         sources = _sources(recipe)
         tasks = [
-            _task(recipe, place, source.tokenizer, options) for place, source in enumerate(sources)
+            samples.task(recipe, place, source.tokenizer, options)
+            for place, source in enumerate(sources)
         ]
         # What can be refused is refused before the long measurement.
         _check_blocks(sources)
@@ -101,30 +102,6 @@ def _sources(recipe: Recipe) -> list[models.Source]:
         models.open_source(expert.model, resolve(expert.model, recipe.folder), base)
         for expert in recipe.experts
     ]
-
-
-def _task(
-    recipe: Recipe,
-    place: int,
-    tokenizer: transformers.PreTrainedTokenizerBase,
-    options: Sensitivity,
-) -> samples.Task:
-    expert = recipe.experts[place]
-    if expert.calibration is None:
-        raise InputError(
-            f"expert '{expert.model}' has no calibration samples; add 'calibration: FILE.jsonl' to "
-            "it, or give a calibration with --calibration"
-        )
-    task = expert.calibration
-    return samples.load(
-        recipe.folder / Path(task.path).expanduser(),
-        task.path,
-        tokenizer,
-        count=task.samples or options.samples,
-        seed=options.seed,
-        max_length=task.max_length or options.max_length,
-        positions=options.positions,
-    )
 
 
 def _check_blocks(sources: list[models.Source]) -> None:
