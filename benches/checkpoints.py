@@ -21,11 +21,12 @@ FILE = "model.safetensors"
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama's sizes, in entries."""
+    """A Llama's sizes: widths in entries, and how many heads and blocks."""
 
     hidden: int
     intermediate: int
     blocks: int
+    heads: int
     key_value: int
     vocabulary: int
 
@@ -48,11 +49,23 @@ class Shape:
             }
         return found | {"model.norm.weight": (hidden,), "lm_head.weight": (self.vocabulary, hidden)}
 
+    def config(self) -> dict[str, Any]:
+        """What ``config.json`` says of it: mergekit asks it for the number of blocks."""
+        return {
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.blocks,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.key_value * self.heads // self.hidden,
+            "vocab_size": self.vocabulary,
+            "tie_word_embeddings": False,
+        }
+
 
 SHAPES = {
-    "1b": Shape(hidden=2048, intermediate=5632, blocks=22, key_value=256, vocabulary=32_000),
-    "7b": Shape(hidden=4096, intermediate=11_008, blocks=32, key_value=4096, vocabulary=32_000),
-    "tiny": Shape(hidden=64, intermediate=176, blocks=2, key_value=16, vocabulary=320),
+    "1b": Shape(hidden=2048, intermediate=5632, blocks=22, heads=32, key_value=256, vocabulary=32_000),
+    "7b": Shape(hidden=4096, intermediate=11_008, blocks=32, heads=32, key_value=4096, vocabulary=32_000),
+    "tiny": Shape(hidden=64, intermediate=176, blocks=2, heads=4, key_value=16, vocabulary=320),
 }
 
 
@@ -64,7 +77,7 @@ def names(experts: int) -> list[str]:
 def llama(folder: Path, size: str, experts: int) -> dict[str, tuple[int, ...]]:
     """A family in the shape of a Llama; made only if it is not there already."""
     shape = SHAPES[size]
-    _make(folder, shape.tensors(), experts, {"size": asdict(shape)})
+    _make(folder, shape.tensors(), experts, {"size": asdict(shape)}, shape.config())
     return shape.tensors()
 
 
@@ -73,14 +86,18 @@ def small_tensors(folder: Path, experts: int, count: int, entries: int) -> None:
     tensors: dict[str, tuple[int, ...]] = {
         f"model.layers.{place % 100}.t{place}.weight": (entries,) for place in range(count)
     }
-    _make(folder, tensors, experts, {"small": [count, entries]})
+    _make(folder, tensors, experts, {"small": [count, entries]}, {})
 
 
 def _make(
-    folder: Path, tensors: dict[str, tuple[int, ...]], experts: int, specification: dict[str, Any]
+    folder: Path,
+    tensors: dict[str, tuple[int, ...]],
+    experts: int,
+    specification: dict[str, Any],
+    config: dict[str, Any],
 ) -> None:
     mark = folder / "specification.json"
-    text = json.dumps(specification | {"experts": experts, "version": 1})
+    text = json.dumps(specification | {"experts": experts, "version": 2})
     if mark.is_file() and mark.read_text() == text:
         return
     mark.unlink(missing_ok=True)
@@ -88,7 +105,7 @@ def _make(
     (folder / "calibration.json").unlink(missing_ok=True)
     models = names(experts)
     header = _header(tensors)
-    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]} | config
     files = []
     for name in models:
         (folder / name).mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "constraints"
+# What the tests need: all but `hub`, since no test reaches the network, and `report`, a part of
+# `calibrate`.
+EXTRAS = [f"--extra={name}" for name in ("calibrate", "parquet", "tune")]
 TORCH = re.compile(r"(torch|triton|nvidia-.*|cuda-.*)==")
 
 
@@ -45,7 +48,7 @@ def main() -> None:
     """Write the three files of constraints."""
     FOLDER.mkdir(exist_ok=True)
     write("uv.txt", resolve("--group=setup"), lambda pin: True)
-    pins = resolve("pyproject.toml", "--extra=calibrate", "--group=dev")
+    pins = resolve("pyproject.toml", *EXTRAS, "--group=dev")
     write("torch.txt", pins, lambda pin: TORCH.match(pin) is not None)
     write("tools.txt", pins, lambda pin: TORCH.match(pin) is None)
 

@@ -150,10 +150,7 @@ def calibrate(
     from sensmerge.calibration import forget
 
     loaded = _load(recipe)
-    # The measurement is long: an unwritable place is refused before it, not after.
-    nearest = next(place for place in [output, *output.absolute().parents] if place.exists())
-    if not os.access(nearest, os.W_OK):
-        raise InputError(f"{output}: cannot be written there")
+    _check_writable(output)
     calibration = run(
         loaded, progress=not quiet, threads=threads, memory=memory, device=device, keep=output
     )
@@ -193,6 +190,77 @@ def coefficients(recipe: Path, calibration: Path | None, form: str) -> None:
 
 
 @commands.command()
+@click.argument("recipe", type=_FILE)
+@click.option("-o", "--output", type=_FILE, required=True, help="The recipe to write.")
+@click.option(
+    "--steps", type=click.IntRange(min=1), default=30, show_default=True, help="Steps at most."
+)
+@click.option(
+    "--groups",
+    type=click.Choice(["global", "block", "tensor"]),
+    default="block",
+    show_default=True,
+    help="What shares a weight.",
+)
+@click.option(
+    "--loss",
+    type=click.Choice(["nll", "distill"]),
+    default="nll",
+    show_default=True,
+    help="The samples' loss, or the distance from each expert's predictions.",
+)
+@click.option(
+    "--validation",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.3,
+    show_default=True,
+    help="Share of each task's samples that no step sees.",
+)
+@click.option("--learning-rate", type=float, default=0.05, show_default=True, help="Of Adam.")
+@click.option("--pull", type=float, default=0.05, show_default=True, help="Toward the start.")
+@_calibration
+@_threads
+@_quiet
+def learn(
+    recipe: Path,
+    output: Path,
+    steps: int,
+    groups: str,
+    loss: str,
+    validation: float,
+    learning_rate: float,
+    pull: float,
+    calibration: Path | None,
+    threads: int | None,
+    quiet: bool,
+) -> None:
+    """Learn the weights of RECIPE from its samples, by gradient descent.
+
+    OUTPUT is a plain recipe. Every step is kept beside it, in OUTPUT's name with .history.json: what
+    was stopped goes on, and more --steps follow the same ones.
+    """
+    from sensmerge.search.descent import Options
+    from sensmerge.search.descent import learn as run
+
+    options = Options(steps, groups, loss, validation, learning_rate, pull)
+    _check_writable(output)
+    found = run(
+        _load(recipe),
+        options,
+        calibration=_load_calibration(calibration),
+        history=output.with_suffix(".history.json"),
+        home=output.parent,
+        threads=threads,
+        progress=not quiet,
+    )
+    written = found.write(output)
+    if not quiet:
+        for note in found.notes:
+            click.echo(f"note: {note}", err=True)
+        click.echo(f"wrote {' and '.join(map(str, written))}")
+
+
+@commands.command()
 @click.argument("source", metavar="FILE_OR_OUT", type=_PATH)
 @click.option("-o", "--output", type=_FILE, required=True, help="The HTML file to write.")
 @click.option("--png", type=_FILE, help="Also write the figure as a picture.")
@@ -225,6 +293,13 @@ def demo(folder: Path, seed: int, threads: int | None) -> None:
     from sensmerge.demo import run
 
     run(folder, seed=seed, threads=threads)
+
+
+def _check_writable(output: Path) -> None:
+    """Refuse a place that cannot be written to, before long work rather than after."""
+    nearest = next(place for place in [output, *output.absolute().parents] if place.exists())
+    if not os.access(nearest, os.W_OK):
+        raise InputError(f"{output}: cannot be written there")
 
 
 def _load(path: Path) -> Recipe:

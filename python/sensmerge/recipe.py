@@ -304,12 +304,7 @@ class Recipe(_Strict):
 
     def to_yaml(self) -> str:
         """The recipe as YAML, with the keys that the user wrote."""
-        text = io.StringIO()
-        yaml = YAML(typ="safe", pure=True)
-        yaml.default_flow_style = False
-        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-        yaml.dump(self._source, text)
-        return text.getvalue()
+        return to_yaml(self._source)
 
     def _check(self) -> None:
         """Refuse what each key allows but the recipe as a whole does not."""
@@ -363,6 +358,16 @@ class Recipe(_Strict):
                     f"{key}.{trimmed_by}: the trim of semantics: original is over the whole model "
                     "and takes one number; use semantics: mergekit for densities by layer"
                 )
+
+
+def to_yaml(data: dict[str, Any]) -> str:
+    """A recipe's keys and values as YAML, in their order."""
+    text = io.StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.dump(data, text)
+    return text.getvalue()
 
 
 _UNSUPPORTED = {

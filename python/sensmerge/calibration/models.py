@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -108,24 +107,39 @@ def load(source: Source, dtype: str) -> PreTrainedModel:
         InputError: transformers cannot load it, or its weights do not fit its config.
     """
     kind = stored_dtype(source.path) if dtype == "stored" else torch.float32
-    weights = mapped(source.path)
+    return assemble(source.path, mapped(source.path), kind)
+
+
+def assemble(path: Path, weights: dict[str, torch.Tensor], dtype: torch.dtype) -> PreTrainedModel:
+    """Put weights into the model that a folder's config describes: dropout off, no cache.
+
+    Weights of this dtype that the architecture stores as it runs them are not copied.
+
+    Args:
+        path: The folder.
+        weights: Every weight, named as in a checkpoint.
+        dtype: The dtype to run in.
+
+    Raises:
+        InputError: transformers cannot load it, or the weights do not fit the config.
+    """
     with quiet_transformers():
         try:
             config = transformers.AutoConfig.from_pretrained(
-                source.path, local_files_only=True, trust_remote_code=False
+                path, local_files_only=True, trust_remote_code=False
             )
             architecture: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
             loaded: Any = architecture.from_pretrained(
-                None, config=config, state_dict=weights, dtype=kind, output_loading_info=True
+                None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True
             )
         except KeyError:
             raise InputError(
-                f"{source.path}: transformers has no causal language model for its config"
+                f"{path}: transformers has no causal language model for its config"
             ) from None
         except Exception as error:
-            raise InputError(f"{source.path}: cannot be loaded: {_first(error)}") from None
+            raise InputError(f"{path}: cannot be loaded: {_first(error)}") from None
     model: PreTrainedModel = loaded[0]
-    _check_loaded(source.path, loaded[1])
+    _check_loaded(path, loaded[1])
     model.eval()
     return model
 
@@ -209,7 +223,7 @@ def parameter_layers(model: PreTrainedModel, path: Path) -> Layers:
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         bare = name.removeprefix(prefix)
-        candidates = (name, bare, *_before_renaming(model, name, parameter))
+        candidates = (name, bare, *before_renaming(model, name, parameter))
         home = next((one for one in candidates if layer_of(one) in known), name)
         names.setdefault(id(parameter), []).append(home)
     found: dict[str, str] = {}
@@ -233,14 +247,24 @@ def parameter_layers(model: PreTrainedModel, path: Path) -> Layers:
     return Layers(found, tied)
 
 
-def _before_renaming(
-    model: PreTrainedModel, name: str, parameter: torch.nn.Parameter
-) -> Iterator[str]:
-    """What a checkpoint may call a parameter that transformers renames when it loads it."""
+def before_renaming(
+    model: PreTrainedModel, name: str, tensor: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint that transformers makes a parameter of when it loads it.
+
+    Args:
+        model: The model.
+        name: The parameter's name in it.
+        tensor: The parameter, or its gradient.
+    """
     with suppress(ImportError):
         from transformers.core_model_loading import revert_weight_conversion
 
-        yield from revert_weight_conversion(model, {name: parameter.detach()})
+        reverted: dict[str, torch.Tensor] = revert_weight_conversion(
+            model, {name: tensor.detach()}
+        )
+        return reverted
+    return {}
 
 
 def vocabulary(model: PreTrainedModel) -> int:

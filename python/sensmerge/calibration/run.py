@@ -53,14 +53,14 @@ def run(
     runner = Runner(memory, device, options.dtype)
     kept = Kept(keep, options.model_dump())
     with quiet_transformers(), torch_threads(threads):
-        sources = _sources(recipe)
+        sources = open_sources(recipe)
         tasks = [
             samples.task(recipe, place, source.tokenizer, options)
             for place, source in enumerate(sources)
         ]
         # What can be refused is refused before the long measurement.
         _check_blocks(sources)
-        _check_tokens(sources, tasks)
+        check_tokens(sources, tasks)
         start = time.monotonic()
         parts = _sensitivities(sources, tasks, runner, kept, progress, threads)
         middle = time.monotonic()
@@ -96,7 +96,8 @@ def run(
 _MEASURED = {"positions", "distance", "dtype", "samples", "max_length", "seed"}
 
 
-def _sources(recipe: Recipe) -> list[models.Source]:
+def open_sources(recipe: Recipe) -> list[models.Source]:
+    """The files and the tokenizer of every expert of a recipe."""
     base = None if recipe.base_model is None else resolve(recipe.base_model, recipe.folder)
     return [
         models.open_source(expert.model, resolve(expert.model, recipe.folder), base)
@@ -123,7 +124,7 @@ def _ends(found: list[str]) -> str:
     return f"{found[0]} to {found[-1]}" if found else "none"
 
 
-def _check_tokens(sources: list[models.Source], tasks: list[samples.Task]) -> None:
+def check_tokens(sources: list[models.Source], tasks: list[samples.Task]) -> None:
     """Refuse experts whose tokens differ, and samples with a token that one does not know."""
     for place, source in enumerate(sources):
         for other in sources[:place]:

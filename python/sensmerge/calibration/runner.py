@@ -25,7 +25,7 @@ MEMORY = ("auto", "whole", "stream")
 _SHARE = 0.8
 
 # Of the memory that is free, what the inputs of blocks may take.
-_KEPT = 0.25
+KEPT_SHARE = 0.25
 
 # Of a model's weights, how many bytes may be held in memory before that is worth a note.
 _SMALL = 0.1
@@ -85,7 +85,7 @@ class Runner:
         weights = self._weights(source.path)
         streamed = self._memory == "stream"
         if self._memory == "auto":
-            streamed = weights > _SHARE * _free_memory(self._device)
+            streamed = weights > _SHARE * free_memory(self._device)
         model = models.load(source, "stored" if streamed else self._dtype)
         layers = models.parameter_layers(model, source.path)
         dtype = torch.float32 if self._dtype == "float32" else None
@@ -121,7 +121,7 @@ class Runner:
             return sensitivity.measure_streamed(
                 opened.stream, opened.layers.of, samples,
                 expert=name, threads=threads, advance=advance,
-                most=_KEPT * _free_memory(self._device),
+                most=KEPT_SHARE * free_memory(self._device),
             )  # fmt: skip
         return sensitivity.measure(
             opened.model, opened.layers.of, samples, expert=name, threads=threads, advance=advance
@@ -169,7 +169,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _free_memory(device: torch.device) -> float:
+def free_memory(device: torch.device) -> float:
     """Bytes that can be had on a device; infinite where the system does not tell."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])

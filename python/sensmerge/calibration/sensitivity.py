@@ -98,7 +98,7 @@ def measure_streamed(
         left = [place for place in range(len(samples)) if place not in found]
         if not left:
             break
-        for group in _groups(stream, samples, left, most):
+        for group in groups(stream, samples, left, most):
             chosen = [samples[place] for place in group]
             passed = _pass(stream, layers, chosen, scale, expert, threads)
             for place, (sums, value) in zip(group, passed, strict=True):
@@ -113,10 +113,10 @@ def measure_streamed(
     return _totals(layers, in_order), math.fsum(losses.values()) / len(losses)
 
 
-def _groups(
+def groups(
     stream: Stream, samples: list[Sample], places: list[int], most: float
 ) -> Iterator[list[int]]:
-    """Samples that go through the blocks together."""
+    """Samples that go through the blocks together: as many as ``most`` bytes of inputs allow."""
     group: list[int] = []
     room = most
     for place in places:
@@ -149,7 +149,7 @@ def _pass(
         for place, (sample, call) in enumerate(zip(samples, calls, strict=True)):
             reduction.enter(place, sums[place], sample)
             leaf = last[place].detach().requires_grad_(True)
-            value = _cross_entropy(stream.leave(call, leaf).logits[0], sample)
+            value = cross_entropy(stream.leave(call, leaf).logits[0], sample)
             _check_loss(value, sample, expert)
             (value * scale).backward()
             assert leaf.grad is not None
@@ -214,7 +214,7 @@ class _Reduction:
             del gradient
             if self._freed >= _FREED:
                 self._freed = 0
-                _return_freed()
+                return_freed()
 
         return reduce
 
@@ -280,7 +280,7 @@ def sum_abs_product(parameter: torch.Tensor, gradient: torch.Tensor, threads: in
 _FREED = 1 << 28
 
 
-def _return_freed() -> None:
+def return_freed() -> None:
     """Give freed memory back to the system.
 
     glibc keeps what was freed, in pieces that gradients do not fit into: with 1.1 B parameters a
@@ -322,11 +322,11 @@ def _not_finite(sample: Sample, expert: str) -> InputError:
 
 def loss(model: PreTrainedModel, sample: Sample) -> torch.Tensor:
     """Mean causal-LM loss over the scored tokens, from float32 logits."""
-    return _cross_entropy(run(model, sample.ids).logits[0], sample)
+    return cross_entropy(run(model, sample.ids).logits[0], sample)
 
 
-def _cross_entropy(logits: torch.Tensor, sample: Sample) -> torch.Tensor:
-    """The same from the logits: [tokens, vocabulary]."""
+def cross_entropy(logits: torch.Tensor, sample: Sample) -> torch.Tensor:
+    """Mean causal-LM loss over the scored tokens, from the logits: [tokens, vocabulary]."""
     scored = torch.tensor(sample.scored)
     targets = torch.tensor(sample.ids)[scored].to(logits.device)
     rows = logits[(scored - 1).to(logits.device)]

@@ -28,7 +28,7 @@ _TOP_BAR = "#d1495b"
 _INK = "#7a7f87"
 _DIVERGING = "RdBu_r"
 
-_STYLE: Any = {
+STYLE: Any = {
     "axes.edgecolor": _INK,
     "axes.labelcolor": _INK,
     "axes.linewidth": 0.8,
@@ -48,7 +48,7 @@ _STYLE: Any = {
 
 def sensitivity_svg(coefficients: Coefficients) -> str:
     """α by layer, one row an expert, the five most sensitive layers marked (Figure 3)."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         rows = len(coefficients.experts)
         figure = Figure(figsize=(_width(coefficients), 1.25 * rows + 0.6), layout="constrained")
         _draw_sensitivity(figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0], coefficients)
@@ -57,7 +57,7 @@ def sensitivity_svg(coefficients: Coefficients) -> str:
 
 def scale_svg(coefficients: Coefficients) -> str:
     """K·σ as a heat map, experts by layers, white at 1."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         rows = len(coefficients.experts)
         figure = Figure(figsize=(_width(coefficients), 0.34 * rows + 1.1), layout="constrained")
         _draw_scale(figure, figure.subplots(), coefficients)
@@ -66,7 +66,7 @@ def scale_svg(coefficients: Coefficients) -> str:
 
 def alignment_svg(alignment: Matrix, experts: list[str]) -> str:
     """g_ij as a matrix with its values."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         count = len(experts)
         side = 0.62 * count + 2.0
         figure = Figure(figsize=(side + 0.6, side - 0.6), layout="constrained")
@@ -86,17 +86,23 @@ def alignment_svg(alignment: Matrix, experts: list[str]) -> str:
 
 def overview_png(coefficients: Coefficients) -> bytes:
     """Sensitivity by layer with K·σ below it, as a PNG on white."""
-    with mpl.rc_context(_STYLE | {"text.color": "#33373d", "axes.labelcolor": "#33373d"}):
+    with mpl.rc_context(STYLE | {"text.color": "#33373d", "axes.labelcolor": "#33373d"}):
         rows = len(coefficients.experts)
         heights = [1.15] * rows + [0.34 * rows + 1.0]
         size = (_width(coefficients), sum(heights) + 0.3)
-        figure = Figure(figsize=size, dpi=_PNG_DPI, layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(rows + 1, 1, height_ratios=heights)
         _draw_sensitivity(axes[:rows], coefficients)
         _draw_scale(figure, axes[rows], coefficients)
-        file = io.BytesIO()
-        FigureCanvasAgg(figure).print_png(file, metadata={"Software": "sensmerge"})
-        return file.getvalue()
+        return png(figure)
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as a PNG on white; the same figure gives the same bytes."""
+    figure.set_dpi(_PNG_DPI)
+    file = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(file, metadata={"Software": "sensmerge"})
+    return file.getvalue()
 
 
 def top_layers(alpha: Matrix) -> list[int]:

@@ -117,7 +117,7 @@ impl Checkpoint {
             let name = files.get(shard).and_then(|file| file.file_name()).unwrap_or_default();
             name.to_string_lossy().into_owned()
         };
-        let info = |tensor: &checkpoint::TensorInfo| TensorInfo {
+        let info = |tensor: &Arc<checkpoint::TensorInfo>| TensorInfo {
             name: tensor.name.clone(),
             dtype: tensor.dtype.name().to_owned(),
             shape: tensor.shape.clone(),

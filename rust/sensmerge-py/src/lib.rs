@@ -13,6 +13,7 @@ mod merge;
 mod output;
 mod plan;
 mod pool;
+mod prepared;
 mod sensitivity;
 
 use pyo3::pymodule;
@@ -32,6 +33,8 @@ mod _core {
     use crate::output::check_output;
     #[pymodule_export]
     use crate::plan::plan;
+    #[pymodule_export]
+    use crate::prepared::Prepared;
     #[pymodule_export]
     use crate::sensitivity::sum_abs_product;
 }

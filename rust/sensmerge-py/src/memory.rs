@@ -40,16 +40,11 @@ pub(crate) fn merge_into(
     allow_nan: bool,
 ) -> PyResult<()> {
     let recipe = parse(recipe)?;
-    let mut buffers = outputs
-        .iter()
-        .map(|(name, object)| Ok((name.clone(), BytesMut::of(name, object)?)))
-        .collect::<PyResult<BTreeMap<_, _>>>()?;
-    disjoint(&buffers, &models)?;
+    let mut buffers = writable(&outputs, models.iter().flat_map(|model| model.ranges()))?;
     let checkpoints = models.iter().map(|model| model.inner()).collect();
     let chunk_bytes = chunk_bytes.unwrap_or(DEFAULT_CHUNK_BYTES);
     let options = Options { threads, chunk_bytes, allow_nan, ..Options::default() };
-    let slices =
-        buffers.iter_mut().map(|(name, bytes)| (name.clone(), bytes.as_mut_slice())).collect();
+    let slices = slices(&mut buffers);
     let monitor = Monitor::new();
     enter(py, &monitor, None, || {
         let inputs = Inputs::new(&recipe, checkpoints)?;
@@ -58,13 +53,31 @@ pub(crate) fn merge_into(
     })
 }
 
+/// Outputs by name, none of which shares memory with another or with an input.
+pub(crate) fn writable<'i>(
+    outputs: &BTreeMap<String, Bound<'_, PyAny>>,
+    inputs: impl Iterator<Item = &'i Range<usize>>,
+) -> PyResult<BTreeMap<String, BytesMut>> {
+    let buffers = outputs
+        .iter()
+        .map(|(name, object)| Ok((name.clone(), BytesMut::of(name, object)?)))
+        .collect::<PyResult<BTreeMap<_, _>>>()?;
+    disjoint(&buffers, inputs)?;
+    Ok(buffers)
+}
+
+/// The memory of outputs that [`writable`] has looked at.
+pub(crate) fn slices(buffers: &mut BTreeMap<String, BytesMut>) -> BTreeMap<String, &mut [u8]> {
+    buffers.iter_mut().map(|(name, bytes)| (name.clone(), bytes.as_mut_slice())).collect()
+}
+
 /// Refuse outputs that share memory with each other or with an input.
-fn disjoint(
+fn disjoint<'i>(
     outputs: &BTreeMap<String, BytesMut>,
-    models: &[PyRef<'_, Checkpoint>],
+    inputs: impl Iterator<Item = &'i Range<usize>>,
 ) -> PyResult<()> {
     let written = outputs.iter().map(|(name, bytes)| (bytes.range(), Some(name.as_str())));
-    let read = models.iter().flat_map(|model| model.ranges()).map(|range| (range.clone(), None));
+    let read = inputs.map(|range| (range.clone(), None));
     let mut ranges: Vec<(Range<usize>, Option<&str>)> =
         written.chain(read).filter(|(range, _)| !range.is_empty()).collect();
     ranges.sort_by_key(|(range, _)| range.start);

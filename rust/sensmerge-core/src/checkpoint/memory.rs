@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::sync::Arc;
 
 use super::header::byte_size;
 use super::{Bytes, Checkpoint, TensorInfo};
@@ -57,7 +58,8 @@ pub(super) fn checkpoint(path: &Path, tensors: Vec<MemoryTensor>) -> Result<Chec
         }
         first.insert(place, name.clone());
         let shard = storages.len();
-        infos.insert(name.clone(), TensorInfo { name, dtype, shape, shard, start: 0, end });
+        let info = TensorInfo { name: name.clone(), dtype, shape, shard, start: 0, end };
+        infos.insert(name, Arc::new(info));
         storages.push(bytes);
     }
     let path = path.to_path_buf();

@@ -12,6 +12,7 @@ pub mod output;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -62,7 +63,7 @@ pub struct Checkpoint {
     files: Vec<PathBuf>,
     /// The bytes of every shard.
     storages: Vec<Bytes>,
-    tensors: BTreeMap<String, TensorInfo>,
+    tensors: BTreeMap<String, Arc<TensorInfo>>,
     tied: BTreeMap<String, String>,
 }
 
@@ -99,8 +100,8 @@ impl Checkpoint {
         for (shard, file) in files.iter().enumerate() {
             let map = mapping::map(file)?;
             for tensor in header::read(file, &map, shard)? {
-                if let Some(twin) = tensors.insert(tensor.name.clone(), tensor) {
-                    return Err(Error::tensor(file, twin.name, "is in two files"));
+                if let Some(twin) = tensors.insert(tensor.name.clone(), Arc::new(tensor)) {
+                    return Err(Error::tensor(file, &twin.name, "is in two files"));
                 }
             }
             storages.push(Box::new(map));
@@ -163,13 +164,13 @@ impl Checkpoint {
     }
 
     /// All tensors, by name.
-    pub fn tensors(&self) -> impl Iterator<Item = &TensorInfo> {
+    pub fn tensors(&self) -> impl Iterator<Item = &Arc<TensorInfo>> {
         self.tensors.values()
     }
 
     /// The tensor of this name.
     #[must_use]
-    pub fn get(&self, name: &str) -> Option<&TensorInfo> {
+    pub fn get(&self, name: &str) -> Option<&Arc<TensorInfo>> {
         self.tensors.get(name)
     }
 

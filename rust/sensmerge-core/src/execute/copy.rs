@@ -9,20 +9,20 @@ use crate::plan::Content;
 
 /// Refuse the merge where tensors that must hold the same bytes do not.
 pub(super) fn verify(run: &Run) -> Result<()> {
-    run.plan.identical.par_iter().try_for_each(|[(first, one), (second, other)]| {
+    run.plan.identical.par_iter().try_for_each(|[first, second]| {
         run.monitor.check()?;
-        if first.bytes(one) == second.bytes(other) {
+        if first.bytes() == second.bytes() {
             return Ok(());
         }
         Err(Error::tensor(
-            second.path(),
-            &other.name,
+            second.checkpoint.path(),
+            &second.tensor.name,
             format!(
                 "differs from '{}' in {}; {} tensors are not merged, and can be copied only where \
                  all models agree",
-                one.name,
-                first.path().display(),
-                one.dtype.name()
+                first.tensor.name,
+                first.checkpoint.path().display(),
+                first.tensor.dtype.name()
             ),
         ))
     })
@@ -32,8 +32,8 @@ pub(super) fn verify(run: &Run) -> Result<()> {
 pub(super) fn write(run: &Run, destination: &mut Destination) -> Result<()> {
     let mut copies = Vec::new();
     for (place, step) in run.plan.steps.iter().enumerate() {
-        if let Content::Copy((checkpoint, tensor)) = &step.content {
-            let bytes = checkpoint.bytes(tensor);
+        if let Content::Copy(located) = &step.content {
+            let bytes = located.bytes();
             copies.extend(
                 destination.slots(place, step, bytes.len()).pop().map(|slot| (slot, bytes)),
             );

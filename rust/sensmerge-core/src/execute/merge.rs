@@ -12,23 +12,29 @@ use crate::kernel::disjoint::{Divisor, disjoint};
 use crate::kernel::elect::elect_sign;
 use crate::kernel::finite::{has_infinite, has_nan};
 use crate::kernel::weighted_sum::{divide, scale_and_add, weighted_sum};
-use crate::method::{Agreement, Operand, SMALLEST_DIVISOR, ZeroSign};
+use crate::method::{Agreement, Method, Operand, SMALLEST_DIVISOR, ZeroSign};
+use crate::plan::Plan;
 
 /// Everything that the last sweep over one tensor needs to know.
-pub(super) struct Combination<T: Real> {
-    sparsity: Vec<Sparsity<T>>,
-    weights: Vec<T>,
+pub(super) struct Combination<'s, T: Real> {
+    sparsity: &'s [Sparsity<T>],
+    pub(super) weights: Vec<T>,
     /// What the experts' votes on a sign are multiplied by.
     votes: Vec<T>,
     /// The sum of weights, where that is what the sum of terms is divided by.
-    divisor: Option<T>,
+    pub(super) divisor: Option<T>,
     lambda: T,
     majority: T,
 }
 
-impl<T: Real> Combination<T> {
-    pub(super) fn new(run: &Run, tensor: &Tensor, sparsity: Vec<Sparsity<T>>, majority: T) -> Self {
-        let method = &run.plan.method;
+impl<'s, T: Real> Combination<'s, T> {
+    pub(super) fn new(
+        plan: &Plan,
+        tensor: &Tensor,
+        sparsity: &'s [Sparsity<T>],
+        majority: T,
+    ) -> Self {
+        let method = &plan.method;
         let weights: Vec<f64> = tensor.merge.terms.iter().map(|term| term.weight).collect();
         let sum: f64 = weights.iter().sum();
         let divides = method.consensus.is_none()
@@ -45,6 +51,11 @@ impl<T: Real> Combination<T> {
             lambda: T::from_f64(tensor.merge.lambda),
             majority,
         }
+    }
+
+    /// What each expert's cut leaves to keep at the start of a chunk.
+    pub(super) fn ties_at(&self, chunk: usize) -> Vec<u64> {
+        self.sparsity.iter().map(|expert| expert.cut.ties_at(chunk)).collect()
     }
 }
 
@@ -82,18 +93,22 @@ fn merge_into<T: Real>(
     block: &mut Block<T>,
     bytes: &mut [u8],
 ) -> Result<()> {
-    let places = combination.sparsity.iter();
-    let mut ties: Vec<u64> = places.map(|expert| expert.cut.ties_at(chunk.place)).collect();
+    let mut ties = combination.ties_at(chunk.place);
     let size = BLOCK * tensor.merge.out_dtype.size();
     for (entries, bytes) in chunk.blocks().zip(bytes.chunks_mut(size)) {
-        combine(run, tensor, combination, &entries, &mut ties, block)?;
+        read(run, tensor, combination, &entries, &mut ties, block)?;
+        combine(run.plan.method, combination, entries.len(), block);
+        if run.plan.method.operand == Operand::TaskVectors {
+            let base = &block.base[..entries.len()];
+            scale_and_add(base, combination.lambda, &mut block.out[..entries.len()]);
+        }
         round(run, tensor, &entries, block, bytes)?;
     }
     Ok(())
 }
 
-/// Compute one block of the output into `block.out`.
-fn combine<T: Real>(
+/// Read one block of the base and of every sparsified task vector.
+pub(super) fn read<T: Real>(
     run: &Run,
     tensor: &Tensor,
     combination: &Combination<T>,
@@ -102,10 +117,9 @@ fn combine<T: Real>(
     block: &mut Block<T>,
 ) -> Result<()> {
     let length = entries.len();
-    let Combination { sparsity, weights, votes, divisor, lambda, majority } = combination;
-    let Block { base, rows, signs, out, keep, .. } = block;
+    let Combination { sparsity, weights, .. } = combination;
+    let Block { base, rows, keep, .. } = block;
     let (base, rows) = (&mut base[..length], &mut rows[..length * weights.len()]);
-    let (signs, out) = (&mut signs[..length], &mut out[..length]);
 
     tensor.prefetch_after(entries);
     tensor.read_base(entries.clone(), base);
@@ -118,7 +132,20 @@ fn combine<T: Real>(
         tensor.subtract_base(base, delta);
         tensor.sparsify(expert, entries.start, &sparsity[expert], &mut ties[expert], keep, delta);
     }
-    let method = &run.plan.method;
+    Ok(())
+}
+
+/// Combine the rows of a block, of `length` entries each, into `block.out`.
+pub(super) fn combine<T: Real>(
+    method: Method,
+    combination: &Combination<T>,
+    length: usize,
+    block: &mut Block<T>,
+) {
+    let Combination { weights, votes, divisor, majority, .. } = combination;
+    let Block { rows, signs, out, .. } = block;
+    let rows = &rows[..length * weights.len()];
+    let (signs, out) = (&mut signs[..length], &mut out[..length]);
     match method.consensus {
         None => {
             weighted_sum(rows, weights, out);
@@ -135,10 +162,6 @@ fn combine<T: Real>(
             disjoint(rows, weights, signs, consensus.agreement, method.divisor, out);
         }
     }
-    if method.operand == Operand::TaskVectors {
-        scale_and_add(base, *lambda, out);
-    }
-    Ok(())
 }
 
 /// Round `block.out` once, into the bytes that are written.
@@ -201,10 +224,10 @@ fn nan_input(tensor: &Tensor, expert: Option<usize>) -> Error {
     let merge = tensor.merge;
     let source = expert.map_or(merge.base.as_ref(), |expert| Some(&merge.terms[expert].source));
     let path =
-        source.map_or_else(Default::default, |source| source.checkpoint.path().to_path_buf());
+        source.map_or_else(Default::default, |source| source.at.checkpoint.path().to_path_buf());
     Error::tensor(
         path,
-        source.map_or(&tensor.step.name, |source| &source.tensor.name),
+        source.map_or(&tensor.step.name, |source| &source.at.tensor.name),
         "holds NaN; repair the checkpoint, or pass --allow-nan to let NaN through",
     )
 }

@@ -2,12 +2,14 @@
 //! pool of its own, and writes the output folder.
 
 mod copy;
+mod derivative;
 mod destination;
 mod idle;
 mod majority;
 mod merge;
 mod monitor;
 mod pool;
+mod prepare;
 pub mod reduce;
 mod rescale;
 mod sample;
@@ -33,6 +35,7 @@ use destination::{Destination, Slot};
 use merge::{Combination, merge_chunk};
 pub use monitor::Monitor;
 pub use pool::pool;
+pub use prepare::Prepared;
 use tensor::{Cut, Sparsity, Tensor};
 use window::{Chunk, Scratch, all_chunks, chunk_entries, precision, scratch, windows};
 
@@ -106,7 +109,7 @@ pub struct Summary {
 
 /// A merge in progress: what every stage looks at.
 struct Run<'e> {
-    plan: &'e Plan<'e>,
+    plan: &'e Plan,
     output: &'e Path,
     options: &'e Options,
     monitor: &'e Monitor,
@@ -186,16 +189,19 @@ fn write(run: &Run, mut destination: Destination) -> Result<()> {
 
     copy::verify(run)?;
     copy::write(run, &mut destination)?;
-    if run.plan.method.trim.is_some_and(|trim| trim.scope == Scope::Model) {
-        match precision(&tensors) {
-            Precision::Single => merge_by_model::<f32>(run, &tensors, &mut destination),
-            Precision::Double => merge_by_model::<f64>(run, &tensors, &mut destination),
-        }
+    stages(run.plan, &tensors).into_iter().try_for_each(|stage| match precision(stage) {
+        Precision::Single => merge_stage::<f32>(run, stage, &mut destination),
+        Precision::Double => merge_stage::<f64>(run, stage, &mut destination),
+    })
+}
+
+/// Tensors whose sparsification is decided together: all of them where one threshold is compared
+/// with all, a window at a time elsewhere.
+fn stages<'t, 'p>(plan: &Plan, tensors: &'t [Tensor<'p>]) -> Vec<&'t [Tensor<'p>]> {
+    if plan.method.trim.is_some_and(|trim| trim.scope == Scope::Model) {
+        vec![tensors]
     } else {
-        windows(&tensors).into_iter().try_for_each(|window| match precision(window) {
-            Precision::Single => merge_by_tensor::<f32>(run, window, &mut destination),
-            Precision::Double => merge_by_tensor::<f64>(run, window, &mut destination),
-        })
+        windows(tensors)
     }
 }
 
@@ -208,65 +214,59 @@ fn sweeps(plan: &Plan) -> u64 {
     1 + u64::from(trims) + u64::from(norms) + u64::from(majority)
 }
 
-/// Merge a window of tensors whose sparsification each tensor decides for itself.
-fn merge_by_tensor<T: Real>(
-    run: &Run,
-    window: &[Tensor],
-    destination: &mut Destination,
-) -> Result<()> {
-    let scratch = scratch::<T>(window.first().map_or(0, Tensor::experts));
-    let cuts = threshold::cuts_by_tensor(run, &scratch, window)?;
-    let sparsities = sparsities(run, &scratch, window, cuts)?;
-    merge_window(run, &scratch, window, sparsities, T::ZERO, destination)
+/// Merge the tensors of a stage.
+fn merge_stage<T: Real>(run: &Run, stage: &[Tensor], destination: &mut Destination) -> Result<()> {
+    let scratch = scratch::<T>(stage.first().map_or(0, Tensor::experts));
+    let decided = decide(run, &scratch, stage)?;
+    merge_decided(run, &scratch, stage, &decided, destination)
 }
 
-/// Merge all tensors where sparsification is decided over the whole model.
-fn merge_by_model<T: Real>(
-    run: &Run,
-    tensors: &[Tensor],
-    destination: &mut Destination,
-) -> Result<()> {
-    let scratch = scratch::<T>(tensors.first().map_or(0, Tensor::experts));
-    let cuts = threshold::cuts_by_model(run, &scratch, tensors)?;
-    let cuts = tensors.iter().map(|_| cuts.clone()).collect();
-    let sparsities = sparsities(run, &scratch, tensors, cuts)?;
-    let majority = majority::majority_sign(run, &scratch, tensors, &sparsities)?;
-    merge_window(run, &scratch, tensors, sparsities, majority, destination)
+/// What sparsification does to the tensors of a stage. No weight has a say in it.
+struct Decided<T: Real> {
+    /// By tensor and expert.
+    sparsities: Vec<Vec<Sparsity<T>>>,
+    /// The sign of an entry whose election ends in a draw, where that is the model's.
+    majority: T,
 }
 
-/// What sparsification does to every expert's part of every tensor.
-fn sparsities<T: Real>(
-    run: &Run,
-    scratch: &Scratch<T>,
-    tensors: &[Tensor],
-    cuts: Vec<Vec<Cut<T>>>,
-) -> Result<Vec<Vec<Sparsity<T>>>> {
-    let factors = rescale::factors(run, scratch, tensors, &cuts)?;
+/// Decide what sparsification does to the tensors of a stage.
+fn decide<T: Real>(run: &Run, scratch: &Scratch<T>, stage: &[Tensor]) -> Result<Decided<T>> {
+    let trim = run.plan.method.trim;
+    let by_model = trim.is_some_and(|trim| trim.scope == Scope::Model);
+    let cuts = if by_model {
+        let cuts = threshold::cuts_by_model(run, scratch, stage)?;
+        stage.iter().map(|_| cuts.clone()).collect()
+    } else {
+        threshold::cuts_by_tensor(run, scratch, stage)?
+    };
+    let factors = rescale::factors(run, scratch, stage, &cuts)?;
     let of_tensor = |(cuts, factors): (Vec<Cut<T>>, Vec<T>)| {
         cuts.into_iter().zip(factors).map(|(cut, scale)| Sparsity { cut, scale }).collect()
     };
-    Ok(cuts.into_iter().zip(factors).map(of_tensor).collect())
+    let sparsities: Vec<Vec<Sparsity<T>>> = cuts.into_iter().zip(factors).map(of_tensor).collect();
+    let majority =
+        if by_model { majority::majority_sign(run, scratch, stage, &sparsities)? } else { T::ZERO };
+    Ok(Decided { sparsities, majority })
 }
 
-/// The last sweep over a window.
-fn merge_window<T: Real>(
+/// The last sweep over the tensors of a stage.
+fn merge_decided<T: Real>(
     run: &Run,
     scratch: &Scratch<T>,
-    window: &[Tensor],
-    sparsities: Vec<Vec<Sparsity<T>>>,
-    majority: T,
+    stage: &[Tensor],
+    decided: &Decided<T>,
     destination: &mut Destination,
 ) -> Result<()> {
-    let combinations: Vec<Combination<T>> = (window.iter().zip(sparsities))
-        .map(|(tensor, sparsity)| Combination::new(run, tensor, sparsity, majority))
+    let combinations: Vec<Combination<T>> = (stage.iter().zip(&decided.sparsities))
+        .map(|(tensor, sparsity)| Combination::new(run.plan, tensor, sparsity, decided.majority))
         .collect();
     let entries = chunk_entries::<T>(run.options.chunk_bytes);
-    let slots = window.iter().flat_map(|tensor| {
+    let slots = stage.iter().flat_map(|tensor| {
         destination.slots(tensor.place, tensor.step, entries * tensor.merge.out_dtype.size())
     });
-    let pieces: Vec<(Chunk, Slot)> = all_chunks::<T>(run, window).into_iter().zip(slots).collect();
+    let pieces: Vec<(Chunk, Slot)> = all_chunks::<T>(run, stage).into_iter().zip(slots).collect();
     pieces.into_par_iter().try_for_each(|(chunk, slot)| {
         let combination = &combinations[chunk.tensor];
-        merge_chunk(run, scratch, &window[chunk.tensor], combination, &chunk, slot)
+        merge_chunk(run, scratch, &stage[chunk.tensor], combination, &chunk, slot)
     })
 }

@@ -47,7 +47,7 @@ impl<'b> Buffer<'b> {
         self.bytes.is_empty()
     }
 
-    fn read<T: Real>(&self, start: usize, out: &mut [T]) {
+    pub(super) fn read<T: Real>(&self, start: usize, out: &mut [T]) {
         let size = self.dtype.size();
         T::widen(self.dtype, &self.bytes[start * size..(start + out.len()) * size], out);
     }
@@ -57,11 +57,12 @@ impl<'b> Buffer<'b> {
         Self { bytes: &self.bytes[row * size..(row + 1) * size], dtype: self.dtype }
     }
 
-    fn same_length(&self, other: &Self, name: &str) -> Result<()> {
-        if self.len() == other.len() {
+    /// Refuse another number of entries.
+    pub(super) fn check_length(&self, name: &str, expected: usize) -> Result<()> {
+        if self.len() == expected {
             return Ok(());
         }
-        let reason = format!("has {} entries where {} are expected", other.len(), self.len());
+        let reason = format!("has {} entries where {expected} are expected", self.len());
         Err(Error::setting(name, reason))
     }
 }
@@ -74,7 +75,7 @@ impl<'b> Buffer<'b> {
 /// # Errors
 /// [`Error::Setting`] where the lengths differ.
 pub fn sum_abs_product(theta: Buffer, gradient: Buffer) -> Result<f64> {
-    theta.same_length(&gradient, "gradient")?;
+    gradient.check_length("gradient", theta.len())?;
     if theta.dtype == Float::F64 || gradient.dtype == Float::F64 {
         Ok(sum_blocks::<f64>(theta, gradient, sensitivity::sum_abs_product))
     } else {
@@ -87,7 +88,7 @@ pub fn sum_abs_product(theta: Buffer, gradient: Buffer) -> Result<f64> {
 /// # Errors
 /// [`Error::Setting`] where the lengths differ or are no multiple of `rows`.
 pub fn row_distances(a: Buffer, b: Buffer, rows: usize) -> Result<Vec<f64>> {
-    a.same_length(&b, "b")?;
+    b.check_length("b", a.len())?;
     if rows == 0 || !a.len().is_multiple_of(rows) {
         let reason = format!("{rows} rows do not divide {} entries", a.len());
         return Err(Error::setting("rows", reason));

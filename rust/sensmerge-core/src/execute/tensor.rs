@@ -22,8 +22,8 @@ struct Input<'a> {
 }
 
 impl<'a> Input<'a> {
-    fn new(source: &Source<'a>) -> Self {
-        Self { bytes: source.checkpoint.bytes(source.tensor), dtype: source.dtype }
+    fn new(source: &'a Source) -> Self {
+        Self { bytes: source.at.bytes(), dtype: source.dtype }
     }
 
     fn read<T: Real>(&self, entries: Range<usize>, out: &mut [T]) {
@@ -36,8 +36,8 @@ impl<'a> Input<'a> {
 pub(super) struct Tensor<'p> {
     /// The step's place in the plan.
     pub(super) place: usize,
-    pub(super) step: &'p Step<'p>,
-    pub(super) merge: &'p Merge<'p>,
+    pub(super) step: &'p Step,
+    pub(super) merge: &'p Merge,
     base: Option<Input<'p>>,
     experts: Vec<Input<'p>>,
     streams: Vec<Stream>,
@@ -47,15 +47,20 @@ pub(super) struct Tensor<'p> {
 
 impl<'p> Tensor<'p> {
     /// Every tensor of a plan that is computed.
-    pub(super) fn all(plan: &'p Plan<'p>) -> Vec<Self> {
-        let merged = |(place, step): (usize, &'p Step<'p>)| match &step.content {
-            Content::Merge(merge) => Some(Self::new(place, step, merge, plan.seed)),
-            Content::Copy(_) => None,
-        };
-        plan.steps.iter().enumerate().filter_map(merged).collect()
+    pub(super) fn all(plan: &'p Plan) -> Vec<Self> {
+        (0..plan.steps.len()).filter_map(|place| Self::at(plan, place)).collect()
     }
 
-    fn new(place: usize, step: &'p Step<'p>, merge: &'p Merge<'p>, seed: u64) -> Self {
+    /// The tensor of the step at `place`; `None` where it is copied.
+    pub(super) fn at(plan: &'p Plan, place: usize) -> Option<Self> {
+        let step = &plan.steps[place];
+        match &step.content {
+            Content::Merge(merge) => Some(Self::new(place, step, merge, plan.seed)),
+            Content::Copy(_) => None,
+        }
+    }
+
+    fn new(place: usize, step: &'p Step, merge: &'p Merge, seed: u64) -> Self {
         let base = merge.base.as_ref().map(Input::new);
         let experts: Vec<Input> = merge.terms.iter().map(|term| Input::new(&term.source)).collect();
         let models = 0..merge.terms.len() as u64;

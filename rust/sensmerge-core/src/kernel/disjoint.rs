@@ -94,7 +94,7 @@ fn join<const N: usize, T: Real>(rows: &Rows<T>, start: usize, signs: &[T; N]) -
 /// even an infinite one, whose product with it is NaN.
 #[inline(always)]
 #[expect(clippy::eq_op, reason = "only NaN differs from itself")]
-fn agrees<T: Real>(vote: T, sign: T) -> bool {
+pub(super) fn agrees<T: Real>(vote: T, sign: T) -> bool {
     (vote * sign > T::ZERO) | (vote != vote)
 }
 

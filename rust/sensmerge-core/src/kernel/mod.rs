@@ -6,6 +6,7 @@
 //! mistake and panic.
 
 pub mod bracket;
+pub mod derivative;
 pub mod disjoint;
 pub mod distance;
 pub mod elect;

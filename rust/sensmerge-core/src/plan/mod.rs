@@ -69,22 +69,37 @@ pub enum Precision {
     Double,
 }
 
-/// Where one input of a step lies.
+/// A tensor and the checkpoint it lies in, kept open.
 #[derive(Clone, Debug)]
-pub struct Source<'a> {
+pub struct Located {
     /// The checkpoint.
-    pub checkpoint: &'a Checkpoint,
+    pub checkpoint: Arc<Checkpoint>,
     /// The tensor in it.
-    pub tensor: &'a TensorInfo,
+    pub tensor: Arc<TensorInfo>,
+}
+
+impl Located {
+    /// Its data.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        self.checkpoint.bytes(&self.tensor)
+    }
+}
+
+/// One input of a step.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// Where it lies.
+    pub at: Located,
     /// Its dtype, one of those that are computed with.
     pub dtype: Float,
 }
 
 /// One expert's part in a step.
 #[derive(Clone, Debug)]
-pub struct Term<'a> {
+pub struct Term {
     /// Its tensor.
-    pub source: Source<'a>,
+    pub source: Source,
     /// `w_i` for this tensor.
     pub weight: f64,
     /// Fraction kept by the random drop; 1 where the method has none.
@@ -95,11 +110,11 @@ pub struct Term<'a> {
 
 /// A tensor that is computed.
 #[derive(Clone, Debug)]
-pub struct Merge<'a> {
+pub struct Merge {
     /// The base's tensor; `None` where parameters themselves are combined.
-    pub base: Option<Source<'a>>,
+    pub base: Option<Source>,
     /// The experts' tensors, in the recipe's order.
-    pub terms: Vec<Term<'a>>,
+    pub terms: Vec<Term>,
     /// λ for this tensor.
     pub lambda: f64,
     /// The type it is computed in.
@@ -108,27 +123,24 @@ pub struct Merge<'a> {
     pub out_dtype: Float,
 }
 
-/// A tensor and the checkpoint it lies in.
-pub type Located<'a> = (&'a Checkpoint, &'a TensorInfo);
-
 /// How an output tensor comes about.
 #[derive(Clone, Debug)]
-pub enum Content<'a> {
+pub enum Content {
     /// It is computed.
-    Merge(Merge<'a>),
+    Merge(Merge),
     /// It is copied: its dtype is not computed with, or it is a buffer and no parameter.
-    Copy(Located<'a>),
+    Copy(Located),
 }
 
 /// One output tensor.
 #[derive(Clone, Debug)]
-pub struct Step<'a> {
+pub struct Step {
     /// Its name.
     pub name: String,
     /// Its number of entries.
     pub elements: usize,
     /// How it comes about.
-    pub content: Content<'a>,
+    pub content: Content,
     /// The shard that holds it.
     pub shard: usize,
     /// Where its bytes lie in that shard's file.
@@ -136,24 +148,24 @@ pub struct Step<'a> {
 }
 
 /// A merge, ready to be executed.
-pub struct Plan<'a> {
+pub struct Plan {
     /// The method, taken apart.
     pub method: Method,
     /// Key of the random streams.
     pub seed: u64,
     /// Every output tensor, in the order of the shards.
-    pub steps: Vec<Step<'a>>,
+    pub steps: Vec<Step>,
     /// The output files.
     pub shards: Vec<ShardLayout>,
     /// What the caller should be told: buffers left alone, vocabulary rows left out.
     pub notes: Vec<String>,
     /// Pairs of tensors that must hold the same bytes, or the merge is refused.
-    pub identical: Vec<[Located<'a>; 2]>,
+    pub identical: Vec<[Located; 2]>,
     /// Folders and files that the output must not touch.
     pub inputs: Vec<PathBuf>,
 }
 
-impl<'a> Plan<'a> {
+impl Plan {
     /// Decide what every output tensor is made of.
     ///
     /// `max_shard_bytes` bounds the size of an output file; a tensor above it gets a file alone.
@@ -161,7 +173,7 @@ impl<'a> Plan<'a> {
     /// # Errors
     /// [`Error::Setting`] for numbers and switches that the method cannot use,
     /// [`Error::Tensor`] for a tensor that is missing, of another shape or of another kind.
-    pub fn new(recipe: &Recipe, inputs: &'a Inputs, max_shard_bytes: u64) -> Result<Self> {
+    pub fn new(recipe: &Recipe, inputs: &Inputs, max_shard_bytes: u64) -> Result<Self> {
         recipe.check()?;
         let method = Method::new(recipe.method, recipe.semantics, recipe.switches())?;
         if method.operand == Operand::TaskVectors && inputs.base.is_none() {
@@ -200,7 +212,7 @@ impl<'a> Plan<'a> {
     }
 
     /// The tensors that are computed.
-    pub fn merges(&self) -> impl Iterator<Item = (&Step<'a>, &Merge<'a>)> {
+    pub fn merges(&self) -> impl Iterator<Item = (&Step, &Merge)> {
         self.steps.iter().filter_map(|step| match &step.content {
             Content::Merge(merge) => Some((step, merge)),
             Content::Copy(_) => None,
@@ -209,9 +221,9 @@ impl<'a> Plan<'a> {
 }
 
 /// A mean whose weights cancel is no mean.
-fn check_weights<'c, 'a: 'c>(
+fn check_weights<'c>(
     method: Method,
-    contents: impl Iterator<Item = &'c (&'a TensorInfo, Content<'a>)>,
+    contents: impl Iterator<Item = &'c (Arc<TensorInfo>, Content)>,
 ) -> Result<()> {
     if method.operand != Operand::Parameters || method.divisor != Divisor::Weights {
         return Ok(());
@@ -251,10 +263,7 @@ fn check_scope(recipe: &Recipe, method: Method) -> Result<()> {
 }
 
 /// Magnitudes that share a threshold must share a type.
-fn unify_precision<'c, 'a: 'c>(
-    method: Method,
-    contents: impl Iterator<Item = &'c mut Content<'a>>,
-) {
+fn unify_precision<'c>(method: Method, contents: impl Iterator<Item = &'c mut Content>) {
     if method.trim.is_none_or(|trim| trim.scope != Scope::Model) {
         return;
     }

@@ -2,6 +2,7 @@
 //! a tensor is matched, handled by a rule that leaves a note, or refused by name.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::recipe::Recipe;
 use super::{Content, Inputs, Located, Merge, Precision, Source, Term};
@@ -13,60 +14,60 @@ use crate::method::{Method, Operand, TrimDensity};
 /// Buffers that old checkpoints store and newer ones compute; they are no parameters.
 const COMPUTED_BUFFERS: [&str; 1] = ["rotary_emb.inv_freq"];
 
-pub(super) struct Resolver<'r, 'a> {
+pub(super) struct Resolver<'r> {
     recipe: &'r Recipe,
     method: &'r Method,
-    inputs: &'a Inputs,
+    inputs: &'r Inputs,
     /// The checkpoint whose tensors are the output's.
-    template: &'a Checkpoint,
-    identical: Vec<[Located<'a>; 2]>,
+    template: Arc<Checkpoint>,
+    identical: Vec<[Located; 2]>,
     notes: BTreeSet<String>,
 }
 
-impl<'r, 'a> Resolver<'r, 'a> {
-    pub(super) fn new(recipe: &'r Recipe, method: &'r Method, inputs: &'a Inputs) -> Self {
-        let template = inputs.base.as_ref().unwrap_or(&inputs.models[0]);
+impl<'r> Resolver<'r> {
+    pub(super) fn new(recipe: &'r Recipe, method: &'r Method, inputs: &'r Inputs) -> Self {
+        let template = Arc::clone(inputs.base.as_ref().unwrap_or(&inputs.models[0]));
         Self { recipe, method, inputs, template, identical: Vec::new(), notes: BTreeSet::new() }
     }
 
     /// What is left to verify and to tell once every tensor has its content.
-    pub(super) fn findings(self) -> (Vec<[Located<'a>; 2]>, Vec<String>) {
+    pub(super) fn findings(self) -> (Vec<[Located; 2]>, Vec<String>) {
         (self.identical, self.notes.into_iter().collect())
     }
 
     /// Every output tensor, by name.
-    pub(super) fn contents(&mut self) -> Result<Vec<(&'a TensorInfo, Content<'a>)>> {
+    pub(super) fn contents(&mut self) -> Result<Vec<(Arc<TensorInfo>, Content)>> {
         for index in 0..self.inputs.models.len() {
             self.check_extra_tensors(index)?;
         }
-        let template = self.template;
-        template.tensors().map(|tensor| Ok((tensor, self.content(tensor)?))).collect()
+        let template = Arc::clone(&self.template);
+        template.tensors().map(|tensor| Ok((Arc::clone(tensor), self.content(tensor)?))).collect()
     }
 
-    fn content(&mut self, tensor: &'a TensorInfo) -> Result<Content<'a>> {
+    fn content(&mut self, tensor: &Arc<TensorInfo>) -> Result<Content> {
         let mut matches = Vec::with_capacity(self.inputs.models.len());
         for index in 0..self.inputs.models.len() {
             matches.push(self.find(index, tensor)?);
         }
         // A computed buffer may be missing in some models: then it is the template's.
-        let Some(matches) = matches.into_iter().collect::<Option<Vec<Located<'a>>>>() else {
+        let Some(matches) = matches.into_iter().collect::<Option<Vec<Located>>>() else {
             self.notes.insert(format!(
                 "buffers '*.{}' are not in every model; they are copied from {}",
                 COMPUTED_BUFFERS[0],
                 self.template.path().display()
             ));
-            return Ok(Content::Copy((self.template, tensor)));
+            return Ok(Content::Copy(located(&self.template, tensor)));
         };
         match tensor.dtype.float() {
-            Some(_) => self.merge(tensor, &matches).map(Content::Merge),
-            None => self.copy(tensor, &matches).map(Content::Copy),
+            Some(_) => self.merge(tensor, matches).map(Content::Merge),
+            None => self.copy(tensor, matches).map(Content::Copy),
         }
     }
 
-    fn merge(&self, tensor: &'a TensorInfo, matches: &[Located<'a>]) -> Result<Merge<'a>> {
-        let stored = source((self.template, tensor), tensor)?;
+    fn merge(&self, tensor: &Arc<TensorInfo>, matches: Vec<Located>) -> Result<Merge> {
+        let stored = source(located(&self.template, tensor), tensor)?;
         let mut terms = Vec::with_capacity(matches.len());
-        for (&located, model) in matches.iter().zip(&self.recipe.models) {
+        for (located, model) in matches.into_iter().zip(&self.recipe.models) {
             let density = model.density.of(&tensor.name);
             let trim = self.method.trim.map(|trim| trim.density);
             terms.push(Term {
@@ -92,30 +93,30 @@ impl<'r, 'a> Resolver<'r, 'a> {
         Ok(Merge { base, terms, lambda, precision, out_dtype })
     }
 
-    fn copy(&mut self, tensor: &'a TensorInfo, matches: &[Located<'a>]) -> Result<Located<'a>> {
-        let from = (self.template, tensor);
-        for &(checkpoint, other) in matches {
-            if other.dtype != tensor.dtype {
+    fn copy(&mut self, tensor: &Arc<TensorInfo>, matches: Vec<Located>) -> Result<Located> {
+        let from = located(&self.template, tensor);
+        for twin in matches {
+            if twin.tensor.dtype != tensor.dtype {
                 return Err(Error::tensor(
-                    checkpoint.path(),
+                    twin.checkpoint.path(),
                     &tensor.name,
                     format!(
                         "is {} here and {} in {}; only tensors of the same dtype can be copied, \
                          and only BF16, F16, F32 and F64 can be merged",
-                        other.dtype.name(),
+                        twin.tensor.dtype.name(),
                         tensor.dtype.name(),
                         self.template.path().display()
                     ),
                 ));
             }
-            self.identical.push([from, (checkpoint, other)]);
+            self.identical.push([from.clone(), twin]);
         }
         Ok(from)
     }
 
     /// The tensor of model `index` that answers to the template's; `None` for a computed buffer
     /// that the model leaves out.
-    fn find(&mut self, index: usize, tensor: &TensorInfo) -> Result<Option<Located<'a>>> {
+    fn find(&mut self, index: usize, tensor: &TensorInfo) -> Result<Option<Located>> {
         let checkpoint = &self.inputs.models[index];
         let model = &self.recipe.models[index];
         let direct = checkpoint.get(&tensor.name);
@@ -134,7 +135,7 @@ impl<'r, 'a> Resolver<'r, 'a> {
             ));
         };
         if found.shape == tensor.shape {
-            return Ok(Some((checkpoint, found)));
+            return Ok(Some(located(checkpoint, found)));
         }
         let longer = found.shape.len() == tensor.shape.len()
             && found.shape.first() > tensor.shape.first()
@@ -147,7 +148,7 @@ impl<'r, 'a> Resolver<'r, 'a> {
                 found.shape[0],
                 tensor.shape[0]
             ));
-            return Ok(Some((checkpoint, found)));
+            return Ok(Some(located(checkpoint, found)));
         }
         Err(Error::tensor(
             checkpoint.path(),
@@ -179,7 +180,7 @@ impl<'r, 'a> Resolver<'r, 'a> {
                 continue;
             }
             if let Some(twin) = aliases.get(&tensor.name).and_then(|alias| checkpoint.get(alias)) {
-                self.identical.push([(checkpoint, twin), (checkpoint, tensor)]);
+                self.identical.push([located(checkpoint, twin), located(checkpoint, tensor)]);
                 self.notes.insert(format!(
                     "{}: '{}' is left out: it holds the same bytes as the tensor it is tied to",
                     checkpoint.path().display(),
@@ -205,10 +206,11 @@ fn is_computed_buffer(name: &str) -> bool {
 }
 
 /// A tensor to compute with; `asked` is the template's, which is of a float dtype.
-fn source<'a>((checkpoint, tensor): Located<'a>, asked: &TensorInfo) -> Result<Source<'a>> {
+fn source(at: Located, asked: &TensorInfo) -> Result<Source> {
+    let tensor = &at.tensor;
     let dtype = tensor.dtype.float().ok_or_else(|| {
         Error::tensor(
-            checkpoint.path(),
+            at.checkpoint.path(),
             &tensor.name,
             format!(
                 "is {} here and {} elsewhere; only BF16, F16, F32 and F64 can be merged",
@@ -217,5 +219,9 @@ fn source<'a>((checkpoint, tensor): Located<'a>, asked: &TensorInfo) -> Result<S
             ),
         )
     })?;
-    Ok(Source { checkpoint, tensor, dtype })
+    Ok(Source { at, dtype })
+}
+
+fn located(checkpoint: &Arc<Checkpoint>, tensor: &Arc<TensorInfo>) -> Located {
+    Located { checkpoint: Arc::clone(checkpoint), tensor: Arc::clone(tensor) }
 }

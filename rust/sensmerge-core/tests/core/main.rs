@@ -6,4 +6,5 @@ mod files;
 mod memory;
 mod merging;
 mod output;
+mod prepared;
 mod reader;

@@ -1,0 +1,135 @@
+"""A merged model in memory, merged anew for every choice of coefficients.
+
+Its parameters are the buffers that are merged into, so that a candidate costs one sweep over the
+mapped inputs and no copy.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from sensmerge import _core
+from sensmerge.calibration import models as torch_models
+from sensmerge.calibration.sensitivity import as_bytes, dtype_name
+from sensmerge.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from sensmerge.models import Models
+
+
+class Candidate:
+    """The merge of a recipe's models.
+
+    Attributes:
+        model: The merged model, ready to be run; what it computes changes with every merge.
+    """
+
+    def __init__(
+        self, models: Models, core: dict[str, Any], *, dtype: str, threads: int | None
+    ) -> None:
+        """Merge for the first time.
+
+        Args:
+            models: The recipe's models.
+            core: The core's recipe.
+            dtype: ``stored`` or ``float32``: in which dtype candidates run.
+            threads: Threads to merge with; all cores by default.
+
+        Raises:
+            InputError: The models cannot be merged, or the result not be run.
+        """
+        self._models = models
+        self._opened = [model.checkpoint for model in models.all]
+        self._threads = threads
+        self._path = models.template.path
+        if not self._path.is_dir():
+            raise InputError(f"{self._path}: a search runs merged models and needs the folder")
+        self._dtype = torch.float32 if dtype == "float32" else _running(self._path)
+        described = [
+            (tensor.name, list(tensor.shape)) for tensor in models.template.checkpoint.tensors
+        ]
+        merged = self._merged_names(core)
+        stored = torch_models.mapped(self._path)
+        # What is not merged is copied, whatever its dtype.
+        self._tensors = {
+            name: torch.empty(shape, dtype=self._dtype if name in merged else stored[name].dtype)
+            for name, shape in described
+        }
+        self._outputs = {name: as_bytes(tensor) for name, tensor in self._tensors.items()}
+        self._homes = {
+            tensor.data_ptr(): name for name, tensor in self._tensors.items() if tensor.numel()
+        }
+        self._prepared: _core.Prepared | None = None
+        self._merge(core)
+        self.model: PreTrainedModel = self._assembled()
+        # Weights that transformers converts when it loads them are converted after every merge.
+        self._converted = any(
+            parameter.data_ptr() not in self._homes for parameter in self.model.parameters()
+        )
+
+    def merge(self, core: dict[str, Any]) -> None:
+        """Merge with other numbers; ``core`` is the core's recipe."""
+        self._merge(core)
+        if self._converted:
+            fresh = self._assembled()
+            for ours, theirs in zip(self.model.parameters(), fresh.parameters(), strict=True):
+                ours.data = theirs.data
+
+    def derivatives(self, parameter: str, gradient: torch.Tensor) -> dict[str, list[float]]:
+        """How the loss changes with each expert's weight, by the tensors behind a parameter.
+
+        Args:
+            parameter: Its name in the model.
+            gradient: The loss's gradient by it.
+
+        Returns:
+            For every merged tensor: one number an expert.
+        """
+        assert self._prepared is not None
+        home = self._homes.get(self.model.get_parameter(parameter).data_ptr())
+        if home is not None:
+            tensors = {home: gradient}
+        else:
+            tensors = torch_models.before_renaming(self.model, parameter, gradient)
+            tensors = {_stored(name, self._tensors, self.model): g for name, g in tensors.items()}
+        return {
+            name: self._prepared.derivatives(name, _view(g), dtype_name(g))
+            for name, g in tensors.items()
+        }
+
+    def _merge(self, core: dict[str, Any]) -> None:
+        text = json.dumps(core | {"out_dtype": dtype_name(torch.empty(0, dtype=self._dtype))})
+        if self._prepared is None or not self._prepared.reweigh(text):
+            # Before another is made: it holds what it decided.
+            self._prepared = None
+            self._prepared = _core.Prepared(text, self._opened, threads=self._threads)
+        self._prepared.merge_into(self._outputs)
+
+    def _merged_names(self, core: dict[str, Any]) -> set[str]:
+        plan = json.loads(_core.plan(json.dumps(core), 2**63, self._opened))
+        return {step["name"] for step in plan["tensors"] if step["content"] == "merge"}
+
+    def _assembled(self) -> PreTrainedModel:
+        return torch_models.assemble(self._path, dict(self._tensors), self._dtype)
+
+
+def _running(path: Any) -> torch.dtype:
+    stored = torch_models.stored_dtype(path)
+    # Gradients of float16 models are often below the smallest number that float16 holds.
+    return torch.float32 if stored == torch.float16 else stored
+
+
+def _view(gradient: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return as_bytes(gradient)
+
+
+def _stored(name: str, tensors: dict[str, torch.Tensor], model: PreTrainedModel) -> str:
+    """What the checkpoint calls a tensor: it may be saved without the head around the model."""
+    bare = name.removeprefix(f"{model.base_model_prefix}.")
+    return next((one for one in (name, bare) if one in tensors), name)

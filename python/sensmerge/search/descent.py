@@ -1,0 +1,317 @@
+"""The learn verb: gradient descent on the weights themselves.
+
+For a merge ``θ = θ₀ + λ Σ w_i δ̂_i`` the loss changes with a weight by ``λ ⟨∂L/∂θ, δ̂_i⟩``: a step is
+one merge in memory, one forward and backward pass over the samples, and one fused pass that dots
+each gradient with all task vectors as it arrives. Task vectors stay in the mapped files. (AdaMerging,
+Yang et al. 2024, learns such weights by the entropy of predictions, from samples without labels.)
+
+What is kept of task vectors is decided once; signs are elected anew at every step.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from sensmerge import __version__
+from sensmerge.calibration import models as torch_models
+from sensmerge.calibration.blocks import run
+from sensmerge.calibration.runner import KEPT_SHARE, free_memory
+from sensmerge.calibration.sensitivity import cross_entropy
+from sensmerge.calibration.stream import Stream
+from sensmerge.calibration.surroundings import quiet_transformers, torch_threads
+from sensmerge.errors import InputError
+from sensmerge.merging import coefficients_for, loaded, needs_calibration
+from sensmerge.models import open_models
+from sensmerge.plan import core_recipe
+from sensmerge.progress import bar
+from sensmerge.recipe import Recipe, Sensitivity, to_yaml
+from sensmerge.search import distill, memorised, tasks
+from sensmerge.search.candidates import Candidate
+from sensmerge.search.gradients import differentiate
+from sensmerge.search.history import History, Step
+from sensmerge.search.weights import GROUPS, Matrix, Weights, with_weights
+
+if TYPE_CHECKING:
+    from sensmerge.calibration import Calibration
+    from sensmerge.calibration.samples import Sample
+    from sensmerge.models import Models
+
+LOSSES = ("nll", "distill")
+
+STEPS = 30
+LEARNING_RATE = 0.05
+PULL = 0.05
+VALIDATION = 0.3
+
+# Steps without a better validation loss after which there is no going on.
+PATIENCE = 6
+
+
+@dataclass(frozen=True)
+class Options:
+    """How weights are learned.
+
+    Attributes:
+        steps: Steps at most.
+        groups: What shares a weight: ``global``, ``block`` or ``tensor``.
+        loss: ``nll``, the completions' mean token loss; or ``distill``, how far the merged model's
+            predictions are from those of each expert on its own task.
+        validation: Share of each task's samples that no step sees.
+        learning_rate: Of Adam, for λ times a weight.
+        pull: Weight of the squared distance from the start, meaned over the groups.
+    """
+
+    steps: int = STEPS
+    groups: str = "block"
+    loss: str = "nll"
+    validation: float = VALIDATION
+    learning_rate: float = LEARNING_RATE
+    pull: float = PULL
+
+    def check(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            InputError: It names the option.
+        """
+        if self.steps < 1:
+            raise InputError(f"steps: {self.steps} is no number of steps; give 1 or more")
+        if self.groups not in GROUPS:
+            raise InputError(f"groups: '{self.groups}' is none of {', '.join(GROUPS)}")
+        if self.loss not in LOSSES:
+            raise InputError(f"loss: '{self.loss}' is none of {', '.join(LOSSES)}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise InputError(f"learning_rate: {self.learning_rate:g} is not above 0")
+        if not (math.isfinite(self.pull) and self.pull >= 0):
+            raise InputError(f"pull: {self.pull:g} is not 0 or more")
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What was learned.
+
+    Attributes:
+        recipe: A plain recipe with the weights, as it is written.
+        history: Every step.
+        notes: What the user should know, in plain words.
+    """
+
+    recipe: dict[str, Any]
+    history: History
+    notes: list[str]
+
+    def write(self, path: Path) -> list[Path]:
+        """Write the recipe, and beside it a picture; the history is there already.
+
+        Returns:
+            What was written.
+        """
+        from sensmerge.search.pictures import learned_png
+
+        said = [f"# learned by sensmerge {__version__}", *(f"# {note}" for note in self.notes)]
+        text = "\n".join([*said, to_yaml(self.recipe)])
+        picture = path.with_suffix(".png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        picture.write_bytes(learned_png(self.history))
+        return [path, picture]
+
+
+class Problem:
+    """A loss as a function of weight offsets, K × groups.
+
+    Attributes:
+        weights: The weights and their groups.
+        tasks: What is judged by.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        options: Options,
+        *,
+        calibration: Calibration | str | Path | None = None,
+        threads: int | None = None,
+    ) -> None:
+        """Open everything and merge at offset 0.
+
+        Raises:
+            InputError: Recipe, calibration, models or samples cannot be used as they are.
+        """
+        sensitivity = recipe.sensitivity or Sensitivity()
+        self.models: Models = open_models(recipe)
+        found = coefficients_for(recipe, calibration)
+        core = core_recipe(recipe, found, self.models)
+        self.weights = Weights(core, self.models, options.groups)
+        self.tasks = tasks.load(recipe, sensitivity, self.models, options.validation)
+        self._candidate = Candidate(
+            self.models, core, dtype=sensitivity.dtype, threads=threads
+        )
+        model = self._candidate.model
+        layers = torch_models.parameter_layers(model, self.models.template.path)
+        try:
+            self._stream: Stream | None = Stream(model, layers.of)
+        except InputError:
+            self._stream = None
+        self._search = [sample for task in self.tasks for sample in task.search]
+        self._validation = [sample for task in self.tasks for sample in task.validation]
+        self._loss_of = self._nll
+        if options.loss == "distill":
+            teachers = distill.Teachers(self.tasks, sensitivity)
+            self._loss_of = teachers.divergence
+
+    def differentiate(
+        self, offsets: Matrix, advance: Callable[[int], None] = lambda _: None
+    ) -> tuple[list[float], Matrix]:
+        """Every task's loss on its search samples, and the gradient of their mean by the offsets."""
+        self._candidate.merge(self.weights.core(offsets))
+        gradient = np.zeros_like(self.weights.start)
+
+        def look(parameter: str, found: torch.Tensor) -> None:
+            for tensor, derivatives in self._candidate.derivatives(parameter, found).items():
+                self.weights.add(gradient, tensor, derivatives)
+
+        losses = differentiate(
+            self._candidate.model,
+            self._stream,
+            self._search,
+            [1 / (len(self.tasks) * len(task.search)) for task in self.tasks for _ in task.search],
+            lambda place, logits: self._loss_of(self._search[place], logits),
+            look,
+            most=KEPT_SHARE * free_memory(torch.device("cpu")),
+        )
+        advance(len(losses))
+        return self._by_task(losses, [len(task.search) for task in self.tasks]), gradient
+
+    @torch.no_grad()
+    def validate(self) -> list[float]:
+        """Every task's loss on its validation samples, for the offsets last asked for."""
+        if not self._validation:
+            return []
+        losses = [
+            self._loss_of(sample, run(self._candidate.model, sample.ids).logits[0]).item()
+            for sample in self._validation
+        ]
+        return self._by_task(losses, [len(task.validation) for task in self.tasks])
+
+    def _nll(self, sample: Sample, logits: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(logits, sample)
+
+    @staticmethod
+    def _by_task(losses: list[float], counts: list[int]) -> list[float]:
+        found, start = [], 0
+        for count in counts:
+            found.append(math.fsum(losses[start : start + count]) / count if count else math.nan)
+            start += count
+        return found
+
+
+def learn(
+    recipe: Recipe | str | Path,
+    options: Options | None = None,
+    *,
+    calibration: Calibration | str | Path | None = None,
+    history: Path | None = None,
+    home: Path | None = None,
+    threads: int | None = None,
+    progress: bool = True,
+) -> Learned:
+    """Learn the weights of a recipe from its experts' samples.
+
+    Starts from the recipe's own weights (times K·σ where it has a ``sensitivity`` section; 1/K where
+    it says neither weight nor λ) and keeps what is best on the validation samples: the start, where
+    nothing is better.
+
+    Args:
+        recipe: The recipe, or its path. Its experts name their samples.
+        options: How to learn.
+        calibration: A calibration of the experts, or its path; measured where one is needed.
+        history: Where every step is kept, so that learning that was stopped goes on; None keeps
+            nothing.
+        home: The folder that the learned recipe will lie in; the recipe's by default.
+        threads: Threads to use; all cores by default.
+        progress: Show a progress bar on a terminal and plain lines elsewhere.
+
+    Raises:
+        InputError: Recipe, calibration, models or samples cannot be used as they are.
+        KeyboardInterrupt: Ctrl-C was pressed; finished steps are kept.
+    """
+    recipe, options = loaded(recipe), options or Options()
+    options.check()
+    recipe, notes = started(recipe)
+    if calibration is None and needs_calibration(recipe):
+        from sensmerge.calibration import calibrate
+
+        calibration = calibrate(recipe, progress=progress, threads=threads)
+    with quiet_transformers(), torch_threads(threads):
+        problem = Problem(recipe, options, calibration=calibration, threads=threads)
+        found = _descend(problem, options, _key(recipe, problem, options), history, progress)
+        notes += memorised.notes(problem.models, problem.tasks)
+    best = found.best
+    offsets = np.array(best.offsets)
+    data = with_weights(recipe, problem.weights.by_tensor(offsets), home or recipe.folder)
+    return Learned(data, found, [*notes, *found.sentences()])
+
+
+def started(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """The recipe that learning starts from: plain sums of task vectors start at 1/K each."""
+    said = [recipe.parameters.lambda_, recipe.parameters.weight]
+    said += [expert.parameters.weight for expert in recipe.experts]
+    if recipe.merge_method == "linear" or any(each is not None for each in said):
+        return recipe, []
+    share = 1 / len(recipe.experts)
+    data = dict(recipe.source)
+    data["parameters"] = (data.get("parameters") or {}) | {"weight": share}
+    other = Recipe.from_dict(data, folder=recipe.folder)
+    return other, [f"the recipe says neither weight nor lambda: weights start at {share:.3g}"]
+
+
+def _descend(
+    problem: Problem, options: Options, key: dict[str, Any], path: Path | None, progress: bool
+) -> History:
+    """Adam on λ times the weights, from where it was stopped."""
+    weights = problem.weights
+    history = History.resume(path, key, weights, [task.name for task in problem.tasks])
+    parameter = torch.zeros(weights.start.shape, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([parameter], lr=options.learning_rate)
+    if history.steps:
+        history.restore(parameter, optimizer)
+    samples = sum(len(task.search) for task in problem.tasks)
+    left = max(0, options.steps + 1 - len(history.steps))
+    with bar(left * samples, "learning", "samples", enabled=progress) as advance:
+        while len(history.steps) <= options.steps and not history.is_over(PATIENCE):
+            offsets = parameter.detach().numpy() / weights.scale
+            losses, gradient = problem.differentiate(offsets, advance)
+            step = Step(offsets.tolist(), losses, problem.validate())
+            pull = 2 * options.pull * parameter.detach() / weights.start.shape[1]
+            parameter.grad = torch.from_numpy(gradient / weights.scale) + pull
+            optimizer.step()
+            history.add(step, parameter, optimizer)
+    return history
+
+
+def _key(recipe: Recipe, problem: Problem, options: Options) -> dict[str, Any]:
+    """What decides every number of a history; more steps may follow the same ones."""
+    said = {key: value for key, value in recipe.source.items() if key != "models"}
+    return json.loads(
+        json.dumps(
+            {
+                "sensmerge": __version__,
+                "torch": torch.__version__,
+                "threads": torch.get_num_threads(),
+                "options": asdict(replace(options, steps=0)),
+                "recipe": said,
+                "samples": [task.digest for task in problem.tasks],
+                "models": [model.checkpoint.fingerprint() for model in problem.models.all],
+                "start": problem.weights.start.tolist(),
+            }
+        )
+    )  # type: ignore[no-any-return]

@@ -1,0 +1,183 @@
+"""What learning did, step by step: kept in a file, so that what was stopped goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from sensmerge.errors import InputError
+
+if TYPE_CHECKING:
+    from sensmerge.search.weights import Weights
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step.
+
+    Attributes:
+        offsets: What was added to the recipe's weights, K × groups.
+        losses: Every task's loss on its search samples.
+        validation: Every task's loss on its validation samples; empty without any.
+    """
+
+    offsets: list[list[float]]
+    losses: list[float]
+    validation: list[float]
+
+    @property
+    def loss(self) -> float:
+        """The mean over the tasks."""
+        return math.fsum(self.losses) / len(self.losses)
+
+    @property
+    def validation_loss(self) -> float:
+        """The mean over the tasks; NaN without validation samples."""
+        return math.fsum(self.validation) / len(self.validation) if self.validation else math.nan
+
+    @property
+    def score(self) -> float:
+        """What is to be small: the validation loss or, without one, the loss."""
+        return self.loss if math.isnan(self.validation_loss) else self.validation_loss
+
+
+@dataclass
+class History:
+    """Every step of a search.
+
+    Attributes:
+        tasks: The experts, whose tasks these are.
+        groups: Names of the groups of tensors.
+        start: The recipe's weights, K × groups.
+        steps: The steps, the start first.
+    """
+
+    tasks: list[str]
+    groups: list[str]
+    start: list[list[float]]
+    steps: list[Step] = field(default_factory=list)
+    key: dict[str, Any] = field(default_factory=dict)
+    # Adam's: the parameter after the last step, and its two moments.
+    state: list[list[list[float]]] = field(default_factory=list)
+    path: Path | None = None
+
+    @classmethod
+    def resume(
+        cls, path: Path | None, key: dict[str, Any], weights: Weights, tasks: list[str]
+    ) -> History:
+        """What the file holds of the same search; a new one where it holds another or is not there.
+
+        Raises:
+            InputError: The file is no history.
+        """
+        fresh = cls(tasks, weights.groups, weights.start.tolist(), key=key, path=path)
+        if path is None or not path.is_file():
+            return fresh
+        try:
+            text = path.read_text(encoding="utf-8")
+            file = _FILE.validate_python(json.loads(text))
+        except (OSError, ValueError, ValidationError) as error:
+            raise InputError(f"{path}: is no history of learning ({error}); remove it") from None
+        if file.key != key:
+            return fresh
+        fresh.steps, fresh.state = file.steps, file.state
+        return fresh
+
+    @property
+    def best(self) -> Step:
+        """The step with the best score; the first of them."""
+        return min(self.steps, key=lambda step: step.score)
+
+    def is_over(self, patience: int) -> bool:
+        """Whether so many steps brought nothing better."""
+        return len(self.steps) - 1 - self.steps.index(self.best) >= patience if self.steps else False
+
+    def add(
+        self, step: Step, parameter: torch.Tensor, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Add a step and what follows from it, and write the file."""
+        self.steps.append(step)
+        moments = optimizer.state[parameter]
+        self.state = [
+            parameter.detach().tolist(),
+            moments["exp_avg"].tolist(),
+            moments["exp_avg_sq"].tolist(),
+        ]
+        if self.path is not None:
+            self._write(self.path)
+
+    def restore(self, parameter: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Set a parameter and its optimizer to where the last step left them."""
+        value, first, second = (torch.tensor(part, dtype=torch.float64) for part in self.state)
+        with torch.no_grad():
+            parameter.copy_(value)
+        optimizer.state[parameter] = {
+            "step": torch.tensor(float(len(self.steps))),
+            "exp_avg": first,
+            "exp_avg_sq": second,
+        }
+
+    def weights(self, step: Step) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """The weights of a step, K × groups."""
+        return np.array(self.start) + np.array(step.offsets)
+
+    def sentences(self) -> list[str]:
+        """What came of it, in plain words."""
+        first, best, last = self.steps[0], self.best, self.steps[-1]
+        place = self.steps.index(best)
+        validated = not math.isnan(first.validation_loss)
+        where = "the validation samples" if validated else "the samples"
+        if place == 0:
+            said = [
+                f"no step was better than the start on {where} ({first.score:.4f}): the start is "
+                "kept"
+            ]
+        else:
+            said = [
+                f"step {place} is kept: mean loss on {where} {first.score:.4f} at the start, "
+                f"{best.score:.4f} now; on the samples learned from {first.loss:.4f}, "
+                f"{best.loss:.4f} now"
+            ]
+        if validated and last.validation_loss > best.validation_loss and last.loss < best.loss:
+            said.append(
+                "further steps were better on the samples learned from and worse on the others: "
+                "overfitting, so they are not kept"
+            )
+        if not validated:
+            said.append(
+                "nothing was validated: the gain on other samples is unknown; keep a share of the "
+                "samples for that"
+            )
+        return said
+
+    def _write(self, path: Path) -> None:
+        file = _File(
+            "sensmerge-learn", self.key, self.tasks, self.groups, self.start, self.steps, self.state
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f"{path.name}.new")
+        # Numbers are written so that they are read back to the last bit.
+        beside.write_text(json.dumps(asdict(file), ensure_ascii=False), encoding="utf-8")
+        os.replace(beside, path)
+
+
+@dataclass(frozen=True)
+class _File:
+    format: Literal["sensmerge-learn"]
+    key: dict[str, Any]
+    tasks: list[str]
+    groups: list[str]
+    start: list[list[float]]
+    steps: list[Step]
+    state: list[list[list[float]]]
+
+
+_FILE = TypeAdapter(_File)

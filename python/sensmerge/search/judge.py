@@ -1,0 +1,137 @@
+"""Judging settings: a candidate is merged in memory and run over the tasks' samples."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sensmerge.errors import InputError
+from sensmerge.merging import matching, needs_calibration
+from sensmerge.models import open_models
+from sensmerge.plan import core_recipe
+from sensmerge.recipe import Sensitivity
+from sensmerge.scaling import coefficients
+from sensmerge.search import tasks
+from sensmerge.search.candidates import Candidate
+
+if TYPE_CHECKING:
+    from sensmerge.calibration import Calibration
+    from sensmerge.calibration.samples import Sample
+    from sensmerge.recipe import Recipe
+    from sensmerge.search.settings import Settings
+
+OBJECTIVES = ("mean", "worst")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is to be small: a weighted mean of the tasks' losses, or the largest of them.
+
+    Attributes:
+        kind: ``mean`` or ``worst``.
+        weights: One number a task; None weighs all alike.
+    """
+
+    kind: str = "mean"
+    weights: tuple[float, ...] | None = None
+
+    def check(self, count: int) -> None:
+        """Refuse what does not fit this many tasks.
+
+        Raises:
+            InputError: It names the option.
+        """
+        if self.kind not in OBJECTIVES:
+            raise InputError(f"objective: '{self.kind}' is none of {', '.join(OBJECTIVES)}")
+        weights = self.weights
+        if weights is None:
+            return
+        if self.kind == "worst":
+            raise InputError("task_weights: the worst task's loss has no weights; use 'mean'")
+        if len(weights) != count:
+            raise InputError(f"task_weights: {len(weights)} weights for {count} tasks")
+        if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not any(weights):
+            raise InputError("task_weights: give numbers of 0 or more, one above 0 at least")
+
+    def of(self, losses: list[float]) -> float:
+        """The objective for the tasks' losses."""
+        if self.kind == "worst":
+            return max(losses)
+        weights = self.weights or (1.0,) * len(losses)
+        terms = (weight * loss for weight, loss in zip(weights, losses, strict=True))
+        return math.fsum(terms) / math.fsum(weights)
+
+
+class Judge:
+    """Merges settings of one recipe and tells their losses, each once.
+
+    Attributes:
+        tasks: What is judged by.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        calibration: Calibration | str | Path | None,
+        validation: float,
+        threads: int | None,
+    ) -> None:
+        """Open models and samples.
+
+        Raises:
+            InputError: They cannot be used as they are.
+        """
+        self.recipe = recipe
+        options = recipe.sensitivity or Sensitivity()
+        self._models = open_models(recipe)
+        self.tasks = tasks.load(recipe, options, self._models, validation)
+        self._calibration = None
+        if calibration is not None and needs_calibration(recipe):
+            self._calibration = matching(recipe, calibration)
+        self._dtype = options.dtype
+        self._threads = threads
+        self._candidate: Candidate | None = None
+        self._known: dict[tuple[str, str], list[float]] = {}
+
+    def losses(
+        self, settings: Settings, part: str = "search", advance: Callable[[int], None] | None = None
+    ) -> list[float]:
+        """Every task's mean loss.
+
+        Args:
+            settings: The candidate.
+            part: ``search`` or ``validation``: which samples.
+            advance: Told of every sample that is done.
+        """
+        core = self._core(settings)
+        key = (json.dumps(core), part)
+        samples = self._samples(part)
+        if key not in self._known:
+            if self._candidate is None:
+                self._candidate = Candidate(
+                    self._models, core, dtype=self._dtype, threads=self._threads
+                )
+            else:
+                self._candidate.merge(core)
+            found = tasks.sample_losses(self._candidate.model, samples, advance or (lambda _: None))
+            self._known[key] = tasks.means(found)
+        elif advance is not None:
+            advance(sum(map(len, samples)))
+        return self._known[key]
+
+    def _samples(self, part: str) -> list[list[Sample]]:
+        return [task.search if part == "search" else task.validation for task in self.tasks]
+
+    def _core(self, settings: Settings) -> dict[str, object]:
+        recipe = settings.recipe(self.recipe)
+        found = None
+        if needs_calibration(recipe):
+            if self._calibration is None:
+                raise InputError("the recipe has a sensitivity section: give a calibration")
+            found = coefficients(self._calibration, recipe)
+        return core_recipe(recipe, found, self._models)

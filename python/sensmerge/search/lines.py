@@ -1,0 +1,36 @@
+"""The least value of a function of one positive number, from few evaluations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+# Evaluations: of a coarse grid, then in ever smaller steps to both sides of the best.
+GRID = 7
+REFINEMENTS = 3
+
+
+def minimise(
+    function: Callable[[float], float], low: float, high: float, *, start: float | None = None
+) -> float:
+    """The place of the least value seen, on a grid of equal ratios that is refined around its best.
+
+    Args:
+        function: The function; each place is asked for once.
+        low: The smallest place.
+        high: The largest.
+        start: A place to look at besides.
+    """
+    ratio = math.log(high / low) / (GRID - 1)
+    places = [low * math.exp(ratio * step) for step in range(GRID)]
+    seen = {place: function(place) for place in places}
+    if start is not None and start not in seen:
+        seen[start] = function(start)
+    for _ in range(REFINEMENTS):
+        ratio /= 2
+        best = min(seen, key=lambda place: seen[place])
+        for step in (-ratio, ratio):
+            place = best * math.exp(step)
+            if low <= place <= high and all(abs(math.log(place / other)) > 1e-9 for other in seen):
+                seen[place] = function(place)
+    return min(seen, key=lambda place: seen[place])

@@ -1,0 +1,127 @@
+"""What a search over recipes chooses: a handful of numbers and names, and the recipe they make."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from sensmerge.recipe import Recipe
+
+if TYPE_CHECKING:
+    from sensmerge.recipe import MethodName
+
+SPARSE = ("ties", "dare_linear", "dare_ties")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One candidate.
+
+    Attributes:
+        method: The merge method.
+        scale: λ; None where the method has none.
+        density: Fraction of entries kept; None where the method keeps all, or the recipe's own is
+            taken.
+        mode: The sensitivity mode; ``off`` is the plain method.
+        temperature: T of Eq. 6; None for the plain method.
+        cross_task: Which Eq. 5; None where τ has no part.
+    """
+
+    method: MethodName
+    scale: float | None
+    density: float | None = None
+    mode: str = "off"
+    temperature: float | None = None
+    cross_task: str | None = None
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Settings:
+        """What a recipe says, where it says one number for all."""
+        said = recipe.parameters.lambda_
+        scale = 1.0 if said is None else said
+        linear = recipe.merge_method == "linear"
+        density = recipe.parameters.density
+        single = isinstance(density, float) and recipe.merge_method in SPARSE
+        sensitivity = recipe.sensitivity
+        on = sensitivity is not None and sensitivity.mode != "off"
+        return cls(
+            method=recipe.merge_method,
+            scale=None if linear or not isinstance(scale, float) else scale,
+            density=density if single else None,
+            mode=sensitivity.mode if on and sensitivity else "off",
+            temperature=_number(sensitivity.temperature) if on and sensitivity else None,
+            cross_task=(
+                sensitivity.cross_task if on and sensitivity and sensitivity.mode != "task" else None
+            ),
+        )
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """The recipe with these settings in it.
+
+        Raises:
+            InputError: They make no recipe.
+        """
+        return Recipe.from_dict(self.apply(recipe, recipe.source), folder=recipe.folder)
+
+    def apply(self, recipe: Recipe, source: dict[str, Any]) -> dict[str, Any]:
+        """The same as keys and values, from those of ``source``."""
+        data = dict(source) | {"merge_method": self.method}
+        parameters = dict(data.get("parameters") or {})
+        if self.scale is not None:
+            parameters["lambda"] = self.scale
+        elif self.method == "linear":
+            parameters.pop("lambda", None)
+        if self.method != recipe.merge_method:
+            # Switches mean something else, or nothing, for another method.
+            for key in ("normalize", "rescale"):
+                parameters.pop(key, None)
+        if self.density is not None or self.method not in SPARSE:
+            parameters.pop("density", None)
+            data["models"] = [_without_density(model) for model in data["models"]]
+        if self.density is not None:
+            parameters["density"] = self.density
+        data.pop("parameters", None)
+        if parameters:
+            data["parameters"] = parameters
+        data["sensitivity"] = self._sensitivity(data.pop("sensitivity", None) or {})
+        if self.mode == "off":
+            del data["sensitivity"]
+        return data
+
+    def _sensitivity(self, said: dict[str, Any]) -> dict[str, Any]:
+        chosen = {
+            "mode": self.mode, "temperature": self.temperature, "cross_task": self.cross_task,
+        }  # fmt: skip
+        return said | {key: value for key, value in chosen.items() if value is not None}
+
+    def describe(self) -> str:
+        """The settings in words."""
+        parts = [self.method]
+        if self.mode != "off":
+            words = {"full": "Sens-Merging", "task": "α alone", "cross": "τ alone"}
+            parts.append(f"with {words[self.mode]}")
+            parts.append(f"T = {self.temperature:.3g}")
+            if self.cross_task is not None:
+                parts.append(f"{self.cross_task} form")
+        if self.scale is not None:
+            parts.append(f"λ = {self.scale:.3g}")
+        if self.density is not None:
+            parts.append(f"density {self.density:.2g}")
+        return ", ".join(parts)
+
+    def numbers(self) -> dict[str, Any]:
+        """The settings as columns of a table."""
+        return asdict(self)
+
+
+def _without_density(model: dict[str, Any]) -> dict[str, Any]:
+    parameters = model.get("parameters")
+    if not isinstance(parameters, dict) or "density" not in parameters:
+        return model
+    return model | {"parameters": {k: v for k, v in parameters.items() if k != "density"}}
+
+
+def _number(temperature: float | str) -> float:
+    from sensmerge.recipe import DEFAULT_TEMPERATURE
+
+    return temperature if isinstance(temperature, float) else DEFAULT_TEMPERATURE

@@ -1,0 +1,132 @@
+"""What candidates are judged by: every expert's task, its samples parted into two.
+
+Searches look at one part, the *search* samples; the other, the *validation* samples, says whether what
+they found holds.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from sensmerge.calibration import samples as calibration_samples
+from sensmerge.calibration.run import check_tokens, open_sources
+from sensmerge.calibration.sensitivity import loss
+from sensmerge.errors import InputError
+from sensmerge.sources import read_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from sensmerge.calibration.models import Source
+    from sensmerge.calibration.samples import Sample
+    from sensmerge.models import Models
+    from sensmerge.recipe import Recipe, Sensitivity
+
+
+@dataclass(frozen=True)
+class Task:
+    """One expert's task.
+
+    Attributes:
+        name: The expert, as the recipe calls it.
+        source: The expert's files and tokenizer.
+        search: Samples that a search looks at.
+        validation: Samples that it never sees; none if the share is 0.
+        digest: A digest of the token ids of all of them.
+    """
+
+    name: str
+    source: Source
+    search: list[Sample]
+    validation: list[Sample]
+    digest: str
+
+
+def load(recipe: Recipe, options: Sensitivity, models: Models, share: float) -> list[Task]:
+    """The samples of every expert's task.
+
+    Args:
+        recipe: The recipe; its experts name their samples.
+        options: How many are drawn, and what is scored.
+        models: The recipe's models.
+        share: Of each task's samples, how many are kept for validation: at least one if any.
+
+    Raises:
+        InputError: Samples are missing or malformed, the share leaves none to search with, or a
+            sample has a token that the merged model will not know.
+    """
+    if not 0 <= share < 1:
+        raise InputError(f"validation: {share:g} is no share of the samples, in [0, 1)")
+    sources = open_sources(recipe)
+    drawn = [
+        calibration_samples.task(recipe, place, source.tokenizer, options)
+        for place, source in enumerate(sources)
+    ]
+    check_tokens(sources, drawn)
+    size = read_config(models.template.path).get("vocab_size")
+    found = []
+    for source, task in zip(sources, drawn, strict=True):
+        for sample in task.samples:
+            if isinstance(size, int) and max(sample.ids) >= size:
+                raise InputError(
+                    f"{sample.place}: holds token {max(sample.ids)}, and the merged model knows "
+                    f"{size} tokens, as many as {models.template.name}; leave the sample out"
+                )
+        search, validation = part(task.samples, share, options.seed, source.name)
+        found.append(Task(source.name, source, search, validation, task.record.token_ids))
+    return found
+
+
+def part(
+    samples: list[Sample], share: float, seed: int, name: str
+) -> tuple[list[Sample], list[Sample]]:
+    """Part samples into those to search with and those to validate with.
+
+    Raises:
+        InputError: There are too few of them.
+    """
+    if share == 0:
+        return list(samples), []
+    count = math.ceil(share * len(samples))
+    if count >= len(samples):
+        raise InputError(
+            f"expert '{name}': {len(samples)} samples are too few to keep {share:g} of them for "
+            "validation; give more, or set the share to 0"
+        )
+    chosen = set(random.Random(seed).sample(range(len(samples)), count))
+    kept = [sample for place, sample in enumerate(samples) if place not in chosen]
+    return kept, [samples[place] for place in sorted(chosen)]
+
+
+@torch.inference_mode()
+def sample_losses(
+    model: PreTrainedModel,
+    samples: list[list[Sample]],
+    advance: Callable[[int], None] = lambda _: None,
+) -> list[list[float]]:
+    """For every sample: the mean loss of a scored token.
+
+    Raises:
+        InputError: A loss is not finite.
+    """
+    found = []
+    for ours in samples:
+        losses = []
+        for sample in ours:
+            losses.append(loss(model, sample).item())
+            if not math.isfinite(losses[-1]):
+                raise InputError(f"a model's loss on {sample.place} is {losses[-1]}")
+            advance(1)
+        found.append(losses)
+    return found
+
+
+def means(losses: list[list[float]]) -> list[float]:
+    """The mean of every list."""
+    return [math.fsum(ours) / len(ours) for ours in losses]

@@ -1,0 +1,179 @@
+"""Weights of experts by groups of tensors, and recipes that hold them.
+
+A learned weight is the recipe's own plus an offset that a group of tensors shares: at offset 0 the
+merge is the recipe's.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sensmerge import _core
+from sensmerge.errors import InputError
+from sensmerge.layers import layer_of
+from sensmerge.settings import resolve
+
+if TYPE_CHECKING:
+    from sensmerge.models import Models
+    from sensmerge.recipe import Recipe
+
+Matrix = NDArray[np.float64]
+
+GROUPS = ("global", "block", "tensor")
+
+
+class Weights:
+    """The weights of a recipe, by group.
+
+    Attributes:
+        groups: Names of the groups, in the model's order: decoder blocks and the modules outside
+            them, single tensors, or one group of all.
+        start: K × groups, the mean of the recipe's weights in a group, by entries.
+        scale: The mean of |λ| over all entries: what a weight is multiplied by.
+    """
+
+    def __init__(self, core: dict[str, Any], models: Models, groups: str) -> None:
+        """Look at the weights of a core's recipe.
+
+        Raises:
+            InputError: λ is 0 everywhere, so that no weight matters.
+        """
+        self._core = core
+        opened = [model.checkpoint for model in models.all]
+        plan = json.loads(_core.plan(json.dumps(core), 2**63, opened))
+        steps = [step for step in plan["tensors"] if step["content"] == "merge"]
+        # As the model runs, which files need not be sorted by.
+        steps.sort(key=lambda step: _natural(step["name"]))
+        self._weights = {step["name"]: step["weights"] for step in steps}
+        group_of = {"global": lambda name: "all", "block": layer_of, "tensor": str}[groups]
+        self.groups = list(dict.fromkeys(group_of(name) for name in self._weights))
+        places = {group: place for place, group in enumerate(self.groups)}
+        self._place = {name: places[group_of(name)] for name in self._weights}
+        entries = sum(step["elements"] for step in steps)
+        lambdas = [abs(step["lambda"]) * step["elements"] for step in steps]
+        self.scale = math.fsum(lambdas) / entries if entries else 0.0
+        if self.scale == 0:
+            raise InputError("parameters.lambda: is 0, so no weight matters; give another")
+        experts = len(models.experts)
+        self.start: Matrix = np.zeros((experts, len(self.groups)))
+        sizes = np.zeros(len(self.groups))
+        for step in steps:
+            place = self._place[step["name"]]
+            self.start[:, place] += np.array(step["weights"]) * step["elements"]
+            sizes[place] += step["elements"]
+        self.start /= np.maximum(sizes, 1)
+
+    def core(self, offsets: Matrix) -> dict[str, Any]:
+        """The core's recipe with offsets, K × groups."""
+        by_tensor = self.by_tensor(offsets)
+        models = [
+            model | {"weight": {"value": 0.0, "layers": weights}}
+            for model, weights in zip(self._core["models"], by_tensor, strict=True)
+        ]
+        return self._core | {"models": models}
+
+    def by_tensor(self, offsets: Matrix) -> list[dict[str, float]]:
+        """For every expert: the weight of every tensor."""
+        return [
+            {
+                name: weights[expert] + float(offsets[expert, self._place[name]])
+                for name, weights in self._weights.items()
+            }
+            for expert in range(len(offsets))
+        ]
+
+    def add(self, gradient: Matrix, tensor: str, derivatives: list[float]) -> None:
+        """Add a tensor's derivatives to a gradient, K × groups, of the offsets."""
+        gradient[:, self._place[tensor]] += derivatives
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """Numbers in names count as numbers."""
+    return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in name.split(".")]
+
+
+def with_weights(recipe: Recipe, weights: list[dict[str, float]], home: Path) -> dict[str, Any]:
+    """A plain recipe with these weights: every other key is kept, but sensitivity is spent.
+
+    Args:
+        recipe: The recipe that the weights belong to.
+        weights: For every expert: the weight of every tensor.
+        home: The folder that the new recipe will lie in; local paths are written as seen from there.
+    """
+    data = moved(recipe, home)
+    data.pop("sensitivity", None)
+    shared = data.get("parameters")
+    if isinstance(shared, dict):
+        data["parameters"] = {key: value for key, value in shared.items() if key != "weight"}
+    experts = {id(model): place for place, model in enumerate(recipe.experts)}
+    for model, said in zip(recipe.models, data["models"], strict=True):
+        place = experts.get(id(model))
+        if place is not None:
+            parameters = said.get("parameters") or {}
+            said["parameters"] = parameters | {"weight": setting(weights[place])}
+    return data
+
+
+def moved(recipe: Recipe, home: Path) -> dict[str, Any]:
+    """What the user wrote, with local paths as seen from another folder."""
+    data = copy.deepcopy(recipe.source)
+
+    def seen(path: str) -> str:
+        there = recipe.folder / Path(path).expanduser()
+        if not there.exists():
+            return path
+        return os.path.relpath(there.absolute(), home.absolute())
+
+    if recipe.base_model is not None:
+        data["base_model"] = seen(recipe.base_model)
+    if recipe.tokenizer_source not in (None, "base"):
+        data["tokenizer_source"] = seen(str(recipe.tokenizer_source))
+    for model, said in zip(recipe.models, data["models"], strict=True):
+        said["model"] = seen(model.model)
+        if model.calibration is not None:
+            files = [seen(file) for file in model.calibration.files]
+            path = files[0] if len(files) == 1 else files
+            if isinstance(said["calibration"], dict):
+                said["calibration"]["path"] = path
+            else:
+                said["calibration"] = path
+    return data
+
+
+def setting(weights: dict[str, float]) -> Any:
+    """Weights by tensor as a recipe writes them: a number, or conditions by layer or tensor."""
+    values = set(weights.values())
+    if len(values) == 1:
+        return next(iter(values))
+    layers: dict[str, set[float]] = {}
+    for name, weight in weights.items():
+        layers.setdefault(layer_of(name), set()).add(weight)
+    conditions = {
+        f"{layer_of(name)}." if len(layers[layer_of(name)]) == 1 else name: weight
+        for name, weight in weights.items()
+    }
+    found = _sorted(conditions)
+    if any(resolve(found, name, 0.0, math.nan) != weight for name, weight in weights.items()):
+        # A layer's name is part of a tensor's elsewhere.
+        found = _sorted(weights)
+    return found
+
+
+def _sorted(conditions: dict[str, float]) -> list[dict[str, Any]]:
+    # A name that holds another one is longer, and the first that matches counts. Else in order.
+    contained = [
+        name
+        for name in conditions
+        if any(name != other and name in other for other in conditions)
+    ]
+    first = [name for name in conditions if name not in contained]
+    names = [*first, *sorted(contained, key=len, reverse=True)]
+    return [{"filter": name, "value": conditions[name]} for name in names]

@@ -1,0 +1,150 @@
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use pyo3::prelude::*;
+use sensmerge_core::checkpoint;
+use sensmerge_core::execute::{self, Monitor, Options, reduce};
+use sensmerge_core::plan::{Inputs, Plan};
+
+use crate::buffers::{Bytes, dtype};
+use crate::checkpoint::Checkpoint;
+use crate::door::enter;
+use crate::error::to_python;
+use crate::memory::{slices, writable};
+use crate::plan::parse;
+use crate::pool::pool;
+
+/// A merge whose sparsification is decided, for searches over its weights.
+///
+/// Args:
+///     recipe: The core's recipe as JSON; its paths are not looked at.
+///     models: The base, where the recipe has one, and the experts in its order.
+///     threads: Threads to use; all cores by default.
+///     allow_nan: Let NaN through instead of refusing it.
+///
+/// Raises:
+///     InputError: The checkpoints cannot be merged as asked.
+///     KeyboardInterrupt: Ctrl-C was pressed.
+#[pyclass(frozen, module = "sensmerge._core")]
+pub(crate) struct Prepared {
+    inner: RwLock<execute::Prepared>,
+    checkpoints: Vec<Arc<checkpoint::Checkpoint>>,
+    /// Where in memory inputs lie.
+    ranges: Vec<Range<usize>>,
+    threads: Option<usize>,
+}
+
+#[pymethods]
+impl Prepared {
+    #[new]
+    #[pyo3(signature = (recipe, models, *, threads = None, allow_nan = false))]
+    fn new(
+        py: Python<'_>,
+        recipe: &str,
+        models: Vec<PyRef<'_, Checkpoint>>,
+        threads: Option<usize>,
+        allow_nan: bool,
+    ) -> PyResult<Self> {
+        let recipe = parse(recipe)?;
+        let checkpoints: Vec<_> = models.iter().map(|model| model.inner()).collect();
+        let ranges = models.iter().flat_map(|model| model.ranges()).cloned().collect();
+        let options = Options { threads, allow_nan, ..Options::default() };
+        let monitor = Monitor::new();
+        let opened = checkpoints.clone();
+        let inner = enter(py, &monitor, None, || {
+            let inputs = Inputs::new(&recipe, opened)?;
+            let plan = Plan::new(&recipe, &inputs, u64::MAX)?;
+            execute::Prepared::new(plan, options, &monitor)
+        })?;
+        Ok(Self { inner: RwLock::new(inner), checkpoints, ranges, threads })
+    }
+
+    /// Take the weights of another recipe for the same models.
+    ///
+    /// Args:
+    ///     recipe: The core's recipe as JSON. It may differ in weights, lambda, normalize and the
+    ///         output's dtype.
+    ///
+    /// Returns:
+    ///     Whether it was taken: not where other entries would be kept.
+    ///
+    /// Raises:
+    ///     InputError: The checkpoints cannot be merged as asked.
+    fn reweigh(&self, py: Python<'_>, recipe: &str) -> PyResult<bool> {
+        let recipe = parse(recipe)?;
+        py.detach(|| {
+            let inputs = Inputs::new(&recipe, self.checkpoints.clone())?;
+            let plan = Plan::new(&recipe, &inputs, u64::MAX)?;
+            let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+            let serves = inner.serves(&plan);
+            if serves {
+                inner.reweigh(plan)?;
+            }
+            Ok(serves)
+        })
+        .map_err(to_python)
+    }
+
+    /// Merge into memory, in one sweep.
+    ///
+    /// Args:
+    ///     outputs: A contiguous, writable uint8 view for every tensor of the merged model, by name.
+    ///
+    /// Raises:
+    ///     InputError: An output is missing, of another size, read-only, or overlaps another or an
+    ///         input.
+    ///     KeyboardInterrupt: Ctrl-C was pressed; some outputs are written, others are not.
+    #[pyo3(signature = (
+        outputs: "collections.abc.Mapping[str, numpy.typing.NDArray[numpy.uint8]]"
+    ))]
+    fn merge_into(
+        &self,
+        py: Python<'_>,
+        outputs: BTreeMap<String, Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let mut buffers = writable(&outputs, self.ranges.iter())?;
+        let slices = slices(&mut buffers);
+        let monitor = Monitor::new();
+        enter(py, &monitor, None, || {
+            let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+            inner.merge_into(slices, &monitor)
+        })
+    }
+
+    /// How the loss changes with every expert's weight of one tensor.
+    ///
+    /// What is kept, and the signs that are elected, are held fixed.
+    ///
+    /// Args:
+    ///     tensor: Its name.
+    ///     gradient: The loss's gradient by the merged tensor, as a contiguous uint8 view.
+    ///     gradient_dtype: The gradient's dtype, such as ``bfloat16``.
+    ///
+    /// Returns:
+    ///     One derivative an expert, at the current weights.
+    ///
+    /// Raises:
+    ///     InputError: There is no such tensor, or the gradient is of another size.
+    #[pyo3(signature = (
+        tensor, gradient: "numpy.typing.NDArray[numpy.uint8]", gradient_dtype
+    ))]
+    fn derivatives(
+        &self,
+        py: Python<'_>,
+        tensor: &str,
+        gradient: &Bound<'_, PyAny>,
+        gradient_dtype: &str,
+    ) -> PyResult<Vec<f64>> {
+        let bytes = Bytes::of("gradient", gradient)?;
+        let gradient_dtype = dtype("gradient_dtype", gradient_dtype)?;
+        let pool = pool(self.threads)?;
+        let bytes = bytes.as_slice();
+        py.detach(|| {
+            let gradient = reduce::Buffer::new("gradient", bytes, gradient_dtype)?;
+            let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+            pool.install(|| inner.derivatives(tensor, gradient))
+        })
+        .map_err(to_python)
+    }
+}
