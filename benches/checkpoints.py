@@ -63,8 +63,12 @@ class Shape:
 
 
 SHAPES = {
-    "1b": Shape(hidden=2048, intermediate=5632, blocks=22, heads=32, key_value=256, vocabulary=32_000),
-    "7b": Shape(hidden=4096, intermediate=11_008, blocks=32, heads=32, key_value=4096, vocabulary=32_000),
+    "1b": Shape(
+        hidden=2048, intermediate=5632, blocks=22, heads=32, key_value=256, vocabulary=32_000
+    ),
+    "7b": Shape(
+        hidden=4096, intermediate=11_008, blocks=32, heads=32, key_value=4096, vocabulary=32_000
+    ),
     "tiny": Shape(hidden=64, intermediate=176, blocks=2, heads=4, key_value=16, vocabulary=320),
 }
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from sensmerge.models import Models, open_models
     from sensmerge.recipe import Recipe
     from sensmerge.scaling import Coefficients, coefficients
+    from sensmerge.search.descent import learn
+    from sensmerge.search.trials import tune
 
 __version__ = "0.1.0"
 
@@ -36,10 +38,12 @@ __all__ = [
     "Recipe",
     "calibrate",
     "coefficients",
+    "learn",
     "merge",
     "merge_into",
     "merge_tensors",
     "open_models",
+    "tune",
 ]
 
 _HOMES = {
@@ -50,10 +54,12 @@ _HOMES = {
     "Recipe": "sensmerge.recipe",
     "calibrate": "sensmerge.calibration",
     "coefficients": "sensmerge.scaling",
+    "learn": "sensmerge.search.descent",
     "merge": "sensmerge.merging",
     "merge_into": "sensmerge.memory",
     "merge_tensors": "sensmerge.memory",
     "open_models": "sensmerge.models",
+    "tune": "sensmerge.search.trials",
 }
 
 

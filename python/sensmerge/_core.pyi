@@ -11,6 +11,7 @@ from _typeshed import SupportsGetItem
 
 __all__ = [
     "Checkpoint",
+    "Prepared",
     "TensorInfo",
     "check_output",
     "merge",
@@ -71,6 +72,77 @@ class Checkpoint:
     @property
     def tied(self, /) -> dict[str, str]:
         """Names of tensors in memory that share another's bytes, and that other's name."""
+
+@final
+class Prepared:
+    """A merge whose sparsification is decided, for searches over its weights.
+
+    Args:
+        recipe: The core's recipe as JSON; its paths are not looked at.
+        models: The base, where the recipe has one, and the experts in its order.
+        threads: Threads to use; all cores by default.
+        allow_nan: Let NaN through instead of refusing it.
+
+    Raises:
+        InputError: The checkpoints cannot be merged as asked.
+        KeyboardInterrupt: Ctrl-C was pressed.
+    """
+
+    def __new__(
+        cls,
+        /,
+        recipe: str,
+        models: SupportsGetItem[int, Checkpoint],
+        *,
+        threads: SupportsIndex | None = None,
+        allow_nan: bool = False,
+    ) -> Prepared: ...
+    def derivatives(
+        self, /, tensor: str, gradient: numpy.typing.NDArray[numpy.uint8], gradient_dtype: str
+    ) -> list[float]:
+        """How the loss changes with every expert's weight of one tensor.
+
+        What is kept, and the signs that are elected, are held fixed.
+
+        Args:
+            tensor: Its name.
+            gradient: The loss's gradient by the merged tensor, as a contiguous uint8 view.
+            gradient_dtype: The gradient's dtype, such as ``bfloat16``.
+
+        Returns:
+            One derivative an expert, at the current weights.
+
+        Raises:
+            InputError: There is no such tensor, or the gradient is of another size.
+        """
+
+    def merge_into(
+        self, /, outputs: collections.abc.Mapping[str, numpy.typing.NDArray[numpy.uint8]]
+    ) -> None:
+        """Merge into memory, in one sweep.
+
+        Args:
+            outputs: A contiguous, writable uint8 view for every tensor of the merged model, by name.
+
+        Raises:
+            InputError: An output is missing, of another size, read-only, or overlaps another or an
+                input.
+            KeyboardInterrupt: Ctrl-C was pressed; some outputs are written, others are not.
+        """
+
+    def reweigh(self, /, recipe: str) -> bool:
+        """Take the weights of another recipe for the same models.
+
+        Args:
+            recipe: The core's recipe as JSON. It may differ in weights, lambda, normalize and the
+                output's dtype.
+
+        Returns:
+            Whether it was taken: not where other entries would be kept.
+
+        Raises:
+            InputError: The checkpoints cannot be merged as asked.
+        """
 
 @final
 class TensorInfo:

@@ -13,7 +13,7 @@ from sensmerge import InputError, __version__
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
-    from sensmerge.recipe import Recipe
+    from sensmerge.recipe import MethodName, Recipe
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -236,18 +236,19 @@ def learn(
 ) -> None:
     """Learn the weights of RECIPE from its samples, by gradient descent.
 
-    OUTPUT is a plain recipe. Every step is kept beside it, in OUTPUT's name with .history.json: what
-    was stopped goes on, and more --steps follow the same ones.
+    OUTPUT is a plain recipe. Every step is kept beside it, in OUTPUT's name with .history.json:
+    what was stopped goes on, and more --steps follow the same ones.
     """
     from sensmerge.search.descent import Options
     from sensmerge.search.descent import learn as run
 
     options = Options(steps, groups, loss, validation, learning_rate, pull)
     _check_writable(output)
+    loaded = _load(recipe)
     found = run(
-        _load(recipe),
+        loaded,
         options,
-        calibration=_load_calibration(calibration),
+        calibration=_calibrated(loaded, calibration, output, threads, quiet),
         history=output.with_suffix(".history.json"),
         home=output.parent,
         threads=threads,
@@ -258,6 +259,100 @@ def learn(
         for note in found.notes:
             click.echo(f"note: {note}", err=True)
         click.echo(f"wrote {' and '.join(map(str, written))}")
+
+
+@commands.command()
+@click.argument("recipe", type=_FILE)
+@click.option("-o", "--output", type=_FILE, required=True, help="The recipe to write.")
+@click.option(
+    "--trials", type=click.IntRange(min=1), default=50, show_default=True, help="How many, in all."
+)
+@click.option(
+    "--search",
+    default="temperature,lambda,density,cross_task,mode",
+    show_default=True,
+    metavar="KEYS",
+    help="What is searched for.",
+)
+@click.option("--methods", metavar="NAMES", help="Methods to try; the recipe's by default.")
+@click.option(
+    "--sampler",
+    type=click.Choice(["tpe", "cmaes", "grid", "random"]),
+    default="tpe",
+    show_default=True,
+    help="How trials are drawn.",
+)
+@click.option(
+    "--objective",
+    type=click.Choice(["mean", "worst"]),
+    default="mean",
+    show_default=True,
+    help="The tasks' mean loss, or the largest of them.",
+)
+@click.option("--task-weights", metavar="NUMBERS", help="Weights of the mean, one a task: 2,1,1.")
+@click.option(
+    "--validation",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.3,
+    show_default=True,
+    help="Share of each task's samples that the search never sees.",
+)
+@click.option("--study", type=_FILE, help="Where trials are kept; OUTPUT's name with .study.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the sampler.")
+@_calibration
+@_threads
+@_quiet
+def tune(
+    recipe: Path,
+    output: Path,
+    trials: int,
+    search: str,
+    methods: str | None,
+    sampler: str,
+    objective: str,
+    task_weights: str | None,
+    validation: float,
+    study: Path | None,
+    seed: int,
+    calibration: Path | None,
+    threads: int | None,
+    quiet: bool,
+) -> None:
+    """Search temperature, lambda and the rest of RECIPE for the lowest loss on its samples.
+
+    OUTPUT is the best trial's recipe; all trials are written beside it. A search that was stopped
+    goes on, and more --trials follow the same ones.
+    """
+    from sensmerge.search.judge import Objective
+    from sensmerge.search.trials import Options
+    from sensmerge.search.trials import tune as run
+
+    options = Options(
+        trials=trials,
+        keys=_names(search),
+        methods=_methods(methods),
+        sampler=sampler,
+        objective=Objective(objective, _numbers("--task-weights", task_weights)),
+        validation=validation,
+        seed=seed,
+    )
+    _check_writable(output)
+    loaded = _load(recipe)
+    found = run(
+        loaded,
+        options,
+        calibration=_calibrated(loaded, calibration, output, threads, quiet),
+        study=study or output.with_suffix(".study"),
+        home=output.parent,
+        threads=threads,
+        progress=not quiet,
+    )
+    written = found.write(output)
+    if not quiet:
+        click.echo(found.table())
+        for note in found.notes:
+            click.echo(f"note: {note}", err=True)
+        click.echo(f"wrote {', '.join(map(str, written))}")
 
 
 @commands.command()
@@ -293,6 +388,50 @@ def demo(folder: Path, seed: int, threads: int | None) -> None:
     from sensmerge.demo import run
 
     run(folder, seed=seed, threads=threads)
+
+
+def _calibrated(
+    recipe: Recipe, given: Path | None, output: Path, threads: int | None, quiet: bool
+) -> Calibration | None:
+    """The calibration that a search needs: given, or measured and kept beside its output."""
+    from sensmerge import merging
+
+    if given is not None or not merging.needs_calibration(recipe):
+        return _load_calibration(given)
+    from sensmerge.calibration import calibrate, forget
+
+    beside = output.with_suffix(".calibration.json")
+    measured = calibrate(recipe, progress=not quiet, threads=threads, keep=beside)
+    measured.save(beside)
+    forget(beside)
+    return measured
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _methods(text: str | None) -> tuple[MethodName, ...] | None:
+    from typing import get_args
+
+    from sensmerge.recipe import MethodName
+
+    if text is None:
+        return None
+    known = get_args(MethodName)
+    for name in _names(text):
+        if name not in known:
+            raise InputError(f"--methods: '{name}' is none of {', '.join(known)}")
+    return _names(text)  # type: ignore[return-value]
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{option}: '{text}' is no list of numbers; write it like 2,1,1") from None
 
 
 def _check_writable(output: Path) -> None:

@@ -15,12 +15,12 @@ from sensmerge import _core
 from sensmerge.errors import InputError
 from sensmerge.plan import core_recipe, model_paths, parse_size, template, template_names
 from sensmerge.progress import bytes_bar
+from sensmerge.recipe import DEFAULT_TEMPERATURE, Recipe
 from sensmerge.sidecars import sidecars
 from sensmerge.sources import resolve
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
-    from sensmerge.recipe import Recipe
     from sensmerge.scaling import Coefficients
 
 DEFAULT_SHARD_SIZE = "5GB"
@@ -128,11 +128,16 @@ def merge(
     """
     recipe = loaded(recipe)
     shard_bytes = parse_size(max_shard_size)
-    if calibration is None and needs_calibration(recipe):
+    if recipe.auto or (calibration is None and needs_calibration(recipe)):
         # What cannot be merged or written is refused before the long measurement, not after.
-        _core.plan(json.dumps(core_recipe(recipe, None)), shard_bytes)
+        _core.plan(json.dumps(core_recipe(_provisional(recipe), None)), shard_bytes)
         _core.check_output(str(out), [str(path) for path in model_paths(recipe)], overwrite)
     measured, notes = _measured(recipe, calibration, threads=threads, progress=progress)
+    if recipe.auto:
+        from sensmerge.search.auto import choose
+
+        recipe, chosen = choose(recipe, measured, threads=threads, progress=progress)
+        notes += chosen
     found = None if measured is None else _coefficients(measured, recipe)
     if found is not None:
         notes += found.notes()
@@ -179,6 +184,13 @@ def plan(
     """
     recipe = loaded(recipe)
     found, notes = None, []
+    if recipe.auto:
+        keys = " and ".join(recipe.auto)
+        recipe = _provisional(recipe)
+        notes.append(
+            f"{keys}: auto is searched for by a merge; shown with lambda "
+            f"{1 / len(recipe.experts):.3g} and temperature {DEFAULT_TEMPERATURE:g}"
+        )
     if calibration is not None and needs_calibration(recipe):
         found = _coefficients(matching(recipe, calibration), recipe)
         notes += found.notes()
@@ -187,6 +199,11 @@ def plan(
     core = _core.plan(json.dumps(core_recipe(recipe, found)), parse_size(max_shard_size))
     described = json.loads(core)
     return MergePlan(core=described, coefficients=found, notes=[*notes, *described["notes"]])
+
+
+def _provisional(recipe: Recipe) -> Recipe:
+    """The recipe with numbers where it says ``auto``, until they are found."""
+    return recipe.chosen(1 / len(recipe.experts), DEFAULT_TEMPERATURE) if recipe.auto else recipe
 
 
 def needs_calibration(recipe: Recipe) -> bool:
@@ -277,6 +294,4 @@ def coefficients_for(
 
 def loaded(recipe: Recipe | str | Path) -> Recipe:
     """A recipe, read if it is a path."""
-    from sensmerge.recipe import Recipe
-
     return recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)

@@ -77,6 +77,7 @@ def core_recipe(
     Raises:
         InputError: A setting cannot be resolved, or a model is not there.
     """
+    recipe.require_numbers()
     models = models or open_models(recipe)
     check_architectures(models)
     names = models.template.tensors

@@ -30,6 +30,11 @@ from sensmerge.settings import numbers
 MethodName = Literal["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"]
 Dtype = Literal["bfloat16", "float16", "float32", "float64"]
 
+DEFAULT_TEMPERATURE = 0.05
+
+# What a search over the calibration samples is to find.
+AUTO = "auto"
+
 _NUMBER_OR_LIST = "a number, a list of numbers, or a list of {filter, value}"
 
 
@@ -75,6 +80,21 @@ def _density(value: Any) -> Any:
         if not 0 < number <= 1:
             raise ValueError(f"{number:g} is not a fraction of entries to keep, in (0, 1]")
     return checked
+
+
+def _scale(value: Any) -> Any:
+    return AUTO if value == AUTO else _setting(value)
+
+
+def _temperature(value: Any) -> Any:
+    if value == AUTO:
+        return AUTO
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError("expected a number above 0, or auto")
+    number = _number(value)
+    if number <= 0:
+        raise ValueError(f"{value} is not above 0")
+    return number
 
 
 def _name(value: Any) -> Any:
@@ -124,6 +144,8 @@ def _files(value: Any) -> list[str]:
 
 
 SettingField = Annotated[Any, AfterValidator(_setting)]
+ScaleField = Annotated[Any, AfterValidator(_scale)]
+TemperatureField = Annotated[Any, AfterValidator(_temperature)]
 DensityField = Annotated[Any, AfterValidator(_density)]
 ModelName = Annotated[str, BeforeValidator(_name), Field(min_length=1)]
 
@@ -164,7 +186,7 @@ class ModelParameters(_Strict):
 class Parameters(ModelParameters):
     """Settings for all models, and of the merge as a whole."""
 
-    lambda_: SettingField = Field(default=None, alias="lambda")
+    lambda_: ScaleField = Field(default=None, alias="lambda")
     normalize: bool | None = None
     rescale: bool | None = None
 
@@ -185,7 +207,7 @@ class Sensitivity(_Strict):
     Attributes:
         mode: ``full``; ``task`` drops τ and ``cross`` drops α (the paper's ablation); ``off`` is
             the plain method.
-        temperature: T of Eq. 6.
+        temperature: T of Eq. 6, or ``auto``.
         cross_task: Eq. 5 of the camera-ready paper (``transfer``) or of the preprint
             (``distance``).
         positions: Which tokens the loss and the logit distance look at.
@@ -198,7 +220,7 @@ class Sensitivity(_Strict):
     """
 
     mode: Annotated[Literal["full", "task", "cross", "off"], BeforeValidator(_mode)] = "full"
-    temperature: float = Field(default=0.05, gt=0, allow_inf_nan=False)
+    temperature: TemperatureField = DEFAULT_TEMPERATURE
     cross_task: Literal["transfer", "distance"] = "transfer"
     positions: Literal["completion", "all"] = "completion"
     distance: Literal["token", "sequence"] = "token"
@@ -288,6 +310,47 @@ class Recipe(_Strict):
     def source(self) -> dict[str, Any]:
         """The keys and values that the user wrote."""
         return self._source
+
+    @property
+    def auto(self) -> list[str]:
+        """The keys whose values a search is to find."""
+        found = []
+        if self.parameters.lambda_ == AUTO:
+            found.append("parameters.lambda")
+        on = self.sensitivity is not None and self.sensitivity.mode != "off"
+        if on and self.sensitivity is not None and self.sensitivity.temperature == AUTO:
+            found.append("sensitivity.temperature")
+        return found
+
+    def require_numbers(self) -> None:
+        """Refuse values that are still to be found.
+
+        Raises:
+            InputError: It names the keys.
+        """
+        if self.auto:
+            raise InputError(
+                f"{' and '.join(self.auto)}: auto is what `sensmerge merge` searches for; write a "
+                "number here, such as the one that it recorded beside the merged model"
+            )
+
+    def chosen(self, scale: float, temperature: float) -> Recipe:
+        """The recipe with numbers where it says ``auto``.
+
+        Args:
+            scale: λ.
+            temperature: T.
+        """
+        data = copy.deepcopy(self._source)
+        for section, key, value in (
+            ("parameters", "lambda", scale),
+            ("sensitivity", "temperature", temperature),
+        ):
+            if isinstance(data.get(section), dict) and data[section].get(key) == AUTO:
+                data[section][key] = value
+        recipe = Recipe.from_dict(data, folder=self._folder)
+        recipe._path = self._path
+        return recipe
 
     @property
     def experts(self) -> list[Model]:

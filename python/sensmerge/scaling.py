@@ -143,6 +143,8 @@ def coefficients(calibration: Calibration, recipe: Recipe | Sensitivity) -> Coef
     """
     from sensmerge.recipe import Recipe
 
+    if isinstance(recipe, Recipe):
+        recipe.require_numbers()
     options = recipe.sensitivity if isinstance(recipe, Recipe) else recipe
     if options is None:
         raise InputError("sensitivity: the recipe has no such section; add 'sensitivity: {}'")

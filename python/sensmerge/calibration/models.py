@@ -260,9 +260,7 @@ def before_renaming(
     with suppress(ImportError):
         from transformers.core_model_loading import revert_weight_conversion
 
-        reverted: dict[str, torch.Tensor] = revert_weight_conversion(
-            model, {name: tensor.detach()}
-        )
+        reverted: dict[str, torch.Tensor] = revert_weight_conversion(model, {name: tensor.detach()})
         return reverted
     return {}
 

@@ -15,6 +15,7 @@ import torch
 from sensmerge import _core
 from sensmerge.calibration import models as torch_models
 from sensmerge.calibration.sensitivity import as_bytes, dtype_name
+from sensmerge.calibration.weights import mapped
 from sensmerge.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Candidate:
             (tensor.name, list(tensor.shape)) for tensor in models.template.checkpoint.tensors
         ]
         merged = self._merged_names(core)
-        stored = torch_models.mapped(self._path)
+        stored = mapped(self._path)
         # What is not merged is copied, whatever its dtype.
         self._tensors = {
             name: torch.empty(shape, dtype=self._dtype if name in merged else stored[name].dtype)

@@ -2,8 +2,9 @@
 
 For a merge ``θ = θ₀ + λ Σ w_i δ̂_i`` the loss changes with a weight by ``λ ⟨∂L/∂θ, δ̂_i⟩``: a step is
 one merge in memory, one forward and backward pass over the samples, and one fused pass that dots
-each gradient with all task vectors as it arrives. Task vectors stay in the mapped files. (AdaMerging,
-Yang et al. 2024, learns such weights by the entropy of predictions, from samples without labels.)
+each gradient with all task vectors as it arrives. Task vectors stay in the mapped files.
+(AdaMerging, Yang et al. 2024, learns such weights by the entropy of predictions, from samples
+without labels.)
 
 What is kept of task vectors is decided once; signs are elected anew at every step.
 """
@@ -152,9 +153,7 @@ class Problem:
         core = core_recipe(recipe, found, self.models)
         self.weights = Weights(core, self.models, options.groups)
         self.tasks = tasks.load(recipe, sensitivity, self.models, options.validation)
-        self._candidate = Candidate(
-            self.models, core, dtype=sensitivity.dtype, threads=threads
-        )
+        self._candidate = Candidate(self.models, core, dtype=sensitivity.dtype, threads=threads)
         model = self._candidate.model
         layers = torch_models.parameter_layers(model, self.models.template.path)
         try:
@@ -171,7 +170,7 @@ class Problem:
     def differentiate(
         self, offsets: Matrix, advance: Callable[[int], None] = lambda _: None
     ) -> tuple[list[float], Matrix]:
-        """Every task's loss on its search samples, and the gradient of their mean by the offsets."""
+        """Every task's loss on its search samples, and their mean's gradient by the offsets."""
         self._candidate.merge(self.weights.core(offsets))
         gradient = np.zeros_like(self.weights.start)
 
@@ -226,9 +225,9 @@ def learn(
 ) -> Learned:
     """Learn the weights of a recipe from its experts' samples.
 
-    Starts from the recipe's own weights (times K·σ where it has a ``sensitivity`` section; 1/K where
-    it says neither weight nor λ) and keeps what is best on the validation samples: the start, where
-    nothing is better.
+    Starts from the recipe's own weights (times K·σ where it has a ``sensitivity`` section; 1/K
+    where it says neither weight nor λ) and keeps what is best on the validation samples: the start,
+    where nothing is better.
 
     Args:
         recipe: The recipe, or its path. Its experts name their samples.
@@ -301,17 +300,16 @@ def _descend(
 def _key(recipe: Recipe, problem: Problem, options: Options) -> dict[str, Any]:
     """What decides every number of a history; more steps may follow the same ones."""
     said = {key: value for key, value in recipe.source.items() if key != "models"}
-    return json.loads(
-        json.dumps(
-            {
-                "sensmerge": __version__,
-                "torch": torch.__version__,
-                "threads": torch.get_num_threads(),
-                "options": asdict(replace(options, steps=0)),
-                "recipe": said,
-                "samples": [task.digest for task in problem.tasks],
-                "models": [model.checkpoint.fingerprint() for model in problem.models.all],
-                "start": problem.weights.start.tolist(),
-            }
-        )
-    )  # type: ignore[no-any-return]
+    key = {
+        "sensmerge": __version__,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "options": asdict(replace(options, steps=0)),
+        "recipe": said,
+        "samples": [task.digest for task in problem.tasks],
+        "models": [model.checkpoint.fingerprint() for model in problem.models.all],
+        "start": problem.weights.start.tolist(),
+    }
+    # As it is read back from a file.
+    back: dict[str, Any] = json.loads(json.dumps(key))
+    return back

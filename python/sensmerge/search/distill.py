@@ -54,6 +54,4 @@ class Teachers:
         common = min(wanted.shape[1], found.shape[1])
         teacher = torch.log_softmax(wanted[:, :common].to(found.dtype), dim=1)
         student = torch.log_softmax(found[:, :common], dim=1)
-        return torch.nn.functional.kl_div(
-            student, teacher, reduction="batchmean", log_target=True
-        )
+        return torch.nn.functional.kl_div(student, teacher, reduction="batchmean", log_target=True)

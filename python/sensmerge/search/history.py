@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from sensmerge.errors import InputError
 
 if TYPE_CHECKING:
-    from sensmerge.search.weights import Weights
+    from sensmerge.search.weights import Matrix, Weights
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,11 @@ class History:
 
     def is_over(self, patience: int) -> bool:
         """Whether so many steps brought nothing better."""
-        return len(self.steps) - 1 - self.steps.index(self.best) >= patience if self.steps else False
+        return (
+            len(self.steps) - 1 - self.steps.index(self.best) >= patience if self.steps else False
+        )
 
-    def add(
-        self, step: Step, parameter: torch.Tensor, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def add(self, step: Step, parameter: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
         """Add a step and what follows from it, and write the file."""
         self.steps.append(step)
         moments = optimizer.state[parameter]
@@ -125,9 +125,10 @@ class History:
             "exp_avg_sq": second,
         }
 
-    def weights(self, step: Step) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def weights(self, step: Step) -> Matrix:
         """The weights of a step, K × groups."""
-        return np.array(self.start) + np.array(step.offsets)
+        weights: Matrix = np.array(self.start) + np.array(step.offsets)
+        return weights
 
     def sentences(self) -> list[str]:
         """What came of it, in plain words."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sensmerge.errors import InputError
 from sensmerge.merging import matching, needs_calibration
@@ -123,6 +124,19 @@ class Judge:
         elif advance is not None:
             advance(sum(map(len, samples)))
         return self._known[key]
+
+    def key(self) -> dict[str, Any]:
+        """What decides every loss: recipe, weights, samples and measurements."""
+        measured = self._calibration
+        numbers = b""
+        if measured is not None:
+            numbers = measured.sensitivity.tobytes() + measured.alignment.tobytes()
+        return {
+            "recipe": {key: said for key, said in self.recipe.source.items() if key != "models"},
+            "models": [model.checkpoint.fingerprint() for model in self._models.all],
+            "samples": [task.digest for task in self.tasks],
+            "calibration": hashlib.sha256(numbers).hexdigest(),
+        }
 
     def _samples(self, part: str) -> list[list[Sample]]:
         return [task.search if part == "search" else task.validation for task in self.tasks]

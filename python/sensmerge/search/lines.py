@@ -8,6 +8,7 @@ from collections.abc import Callable
 # Evaluations: of a coarse grid, then in ever smaller steps to both sides of the best.
 GRID = 7
 REFINEMENTS = 3
+EVALUATIONS = GRID + 2 * REFINEMENTS + 1
 
 
 def minimise(

@@ -1,7 +1,7 @@
 """Whether experts know the samples by heart: then a search on them finds what memorised them best.
 
-Measured on a small family: with samples from the experts' own training data Sens-Merging does as well
-as with fresh ones, and learned weights make the merge worse.
+Measured on a small family: with samples from the experts' own training data Sens-Merging does as
+well as with fresh ones, and learned weights make the merge worse.
 """
 
 from __future__ import annotations
@@ -34,9 +34,7 @@ def notes(models: Models, tasks: list[Task]) -> list[str]:
     if models.base is not None:
         tokenizer = tasks[0].source.tokenizer
         base = torch_models.Source(models.base.name, models.base.path, tokenizer, True)
-        of_base = sample_losses(
-            torch_models.load(base, "stored"), [task.search for task in tasks]
-        )
+        of_base = sample_losses(torch_models.load(base, "stored"), [task.search for task in tasks])
     found = []
     for place, task in enumerate(tasks):
         model = torch_models.load(task.source, "stored")
@@ -69,8 +67,8 @@ def judge(
             ]
     if base is not None and ours < OF_BASE * _mean(base):
         return [
-            f"expert '{name}' may have memorised its samples: its loss on them is {ours:.4f}, below "
-            f"{OF_BASE:g} times the base's {_mean(base):.3f}; {advice}"
+            f"expert '{name}' may have memorised its samples: its loss on them is {ours:.4f}, "
+            f"below {OF_BASE:g} times the base's {_mean(base):.3f}; {advice}"
         ]
     return []
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from sensmerge.report.figures import STYLE, labels, png
 
@@ -53,7 +54,7 @@ def _draw_losses(axes: Axes, history: History) -> None:
     axes.set_title(f"Mean loss by step; {kept}", fontsize=9, loc="left")
     axes.set_xlabel("step")
     axes.set_ylabel("mean loss, nats a token")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, fontsize=8)
 
 
@@ -75,3 +76,54 @@ def _draw_weights(rows: list[Axes], history: History) -> None:
         rows[-1].set_xticks(places, names, rotation=60, ha="right", fontsize=7)
     else:
         rows[-1].set_xlabel(f"{len(history.groups)} groups of tensors, in the model's order")
+
+
+def tuned_png(found: Tuned) -> bytes:
+    """Loss over temperature and over λ, one line a task, the plain merges beside them."""
+    columns = [
+        ("temperature", "T", [each for each in found.trials if each.settings.temperature]),
+        ("scale", "λ", [each for each in found.trials if each.settings.scale]),
+    ]
+    columns = [column for column in columns if _spread(column)] or columns[1:]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(1.4 + 4.6 * len(columns), 4.4), layout="constrained")
+        panels = figure.subplots(1, len(columns), squeeze=False, sharey=True)[0]
+        for axes, (key, symbol, results) in zip(panels, columns, strict=True):
+            _draw_trials(axes, found, key, symbol, results)
+        panels[0].set_ylabel("mean loss on the samples searched with, nats a token")
+        panels[-1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+        return png(figure)
+
+
+def _spread(column: tuple[str, str, list[Any]]) -> bool:
+    key, _, results = column
+    return len({getattr(each.settings, key) for each in results}) > 1
+
+
+def _draw_trials(axes: Axes, found: Tuned, key: str, symbol: str, results: list[Any]) -> None:
+    ordered = sorted(results, key=lambda each: getattr(each.settings, key))
+    places = [getattr(each.settings, key) for each in ordered]
+    names = labels(found.tasks)
+    for task, name in enumerate(names):
+        colour = COLOURS[task % len(COLOURS)]
+        losses = [each.losses[task] for each in ordered]
+        axes.plot(places, losses, ".", color=colour, ms=4, alpha=0.6, label=name)
+        axes.plot(places, _running_least(losses), color=colour, lw=1, alpha=0.8)
+    axes.plot(
+        places, [each.objective for each in ordered], "D", color="#33373d", ms=3,
+        label="objective",
+    )  # fmt: skip
+    axes.axhline(found.plain.objective, color="#8a8f96", lw=1, ls="--", label="best plain merge")
+    best = getattr(found.best.settings, key)
+    if best:
+        axes.plot(best, found.best.objective, "*", color=_STAR, ms=12, label="best trial", zorder=5)
+    axes.set_xscale("log")
+    axes.set_xlabel(symbol)
+
+
+_STAR = "#d1495b"
+
+
+def _running_least(losses: list[float], reach: int = 3) -> list[float]:
+    """The least loss of the neighbours: other settings vary too, and only raise it."""
+    return [min(losses[max(0, place - reach) : place + reach + 1]) for place in range(len(losses))]

@@ -51,7 +51,9 @@ class Settings:
             mode=sensitivity.mode if on and sensitivity else "off",
             temperature=_number(sensitivity.temperature) if on and sensitivity else None,
             cross_task=(
-                sensitivity.cross_task if on and sensitivity and sensitivity.mode != "task" else None
+                sensitivity.cross_task
+                if on and sensitivity and sensitivity.mode != "task"
+                else None
             ),
         )
 
@@ -96,7 +98,7 @@ class Settings:
 
     def describe(self) -> str:
         """The settings in words."""
-        parts = [self.method]
+        parts: list[str] = [self.method]
         if self.mode != "off":
             words = {"full": "Sens-Merging", "task": "α alone", "cross": "τ alone"}
             parts.append(f"with {words[self.mode]}")

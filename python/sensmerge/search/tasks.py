@@ -1,7 +1,7 @@
 """What candidates are judged by: every expert's task, its samples parted into two.
 
-Searches look at one part, the *search* samples; the other, the *validation* samples, says whether what
-they found holds.
+Searches look at one part, the *search* samples; the other, the *validation* samples, says whether
+what they found holds.
 """
 
 from __future__ import annotations

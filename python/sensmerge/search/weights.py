@@ -10,6 +10,7 @@ import copy
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,13 @@ if TYPE_CHECKING:
 
 Matrix = NDArray[np.float64]
 
-GROUPS = ("global", "block", "tensor")
+# What the tensors of a group share a name in.
+_GROUP_OF: dict[str, Callable[[str], str]] = {
+    "global": lambda name: "all",
+    "block": layer_of,
+    "tensor": lambda name: name,
+}
+GROUPS = tuple(_GROUP_OF)
 
 
 class Weights:
@@ -53,7 +60,7 @@ class Weights:
         # As the model runs, which files need not be sorted by.
         steps.sort(key=lambda step: _natural(step["name"]))
         self._weights = {step["name"]: step["weights"] for step in steps}
-        group_of = {"global": lambda name: "all", "block": layer_of, "tensor": str}[groups]
+        group_of = _GROUP_OF[groups]
         self.groups = list(dict.fromkeys(group_of(name) for name in self._weights))
         places = {group: place for place, group in enumerate(self.groups)}
         self._place = {name: places[group_of(name)] for name in self._weights}
@@ -106,7 +113,7 @@ def with_weights(recipe: Recipe, weights: list[dict[str, float]], home: Path) ->
     Args:
         recipe: The recipe that the weights belong to.
         weights: For every expert: the weight of every tensor.
-        home: The folder that the new recipe will lie in; local paths are written as seen from there.
+        home: The folder that the new recipe will lie in; local paths are as seen from there.
     """
     data = moved(recipe, home)
     data.pop("sensitivity", None)
@@ -170,9 +177,7 @@ def setting(weights: dict[str, float]) -> Any:
 def _sorted(conditions: dict[str, float]) -> list[dict[str, Any]]:
     # A name that holds another one is longer, and the first that matches counts. Else in order.
     contained = [
-        name
-        for name in conditions
-        if any(name != other and name in other for other in conditions)
+        name for name in conditions if any(name != other and name in other for other in conditions)
     ]
     first = [name for name in conditions if name not in contained]
     names = [*first, *sorted(contained, key=len, reverse=True)]

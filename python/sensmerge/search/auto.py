@@ -1,0 +1,90 @@
+"""What a recipe leaves to us: ``lambda: auto`` and ``temperature: auto``.
+
+Both are found on the calibration samples: two searches of one number each, λ first, then T at that
+λ. Sensitivity was measured on the same samples, so that a small gain on them is no proof; `tune`
+validates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from sensmerge.calibration.surroundings import quiet_transformers, torch_threads
+from sensmerge.progress import bar
+from sensmerge.recipe import DEFAULT_TEMPERATURE
+from sensmerge.search.judge import Judge
+from sensmerge.search.lines import EVALUATIONS, minimise
+from sensmerge.search.settings import Settings
+from sensmerge.search.trials import TEMPERATURES, lambdas
+
+if TYPE_CHECKING:
+    from sensmerge.calibration import Calibration
+    from sensmerge.recipe import Recipe
+
+
+def choose(
+    recipe: Recipe, calibration: Calibration | None, *, threads: int | None, progress: bool
+) -> tuple[Recipe, list[str]]:
+    """Put numbers where the recipe says ``auto``.
+
+    Args:
+        recipe: The recipe. Its experts name their samples.
+        calibration: Of its experts, where it has a ``sensitivity`` section.
+        threads: Threads to use; all cores by default.
+        progress: Show a progress bar.
+
+    Returns:
+        The recipe, and what was chosen in plain words.
+
+    Raises:
+        InputError: Models or samples cannot be used as they are.
+    """
+    share = 1 / len(recipe.experts)
+    asked = recipe.auto
+    provisional = recipe.chosen(share, DEFAULT_TEMPERATURE)
+    scale, temperature = share, DEFAULT_TEMPERATURE
+    notes = []
+    with quiet_transformers(), torch_threads(threads):
+        judge = Judge(provisional, calibration=calibration, validation=0.0, threads=threads)
+        samples = sum(len(task.search) for task in judge.tasks)
+        with bar(
+            len(asked) * EVALUATIONS * samples, "choosing", "samples", enabled=progress
+        ) as advance:
+
+            def loss(candidate: Recipe) -> float:
+                losses = judge.losses(Settings.of(candidate), advance=advance)
+                return math.fsum(losses) / len(losses)
+
+            def search(
+                name: str, make: Callable[[float], Recipe], low: float, high: float, start: float
+            ) -> float:
+                seen: dict[float, float] = {}
+
+                def at(place: float) -> float:
+                    seen[place] = loss(make(place))
+                    return seen[place]
+
+                best = minimise(at, low, high, start=start)
+                notes.append(
+                    f"{name}: auto chose {best:.4g}: mean loss on the calibration samples "
+                    f"{seen[best]:.4f}, at {start:.4g} {seen[start]:.4f}"
+                )
+                return best
+
+            if "parameters.lambda" in asked:
+                scale = search(
+                    "lambda",
+                    lambda place: recipe.chosen(place, temperature),
+                    *lambdas(len(recipe.experts)),
+                    share,
+                )
+            if "sensitivity.temperature" in asked:
+                temperature = search(
+                    "temperature",
+                    lambda place: recipe.chosen(scale, place),
+                    *TEMPERATURES,
+                    DEFAULT_TEMPERATURE,
+                )
+    return recipe.chosen(scale, temperature), notes

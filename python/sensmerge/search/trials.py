@@ -1,0 +1,400 @@
+"""The tune verb: trials of temperature, λ, density and the rest, driven by Optuna's ask and tell.
+
+The best plain merge, of every method in the search and at its own best λ, is in every table: a gain
+is a gain over that.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable
+from copy import copy
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sensmerge import __version__
+from sensmerge.calibration.surroundings import quiet_transformers, torch_threads
+from sensmerge.errors import InputError
+from sensmerge.merging import loaded, needs_calibration
+from sensmerge.progress import bar
+from sensmerge.recipe import DEFAULT_TEMPERATURE, to_yaml
+from sensmerge.search.judge import Judge, Objective
+from sensmerge.search.lines import EVALUATIONS, minimise
+from sensmerge.search.settings import SPARSE, Settings
+from sensmerge.search.weights import moved
+
+if TYPE_CHECKING:
+    from sensmerge.calibration import Calibration
+    from sensmerge.recipe import MethodName, Recipe
+    from sensmerge.search.study import Study
+
+SAMPLERS = ("tpe", "cmaes", "grid", "random")
+KEYS = ("temperature", "lambda", "density", "cross_task", "mode")
+
+TRIALS = 50
+VALIDATION = 0.3
+
+TEMPERATURES = (0.005, 1.0)
+DENSITIES = (0.1, 1.0)
+
+# Where the recipe names none for a method that needs one: TIES trims 0.7, DARE drops 0.5.
+_DENSITY = {"ties": 0.3, "dare_linear": 0.5, "dare_ties": 0.5}
+
+# λ is searched for around 1/K, up to a plain sum of task vectors and a little above.
+LAMBDA_LOW, LAMBDA_HIGH = 0.25, 1.5
+
+
+@dataclass(frozen=True)
+class Options:
+    """How settings are tuned.
+
+    Attributes:
+        trials: How many, in all.
+        keys: What is searched for, of ``KEYS``; what has no meaning for a method is left alone.
+        methods: The methods tried; None: the recipe's.
+        sampler: ``tpe``, ``cmaes``, ``grid`` or ``random``.
+        objective: What is to be small.
+        validation: Share of each task's samples that the search never sees.
+        seed: Of the sampler.
+    """
+
+    trials: int = TRIALS
+    keys: tuple[str, ...] = KEYS
+    methods: tuple[MethodName, ...] | None = None
+    sampler: str = "tpe"
+    objective: Objective = field(default_factory=Objective)
+    validation: float = VALIDATION
+    seed: int = 0
+
+    def check(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            InputError: It names the option.
+        """
+        if self.trials < 1:
+            raise InputError(f"trials: {self.trials} is no number of trials; give 1 or more")
+        for key in self.keys:
+            if key not in KEYS:
+                raise InputError(f"search: '{key}' is none of {', '.join(KEYS)}")
+        if self.sampler not in SAMPLERS:
+            raise InputError(f"sampler: '{self.sampler}' is none of {', '.join(SAMPLERS)}")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One candidate and what it came to.
+
+    Attributes:
+        kind: ``trial``, or ``baseline`` for a plain merge.
+        settings: The candidate.
+        losses: Every task's mean loss on the search samples.
+        objective: What was to be small, on them.
+        validation: Every task's mean loss on the validation samples, where it was looked at.
+        validation_objective: The objective on them.
+    """
+
+    kind: str
+    settings: Settings
+    losses: list[float]
+    objective: float
+    validation: list[float] = field(default_factory=list)
+    validation_objective: float = math.nan
+
+    @property
+    def score(self) -> float:
+        """The validation objective or, where there is none, that of the search."""
+        unknown = math.isnan(self.validation_objective)
+        return self.objective if unknown else self.validation_objective
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a search came to.
+
+    Attributes:
+        recipe: The best trial's recipe, as it is written.
+        tasks: The experts, whose tasks these are.
+        best: The best trial.
+        plain: The best plain merge.
+        baselines: Every plain merge.
+        trials: Every trial, in order.
+        notes: What won, by how much, and whether it holds, in plain words.
+    """
+
+    recipe: dict[str, Any]
+    tasks: list[str]
+    best: Result
+    plain: Result
+    baselines: list[Result]
+    trials: list[Result]
+    notes: list[str]
+
+    def write(self, path: Path) -> list[Path]:
+        """Write the recipe, the trials as CSV and JSON, and a picture.
+
+        Returns:
+            What was written.
+        """
+        from sensmerge.search.pictures import tuned_png
+
+        said = [f"# tuned by sensmerge {__version__}", *(f"# {note}" for note in self.notes)]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files = {
+            path: "\n".join([*said, to_yaml(self.recipe)]).encode(),
+            path.with_suffix(".trials.csv"): self.csv().encode(),
+            path.with_suffix(".trials.json"): self.json().encode(),
+            path.with_suffix(".png"): tuned_png(self),
+        }
+        for file, content in files.items():
+            file.write_bytes(content)
+        return list(files)
+
+    def csv(self) -> str:
+        """Every candidate, a row each."""
+        text = io.StringIO()
+        names: list[str] = ["kind", *self.best.settings.numbers(), *self.tasks, "objective"]
+        names += [f"validation {task}" for task in self.tasks] + ["validation objective"]
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(names)
+        for result in [*self.baselines, *self.trials]:
+            validation: list[Any] = list(result.validation) or [""] * len(self.tasks)
+            last: float | str = (
+                "" if math.isnan(result.validation_objective) else result.validation_objective
+            )
+            writer.writerow(
+                [result.kind, *result.settings.numbers().values(), *result.losses,
+                 result.objective, *validation, last]
+            )  # fmt: skip
+        return text.getvalue()
+
+    def json(self) -> str:
+        """The same as JSON, with the words."""
+        results = [*self.baselines, *self.trials]
+        rows = [
+            {key: value for key, value in asdict(result).items() if value == value}
+            for result in results
+        ]
+        data = {"tasks": self.tasks, "notes": self.notes, "results": rows}
+        return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+
+    def table(self) -> str:
+        """The candidates that matter, as text."""
+        rows = [("best", self.best), *(("plain", result) for result in self.baselines)]
+        width = max(len(result.settings.describe()) for _, result in rows)
+        head = f"{'':<6}{'':<{width}}  search  validation"
+        lines = [head, *(_line(kind, result, width) for kind, result in rows)]
+        return "\n".join(lines)
+
+
+def _line(kind: str, result: Result, width: int) -> str:
+    held = "" if math.isnan(result.validation_objective) else f"{result.validation_objective:10.4f}"
+    return (
+        f"{kind:<6}{result.settings.describe():<{width}}  {result.objective:.4f}  {held}".rstrip()
+    )
+
+
+def tune(
+    recipe: Recipe | str | Path,
+    options: Options | None = None,
+    *,
+    calibration: Calibration | str | Path | None = None,
+    study: Path | None = None,
+    home: Path | None = None,
+    threads: int | None = None,
+    progress: bool = True,
+) -> Tuned:
+    """Search the settings of a recipe for the lowest loss on its experts' samples.
+
+    Args:
+        recipe: The recipe, or its path. Its experts name their samples.
+        options: How to search.
+        calibration: A calibration of the experts, or its path; measured where one is needed.
+        study: Where Optuna keeps the trials, so that a search that was stopped goes on; None keeps
+            nothing.
+        home: The folder that the tuned recipe will lie in; the recipe's by default.
+        threads: Threads to use; all cores by default.
+        progress: Show a progress bar on a terminal and plain lines elsewhere.
+
+    Raises:
+        InputError: Recipe, calibration, models or samples cannot be used as they are, or Optuna is
+            missing.
+        KeyboardInterrupt: Ctrl-C was pressed; finished trials are kept.
+    """
+    from sensmerge.search.study import Study
+
+    recipe, options = loaded(recipe), options or Options()
+    options.check()
+    options.objective.check(len(recipe.experts))
+    if calibration is None and needs_calibration(recipe):
+        from sensmerge.calibration import calibrate
+
+        calibration = calibrate(recipe, progress=progress, threads=threads)
+    with quiet_transformers(), torch_threads(threads):
+        judge = Judge(
+            recipe, calibration=calibration, validation=options.validation, threads=threads
+        )
+        space = Space(recipe, options)
+        kept = Study(study, options, space, judge.key())
+        results = _searched(judge, space, kept, options, progress)
+        baselines, trials = results
+        best = min(trials, key=lambda result: result.objective)
+        if options.validation:
+            baselines = [_validated(judge, result, options) for result in baselines]
+            best = _validated(judge, best, options)
+            trials = [best if each.settings == best.settings else each for each in trials]
+    # The plain merge that is best on what the search saw, as the trial is.
+    plain = min(baselines, key=lambda result: result.objective)
+    data = best.settings.apply(recipe, moved(recipe, home or recipe.folder))
+    names = [task.name for task in judge.tasks]
+    notes = _words(best, plain, names)
+    return Tuned(data, names, best, plain, baselines, trials, notes)
+
+
+def _searched(
+    judge: Judge, space: Space, kept: Study, options: Options, progress: bool
+) -> tuple[list[Result], list[Result]]:
+    samples = sum(len(task.search) for task in judge.tasks)
+    wanted = samples * (len(space.methods) * EVALUATIONS + options.trials)
+    with bar(wanted, "tuning", "samples", enabled=progress) as advance:
+
+        def result(kind: str, settings: Settings) -> Result:
+            losses = judge.losses(settings, advance=advance)
+            return Result(kind, settings, losses, options.objective.of(losses))
+
+        baselines = [
+            baseline
+            for method in space.methods
+            for baseline in _plain(method, space, lambda settings: result("baseline", settings))
+        ]
+        trials = kept.run(lambda settings: result("trial", settings))
+    return baselines, trials
+
+
+def _plain(method: MethodName, space: Space, result: Callable[[Settings], Result]) -> list[Result]:
+    """A method without sensitivity, at λ = 1/K and at its own best λ."""
+    share = 1 / space.experts
+    at_share = replace(space.plain(method), scale=None if method == "linear" else share)
+    found = [result(at_share)]
+    if method != "linear":
+        seen = {share: found[0]}
+
+        def at(scale: float) -> float:
+            seen[scale] = seen.get(scale) or result(replace(at_share, scale=scale))
+            return seen[scale].objective
+
+        best = minimise(at, *space.lambdas, start=share)
+        if best != share:
+            found.append(seen[best])
+    return found
+
+
+def _validated(judge: Judge, result: Result, options: Options) -> Result:
+    losses = judge.losses(result.settings, "validation")
+    return replace(result, validation=losses, validation_objective=options.objective.of(losses))
+
+
+def _words(best: Result, plain: Result, tasks: list[str]) -> list[str]:
+    """What won, by how much, and whether it holds."""
+    gain = plain.objective - best.objective
+    said = [
+        f"best of the search: {best.settings.describe()}, {best.objective:.4f} on the samples "
+        f"searched with; the best plain merge ({plain.settings.describe()}) has "
+        f"{plain.objective:.4f}: {abs(gain):.4f} {'lower' if gain > 0 else 'higher'}"
+    ]
+    if best.settings.mode == "off":
+        said.append("a plain merge won: sensitivity brings nothing on these samples")
+    if math.isnan(best.validation_objective):
+        said.append("nothing was validated: whether the gain holds on other samples is unknown")
+        return said
+    held = plain.validation_objective - best.validation_objective
+    share = f" ({100 * held / gain:.0f} % of it)" if gain > 0 and held > 0 else ""
+    verdict = "it holds" if held > 0 else "it does not hold"
+    said.append(
+        f"on the validation samples {best.validation_objective:.4f} against "
+        f"{plain.validation_objective:.4f}: {verdict}{share}"
+    )
+    return said
+
+
+def lambdas(experts: int) -> tuple[float, float]:
+    """Bounds of λ for so many experts."""
+    return LAMBDA_LOW / experts, LAMBDA_HIGH
+
+
+class Space:
+    """What a search chooses from.
+
+    Attributes:
+        methods: The methods.
+        experts: How many experts there are.
+        lambdas: Bounds of λ.
+        start: The recipe's own settings.
+    """
+
+    def __init__(self, recipe: Recipe, options: Options) -> None:
+        """Look at what the recipe has and the options ask for."""
+        self._recipe = recipe
+        self._keys = set(options.keys)
+        self.methods = list(options.methods or [recipe.merge_method])
+        self.experts = len(recipe.experts)
+        self.lambdas = lambdas(self.experts)
+        self.start = Settings.of(recipe)
+
+    def only(self, method: MethodName) -> Space:
+        """The same for one of the methods."""
+        other = copy(self)
+        other.methods = [method]
+        return other
+
+    def plain(self, method: MethodName) -> Settings:
+        """A method without sensitivity, as the recipe has it otherwise."""
+        return Settings(method, self._own_scale(method), self._own_density(method))
+
+    def choose(
+        self,
+        category: Callable[[str, list[str]], str],
+        number: Callable[[str, float, float, bool], float],
+    ) -> Settings:
+        """Ask for everything that a candidate is made of.
+
+        Args:
+            category: Chooses one of several names.
+            number: Chooses a number between two, if so on a logarithmic scale.
+        """
+        method: Any = self.methods[0]
+        if len(self.methods) > 1:
+            method = category("method", [str(each) for each in self.methods])
+        scale, density = self._own_scale(method), self._own_density(method)
+        if "lambda" in self._keys and method != "linear":
+            scale = number("lambda", *self.lambdas, True)
+        if "density" in self._keys and method in SPARSE:
+            density = number("density", *DENSITIES, False)
+        if self.start.mode == "off":
+            return Settings(method, scale, density)
+        mode = self.start.mode
+        if "mode" in self._keys:
+            mode = category("mode", ["full", "task", "cross"])
+        temperature: float | None = self.start.temperature or DEFAULT_TEMPERATURE
+        if "temperature" in self._keys:
+            temperature = number("temperature", *TEMPERATURES, True)
+        form = self._own_form() if mode != "task" else None
+        if "cross_task" in self._keys and mode != "task":
+            form = category("cross_task", ["transfer", "distance"])
+        return Settings(method, scale, density, mode, temperature, form)
+
+    def _own_form(self) -> str:
+        return self._recipe.sensitivity.cross_task if self._recipe.sensitivity else "transfer"
+
+    def _own_scale(self, method: str) -> float | None:
+        return None if method == "linear" else self.start.scale
+
+    def _own_density(self, method: str) -> float | None:
+        if method == self._recipe.merge_method:
+            return self.start.density
+        # The papers' where the recipe's own method keeps all.
+        return self.start.density or _DENSITY.get(method)
