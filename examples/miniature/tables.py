@@ -1,0 +1,77 @@
+"""Everything that is measured, in order, and what it was measured with."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+import sensmerge
+from chosen import Choice
+from experiment import Experiment
+from family import KINDS, Family
+from sensmerge.demo.family import Size
+from ways import (
+    TEMPERATURES,
+    Way,
+    ablation,
+    sample_counts,
+    temperatures,
+    three_experts,
+    two_experts,
+)
+
+QUICK_TEMPERATURES = (0.05, 1.0)
+
+# What is chosen again from the experts' own training data.
+FROM_TRAINING: tuple[Choice, ...] = ("tuned", "learned, block")
+
+
+def everything(experiment: Experiment, *, grid: tuple[float, ...] = TEMPERATURES) -> None:
+    """Measure every row of every table."""
+    scales = experiment.choose_scales()
+    for sections in (three_experts(scales), ablation(), two_experts(), sample_counts()):
+        for _, ways in sections:
+            experiment.run(ways)
+    for ways in temperatures(scales, grid).values():
+        experiment.run(ways)
+    experiment.run(from_either(scales))
+    for choice in get_args(Choice):
+        experiment.choose(choice, "fresh")
+    for choice in FROM_TRAINING:
+        experiment.choose(choice, "training")
+
+
+def from_either(scales: dict[str, float]) -> list[Way]:
+    """Sens-Merging at plain task arithmetic's own best λ, by samples of either kind."""
+    return [Way(scale=scales["task_arithmetic"], mode="full", kind=kind) for kind in KINDS]
+
+
+def made(
+    family: Family, size: Size, seed: int, grid: tuple[float, ...], minutes: float
+) -> dict[str, Any]:
+    """By what everything was measured."""
+    return {
+        "parameters": family.parameters,
+        "blocks": size.blocks,
+        "held_back": size.amounts.held_back,
+        "development": size.amounts.development,
+        "seed": seed,
+        "temperatures": list(grid),
+        "minutes": minutes,
+        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "versions": f"sensmerge {sensmerge.__version__}, torch {torch.__version__}, "
+        f"Python {platform.python_version()}",
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
