@@ -88,7 +88,8 @@ class _Page:
                 _filled(
                     f"Losses are mean token losses in nats on {made['held_back']} held-back "
                     "samples a task, lower is better; *mean* is over the tasks. ± is the standard "
-                    f"deviation over {draws} draws of {SAMPLES} samples a task (and of DARE's masks); rows "
+                    f"deviation over {draws} draws of {SAMPLES} samples a task (and of DARE's "
+                    "masks); rows "
                     "without it depend on no draw. *Solved* is the share of math problems answered "
                     "exactly; of the other tasks no completion is likely to match word for word. "
                     f"λ of plain methods is chosen on {made['development']} other samples a task, "
