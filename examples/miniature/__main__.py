@@ -53,7 +53,9 @@ def run(folder: Path, seed: int, draws: int, threads: int | None, quick: bool) -
     minutes = (time.monotonic() - start) / 60
     experiment.results.made = made(family, size, seed, grid, minutes)
     experiment.results.save(folder / "results.json")
-    report.write(calibration, coefficients, folder / "report.html", png=folder / "layers.png")
+    report.write(
+        calibration, coefficients, folder / "report.html", png=folder / "miniature-layers.png"
+    )
     for path in write(experiment.results, folder):
         print(path)
 

@@ -7,6 +7,7 @@ use std::hint::black_box;
 
 use sensmerge_core::dtype::{Float, Real};
 use sensmerge_core::kernel::bracket::{Bracket, Counts, count_and_collect};
+use sensmerge_core::kernel::derivative::{disjoint_derivative, dot};
 use sensmerge_core::kernel::disjoint::{Agreement, Divisor, disjoint};
 use sensmerge_core::kernel::distance::squared_distance;
 use sensmerge_core::kernel::elect::{elect_sign, sum_of_signs};
@@ -66,9 +67,14 @@ const KERNELS: &[(&str, Kernel)] = &[
         let (agreement, divisor) = black_box((Agreement::Unweighted, Divisor::Count));
         disjoint(&b.rows, &b.weights, &b.signs, agreement, divisor, &mut b.out);
     }),
+    ("disjoint_derivative, weighted by weights", |b| {
+        let (agreement, divisor) = black_box((Agreement::Weighted, Divisor::Weights));
+        disjoint_derivative(&mut b.rows, &b.weights, &b.signs, agreement, divisor, &b.out);
+    }),
     ("weighted_sum", |b| weighted_sum(&b.rows, &b.weights, &mut b.out)),
     ("scale_and_add", |b| scale_and_add(&b.base, b.factor, &mut b.delta)),
     ("sum_abs_product", |b| keep_result(sum_abs_product(&b.base, &b.delta))),
+    ("dot", |b| keep_result(dot(&b.base, &b.delta))),
     ("squared_distance", |b| keep_result(squared_distance(&b.base, &b.delta))),
 ];
 
