@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,3 +32,11 @@ def test_it_runs_from_training_to_the_page(tmp_path: Path) -> None:
     for picture in ("miniature-temperature.png", "miniature-layers.png"):
         assert f"({picture})" in page
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
+    miniature("page", "-o", str(tmp_path))
+    said = (tmp_path / "miniature.md").read_text(encoding="utf-8")
+    assert said == (ROOT / "docs" / "miniature.md").read_text(encoding="utf-8")
+    for picture in re.findall(r"\((miniature-\w+\.png)\)", said):
+        assert (ROOT / "docs" / picture).is_file()

@@ -36,6 +36,8 @@ def temperature_png(results: Results, grid: tuple[float, ...], path: Path) -> No
         for (label, level), style, colour in zip(levels, ("--", ":"), COLOURS[2:], strict=False):
             axes.axhline(level, color=colour, ls=style, lw=1.4, label=label)
         axes.set_xscale("log")
+        axes.set_xticks(grid, [f"{temperature:g}" for temperature in grid])
+        axes.minorticks_off()
         axes.set_xlabel("temperature T")
         axes.set_ylabel("mean held-back loss, nats a token")
         axes.set_title(

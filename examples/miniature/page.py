@@ -28,6 +28,8 @@ _CHOICES = {
     "learned, 30 samples": "learned, by block, 30 samples a task",
 }
 
+# Written by hand: the first of the results that are committed, the second of the paper.
+_READING = Path(__file__).with_name("reading.md")
 _PAPER = Path(__file__).with_name("paper.md")
 
 
@@ -56,6 +58,7 @@ class _Page:
         parts = [
             self._head(),
             self._short(),
+            _READING.read_text(encoding="utf-8").rstrip(),
             self._three(),
             self._ablation(),
             self._two(),
