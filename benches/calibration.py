@@ -13,72 +13,32 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import random
 import shutil
 import statistics
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import checkpoints
+import measure
+import sensmerge
+from checkpoints import Shape
+from sensmerge.layers import block_of
+from words import write_samples, write_tokenizer
 
 WORK = Path(__file__).parent / "experts"
 RECORDS = Path(__file__).parent / "records"
 
-VOCABULARY = 32_000
-
 # Left free on the disk.
-SPARE = 20 * 10**9
+SPARE = 15 * 10**9
 
 # What a process may hold beside activations and one gradient: the interpreter, torch, the rest.
 ALLOWANCE = 300 * 10**6
 
-
-@dataclass(frozen=True)
-class Size:
-    """The shape of a Llama."""
-
-    name: str
-    blocks: int
-    hidden: int
-    intermediate: int
-    heads: int
-    key_heads: int
-
-    def block(self) -> dict[str, tuple[int, ...]]:
-        """Tensors of one block."""
-        narrow = self.hidden * self.key_heads // self.heads
-        return {
-            "self_attn.q_proj": (self.hidden, self.hidden),
-            "self_attn.k_proj": (narrow, self.hidden),
-            "self_attn.v_proj": (narrow, self.hidden),
-            "self_attn.o_proj": (self.hidden, self.hidden),
-            "mlp.gate_proj": (self.intermediate, self.hidden),
-            "mlp.up_proj": (self.intermediate, self.hidden),
-            "mlp.down_proj": (self.hidden, self.intermediate),
-            "input_layernorm": (self.hidden,),
-            "post_attention_layernorm": (self.hidden,),
-        }
-
-    def bytes(self) -> int:
-        """Bytes of one model's weights in bfloat16."""
-        entries = sum(rows * (rest[0] if rest else 1) for rows, *rest in self.block().values())
-        return 2 * (self.blocks * entries + 2 * VOCABULARY * self.hidden + self.hidden)
-
-    def largest_gradient(self) -> int:
-        """Bytes of the largest parameter's gradient in bfloat16."""
-        return 2 * self.hidden * max(VOCABULARY, self.intermediate)
-
-
-SIZES = {
-    "1b": Size("1.1 B parameters (TinyLlama's shape)", 22, 2048, 5632, 32, 4),
-    "7b": Size("6.7 B parameters (LLaMA-2-7B's shape)", 32, 4096, 11008, 32, 32),
-}
+SIZES = ("1b", "7b")
 
 
 def main() -> None:
@@ -95,13 +55,13 @@ def main() -> None:
         print(json.dumps(PARTS[options.part](options)))
         return
 
-    size = SIZES[options.size]
-    needed = size.bytes() + size.bytes() // size.blocks + SPARE
+    shape = checkpoints.SHAPES[options.size]
+    needed = shape.bytes() + shape.bytes() // shape.blocks + SPARE
     if shutil.disk_usage(WORK.parent).free < needed:
         sys.exit(f"error: {needed / 1e9:.0f} GB of free disk are needed")
     shutil.rmtree(WORK, ignore_errors=True)
     try:
-        make_experts(size, options)
+        make_experts(shape, options)
         found = {part: run_part(part, options) for part in PARTS}
     finally:
         shutil.rmtree(WORK, ignore_errors=True)
@@ -123,56 +83,38 @@ def run_part(part: str, options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def make_experts(size: Size, options: argparse.Namespace) -> None:
+def make_experts(shape: Shape, options: argparse.Namespace) -> None:
     """Two experts, their samples and a recipe."""
     import torch
     from safetensors.torch import save_file
-    from transformers import LlamaConfig
 
-    shards: dict[str, dict[str, tuple[int, ...]]] = {
-        "input": {"model.embed_tokens.weight": (VOCABULARY, size.hidden)},
-        "output": {
-            "model.norm.weight": (size.hidden,),
-            "lm_head.weight": (VOCABULARY, size.hidden),
-        },
-    }
-    for place in range(size.blocks):
-        prefix = f"model.layers.{place}"
-        shards[f"block-{place:02}"] = {
-            f"{prefix}.{name}.weight": shape for name, shape in size.block().items()
-        }
-    names = [f"w{place}" for place in range(VOCABULARY)]
+    shards: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, lengths in shape.tensors().items():
+        shards.setdefault(block_of(name) or "rest", {})[name] = lengths
+    last = list(shards)[-1]
     for expert in ("e0", "e1"):
         folder = WORK / expert
         folder.mkdir(parents=True)
-        LlamaConfig(
-            architectures=["LlamaForCausalLM"],
-            dtype="bfloat16",
-            vocab_size=VOCABULARY,
-            hidden_size=size.hidden,
-            intermediate_size=size.intermediate,
-            num_hidden_layers=size.blocks,
-            num_attention_heads=size.heads,
-            num_key_value_heads=size.key_heads,
-        ).save_pretrained(folder)
-        write_tokenizer(folder, names)
+        (folder / "config.json").write_text(json.dumps(shape.config()))
+        write_tokenizer(folder, shape.vocabulary)
         where: dict[str, str] = {}
         for shard, shapes in shards.items():
             file = f"model-{shard}.safetensors"
             where |= dict.fromkeys(shapes, file)
-            if expert == "e1" and shard != f"block-{size.blocks - 1:02}":
+            if expert == "e1" and shard != last:
                 os.link(WORK / "e0" / file, folder / file)
                 continue
             tensors = {
                 # Draws around zero; norms around one.
-                name: torch.empty(shape, dtype=torch.bfloat16).uniform_(-0.03, 0.03)
-                + (1 if len(shape) == 1 else 0)
-                for name, shape in shapes.items()
+                name: torch.empty(lengths, dtype=torch.bfloat16).uniform_(-0.03, 0.03)
+                + (1 if len(lengths) == 1 else 0)
+                for name, lengths in shapes.items()
             }
             save_file(tensors, folder / file, metadata={"format": "pt"})
-        index = {"metadata": {"total_size": size.bytes()}, "weight_map": where}
+        index = {"metadata": {"total_size": shape.bytes()}, "weight_map": where}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-        write_samples(WORK / f"{expert}.jsonl", names, options)
+        path = WORK / f"{expert}.jsonl"
+        write_samples(path, shape.vocabulary, options.samples, options.max_length)
     recipe = {
         "merge_method": "linear",
         "models": [{"model": name, "calibration": f"{name}.jsonl"} for name in ("e0", "e1")],
@@ -181,34 +123,13 @@ def make_experts(size: Size, options: argparse.Namespace) -> None:
     (WORK / "recipe.yaml").write_text(json.dumps(recipe))
 
 
-def write_tokenizer(folder: Path, names: list[str]) -> None:
-    """A tokenizer of words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    tokens = {name: place for place, name in enumerate(names)}
-    tokenizer = Tokenizer(models.WordLevel(tokens, unk_token=names[0]))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
-
-
-def write_samples(path: Path, names: list[str], options: argparse.Namespace) -> None:
-    """Texts of as many tokens as are taken, of which every one but the first is scored."""
-    draw = random.Random(path.name)
-    with path.open("w") as file:
-        for _ in range(options.samples):
-            text = " ".join(draw.choices(names, k=options.max_length))
-            file.write(json.dumps({"text": text}) + "\n")
-
-
 def calibration(memory: str) -> Callable[[argparse.Namespace], dict[str, Any]]:
     """The whole job, as the command does it."""
 
     def measured(_: argparse.Namespace) -> dict[str, Any]:
-        import sensmerge
         import sensmerge.calibration.run  # so that torch counts as there before
 
-        with watched() as memory_held:
+        with measure.watched() as memory_held:
             found = sensmerge.calibrate(WORK / "recipe.yaml", progress=False, memory=memory)
         return {"seconds": found.seconds, "notes": found.notes} | memory_held
 
@@ -255,13 +176,19 @@ def passes(options: argparse.Namespace) -> dict[str, Any]:
             sums[layers[name]] += product.abs().sum().item()
         model.zero_grad(set_to_none=True)
 
+    def read() -> None:
+        # As many bytes as weights and gradients have.
+        for _ in range(2):
+            for parameter in model.parameters():
+                parameter.detach().reshape(-1).view(torch.float32).sum()
+
     # Reads the weights from the disk, which is nobody's work here.
     with torch.no_grad():
         sensitivity.loss(model, sample)
-    with watched() as held:
+    with measure.watched() as held:
         value = sensitivity.loss(model, sample)
     del value
-    ways: dict[str, Callable[[], None]] = {"empty": empty, "reduced": reduced}
+    ways: dict[str, Callable[[], None]] = {"empty": empty, "reduced": reduced, "read": read}
     if options.size == "1b":
         ways["naive"] = naive
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -281,42 +208,13 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 }
 
 
-@contextmanager
-def watched() -> Iterator[dict[str, int]]:
-    """Anonymous memory of this process in bytes: before, and its peak."""
-    held = {"before": anonymous(), "peak": 0}
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.01):
-            held["peak"] = max(held["peak"], anonymous())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield held
-    finally:
-        done.set()
-        watcher.join()
-        held["peak"] = max(held["peak"], anonymous())
-
-
-def anonymous() -> int:
-    """Bytes of anonymous memory, where the system tells them."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
-
-
 def describe(options: argparse.Namespace, found: dict[str, dict[str, Any]]) -> str:
     """The table, with the machine beside it."""
     import torch
 
-    size = SIZES[options.size]
+    shape = checkpoints.SHAPES[options.size]
     passes = found["passes"]
-    gradient = size.largest_gradient()
+    gradient = shape.largest_gradient()
     bound = passes["activations"] + gradient + ALLOWANCE
     medians = {name: statistics.median(took) for name, took in passes["seconds"].items()}
     # Of neighbouring runs, so that a machine whose speed drifts says little.
@@ -327,11 +225,12 @@ def describe(options: argparse.Namespace, found: dict[str, dict[str, Any]]) -> s
         )
     )
     lines = [
-        f"# Calibration of two experts: {size.name}, bfloat16",
+        f"# Calibration of two experts: {shape.bytes() / 2e9:.1f} B parameters, bfloat16",
         "",
-        f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch "
-        f"{torch.__version__}; weights of a model {size.bytes() / 1e9:.1f} GB; {options.samples} "
-        f"samples an expert, {options.max_length} tokens each.",
+        f"{measure.machine()}, torch {torch.__version__}; sensmerge {sensmerge.__version__} at "
+        f"{measure.commit()}, {time.strftime('%Y-%m-%d')}; weights of a model "
+        f"{shape.bytes() / 1e9:.1f} GB; {options.samples} samples an expert, {options.max_length} "
+        "tokens each.",
         "",
         "| memory mode | sensitivity | alignment | peak anonymous memory | of the bound |",
         "|---|---:|---:|---:|---:|",
@@ -358,23 +257,18 @@ def describe(options: argparse.Namespace, found: dict[str, dict[str, Any]]) -> s
     ]
     if "naive" in medians:
         lines.append(f"| naively: all gradients held, products in torch | {medians['naive']:.2f} |")
-    lines += ["", f"The reduction adds {100 * overhead:.1f} % (median of neighbouring runs)."]
+    lines += [
+        "",
+        f"The reduction adds {100 * overhead:.1f} % (median of neighbouring runs). Only reading as "
+        f"many bytes as weights and gradients have takes {medians['read']:.2f} s, "
+        f"{100 * medians['read'] / medians['empty']:.1f} % of the pass.",
+    ]
     return "\n".join(lines) + "\n"
 
 
 def clock(seconds: float) -> str:
     """Minutes and seconds."""
     return f"{seconds // 60:.0f}:{seconds % 60:04.1f}"
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

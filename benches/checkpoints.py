@@ -7,6 +7,7 @@ one file a model, the same header in all, which is what the floor reads.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -49,9 +50,20 @@ class Shape:
             }
         return found | {"model.norm.weight": (hidden,), "lm_head.weight": (self.vocabulary, hidden)}
 
+    def bytes(self) -> int:
+        """Bytes of a model in bfloat16."""
+        return 2 * sum(math.prod(shape) for shape in self.tensors().values())
+
+    def largest_gradient(self) -> int:
+        """Bytes of the largest tensor's gradient in bfloat16."""
+        return 2 * max(math.prod(shape) for shape in self.tensors().values())
+
     def config(self) -> dict[str, Any]:
         """What ``config.json`` says of it: mergekit asks it for the number of blocks."""
         return {
+            "model_type": "llama",
+            "architectures": ["LlamaForCausalLM"],
+            "dtype": "bfloat16",
             "hidden_size": self.hidden,
             "intermediate_size": self.intermediate,
             "num_hidden_layers": self.blocks,
@@ -78,11 +90,11 @@ def names(experts: int) -> list[str]:
     return ["base", *(f"expert{place}" for place in range(experts))]
 
 
-def llama(folder: Path, size: str, experts: int) -> dict[str, tuple[int, ...]]:
+def llama(folder: Path, size: str, experts: int) -> Shape:
     """A family in the shape of a Llama; made only if it is not there already."""
     shape = SHAPES[size]
     _make(folder, shape.tensors(), experts, {"size": asdict(shape)}, shape.config())
-    return shape.tensors()
+    return shape
 
 
 def small_tensors(folder: Path, experts: int, count: int, entries: int) -> None:
@@ -90,7 +102,8 @@ def small_tensors(folder: Path, experts: int, count: int, entries: int) -> None:
     tensors: dict[str, tuple[int, ...]] = {
         f"model.layers.{place % 100}.t{place}.weight": (entries,) for place in range(count)
     }
-    _make(folder, tensors, experts, {"small": [count, entries]}, {})
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    _make(folder, tensors, experts, {"small": [count, entries]}, config)
 
 
 def _make(
@@ -101,7 +114,7 @@ def _make(
     config: dict[str, Any],
 ) -> None:
     mark = folder / "specification.json"
-    text = json.dumps(specification | {"experts": experts, "version": 2})
+    text = json.dumps(specification | {"experts": experts, "version": 3})
     if mark.is_file() and mark.read_text() == text:
         return
     mark.unlink(missing_ok=True)
@@ -109,7 +122,6 @@ def _make(
     (folder / "calibration.json").unlink(missing_ok=True)
     models = names(experts)
     header = _header(tensors)
-    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]} | config
     files = []
     for name in models:
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -134,7 +146,7 @@ def _header(tensors: dict[str, tuple[int, ...]]) -> bytes:
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in tensors.items():
-        start, end = end, end + 2 * int(np.prod(shape))
+        start, end = end, end + 2 * math.prod(shape)
         entries[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(entries).encode()
     text += b" " * (-len(text) % 8)
@@ -144,7 +156,7 @@ def _header(tensors: dict[str, tuple[int, ...]]) -> bytes:
 def _parameters(
     draw: np.random.Generator, name: str, shape: tuple[int, ...]
 ) -> NDArray[np.float32]:
-    found = draw.standard_normal(int(np.prod(shape)), dtype=np.float32) * np.float32(0.02)
+    found = draw.standard_normal(math.prod(shape), dtype=np.float32) * np.float32(0.02)
     return found + np.float32(1) if "norm" in name else found
 
 

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def run(command: Sequence[str | Path], *, cold: Sequence[Path] = ()) -> Taken:
     def watch() -> None:
         nonlocal peak
         while not ended.wait(0.02):
-            peak = max(peak, _anonymous(child.pid))
+            peak = max(peak, anonymous(child.pid))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -68,7 +69,28 @@ def run(command: Sequence[str | Path], *, cold: Sequence[Path] = ()) -> Taken:
     return Taken(seconds, peak)
 
 
-def _anonymous(process: int) -> int:
+@contextmanager
+def watched() -> Iterator[dict[str, int]]:
+    """Anonymous memory of this process in bytes: ``before``, and its ``peak`` within."""
+    held = {"before": anonymous(), "peak": 0}
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.01):
+            held["peak"] = max(held["peak"], anonymous())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield held
+    finally:
+        done.set()
+        watcher.join()
+        held["peak"] = max(held["peak"], anonymous())
+
+
+def anonymous(process: int | str = "self") -> int:
+    """Bytes of a process's anonymous memory; 0 where the system does not tell."""
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:

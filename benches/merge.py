@@ -299,7 +299,7 @@ def bench(options: argparse.Namespace) -> str:
     """Measure what the options ask for; the table."""
     floor = build_floor()
     folder = options.folder / options.size
-    tensors = checkpoints.llama(folder, options.size, EXPERTS)
+    shape = checkpoints.llama(folder, options.size, EXPERTS)
     family = Bench(folder, floor, options)
     works = [work for work in WORKS if options.only in work.name]
     if options.scaling:
@@ -312,8 +312,7 @@ def bench(options: argparse.Namespace) -> str:
         work = next(work for work in WORKS if work.name == "task_arithmetic")
         work = replace(work, times=None)
         small = _in_turns(options, {"": (Bench(folder, floor, options), work)})[""]
-    entries = sum(_product(shape) for shape in tensors.values())
-    table = _table(options, entries, works, rows, small)
+    table = _table(options, shape.bytes() // 2, works, rows, small)
     if not (options.sync or options.cold or options.only):
         work = next(work for work in WORKS if work.name == "task_arithmetic")
         pairs = family.in_memory(work, options.runs)
@@ -388,13 +387,6 @@ def build_floor() -> Path:
     messages = map(json.loads, built.stdout.splitlines())
     found = [message["executable"] for message in messages if message.get("executable")]
     return Path(found[-1])
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    product = 1
-    for length in shape:
-        product *= length
-    return product
 
 
 def _title(options: argparse.Namespace) -> str:
