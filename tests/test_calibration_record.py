@@ -141,6 +141,8 @@ def put(key: str, value: Any) -> Any:
         ),
         ("base", 3, "base: input should be a valid string"),
         ("options", [], "options: expected a mapping"),
+        ("options.new", [float("inf")], "options: a number is not finite"),
+        ("seconds.new", float("nan"), "seconds.new: input should be a finite number"),
     ],
 )
 def test_files_that_are_no_calibration(

@@ -255,10 +255,10 @@ class _File(_Strict):
     outside: _Outside
     order: Names
     alignment: list[list[Amount]]
-    options: dict[str, Any]
+    options: Annotated[dict[str, Any], AfterValidator(lambda options: _finite(options))]
     notes: list[str]
     versions: dict[str, str]
-    seconds: dict[str, float]
+    seconds: dict[str, FiniteFloat]
 
     def calibration(self) -> Calibration:
         """What the file says, its parts held against each other."""
@@ -290,6 +290,14 @@ def _distinct(names: list[str]) -> list[str]:
     if len(set(names)) < len(names):
         raise ValueError("a layer is named twice")
     return names
+
+
+def _finite(options: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(options, allow_nan=False)
+    except ValueError:
+        raise ValueError("a number is not finite") from None
+    return options
 
 
 def _matrix(key: str, values: list[list[float]], rows: int, columns: int) -> Matrix:
