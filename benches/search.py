@@ -241,8 +241,9 @@ def describe(options: argparse.Namespace, found: dict[str, dict[str, Any]]) -> s
 
     shape = checkpoints.SHAPES[options.size]
     held = found["activations"]["bytes"]
+    kept = options.samples * shape.blocks * options.max_length * shape.hidden * 2
     gradient = shape.largest_gradient()
-    bound = shape.bytes() + held + gradient + ALLOWANCE
+    bound = shape.bytes() + held + kept + gradient + ALLOWANCE
     lines = [
         f"# Learning and tuning: {shape.bytes() / 2e9:.1f} B parameters, bfloat16",
         "",
@@ -270,7 +271,8 @@ def describe(options: argparse.Namespace, found: dict[str, dict[str, Any]]) -> s
     lines += [
         "",
         f"The bound, {bound / 1e6:.0f} MB, is the model ({shape.bytes() / 1e6:.0f} MB), what one "
-        f"sample's forward pass with its loss holds ({held / 1e6:.0f} MB), the largest gradient "
+        f"sample's forward pass with its loss holds ({held / 1e6:.0f} MB), the inputs of the "
+        f"blocks for all samples ({kept / 1e6:.0f} MB), the largest gradient "
         f"({gradient / 1e6:.0f} MB) and {ALLOWANCE // 10**6} MB; "
         f"{found['learn-few']['before'] / 1e6:.0f} MB are held by Python and torch before.",
         "",

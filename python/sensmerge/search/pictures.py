@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from sensmerge.report.figures import STYLE, labels, png
 
@@ -118,6 +118,9 @@ def _draw_trials(axes: Axes, found: Tuned, key: str, symbol: str, results: list[
     if best:
         axes.plot(best, found.best.objective, "*", color=_STAR, ms=12, label="best trial", zorder=5)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(symbol)
 
 
