@@ -13,7 +13,7 @@ use sensmerge_core::kernel::distance::squared_distance;
 use sensmerge_core::kernel::elect::{elect_sign, sum_of_signs};
 use sensmerge_core::kernel::finite::{has_infinite, has_nan};
 use sensmerge_core::kernel::random_drop::drop_and_rescale;
-use sensmerge_core::kernel::sensitivity::sum_abs_product;
+use sensmerge_core::kernel::sensitivity::{sum_abs_product, sum_abs_product_stored};
 use sensmerge_core::kernel::sum::l1;
 use sensmerge_core::kernel::task_vector::subtract;
 use sensmerge_core::kernel::trim::{count_equal, trim, trim_exact};
@@ -74,6 +74,12 @@ const KERNELS: &[(&str, Kernel)] = &[
     ("weighted_sum", |b| weighted_sum(&b.rows, &b.weights, &mut b.out)),
     ("scale_and_add", |b| scale_and_add(&b.base, b.factor, &mut b.delta)),
     ("sum_abs_product", |b| keep_result(sum_abs_product(&b.base, &b.delta))),
+    ("sum_abs_product, bfloat16", |b| {
+        keep_result(sum_abs_product_stored::<f32>(Float::Bf16, &b.bfloat16, &b.bfloat16));
+    }),
+    ("sum_abs_product, float16", |b| {
+        keep_result(sum_abs_product_stored::<f32>(Float::F16, &b.float16, &b.float16));
+    }),
     ("dot", |b| keep_result(dot(&b.base, &b.delta))),
     ("squared_distance", |b| keep_result(squared_distance(&b.base, &b.delta))),
 ];

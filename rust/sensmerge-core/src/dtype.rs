@@ -191,12 +191,28 @@ pub trait Real:
     /// The bits of `|self|`: they order as magnitudes do, NaN above infinity.
     fn magnitude(self) -> Self::Magnitude;
 
+    /// One little-endian float16, exactly.
+    fn read_f16(entry: [u8; 2]) -> Self;
+    /// One little-endian bfloat16, exactly.
+    fn read_bf16(entry: [u8; 2]) -> Self;
+    /// One little-endian float32, exactly.
+    fn read_f32(entry: [u8; 4]) -> Self;
+    /// One little-endian float64, rounded to nearest even where this type is narrower.
+    fn read_f64(entry: [u8; 8]) -> Self;
+
     /// Read entries of dtype `from`, little-endian at any alignment. Exact, but for float64 into
     /// f32, which is rounded to nearest even.
     ///
     /// # Panics
     /// If `bytes` does not hold exactly `out.len()` entries.
-    fn widen(from: Float, bytes: &[u8], out: &mut [Self]);
+    fn widen(from: Float, bytes: &[u8], out: &mut [Self]) {
+        match from {
+            Float::F16 => read(bytes, out, Self::read_f16),
+            Float::Bf16 => read(bytes, out, Self::read_bf16),
+            Float::F32 => read(bytes, out, Self::read_f32),
+            Float::F64 => read(bytes, out, Self::read_f64),
+        }
+    }
 
     /// Store entries as dtype `to`, rounded once, to nearest even. Subnormals are kept, NaN stays
     /// NaN, and what is out of range becomes infinite.
@@ -236,13 +252,24 @@ impl Real for f32 {
         (self.to_bits() & 0x7fff_ffff).cast_signed()
     }
 
-    fn widen(from: Float, bytes: &[u8], out: &mut [Self]) {
-        match from {
-            Float::F16 => read(bytes, out, |entry| f16_to_f32(u16::from_le_bytes(entry))),
-            Float::Bf16 => read(bytes, out, |entry| bf16_to_f32(u16::from_le_bytes(entry))),
-            Float::F32 => read(bytes, out, f32::from_le_bytes),
-            Float::F64 => read(bytes, out, |entry| f64::from_le_bytes(entry) as f32),
-        }
+    #[inline]
+    fn read_f16(entry: [u8; 2]) -> Self {
+        f16_to_f32(u16::from_le_bytes(entry))
+    }
+
+    #[inline]
+    fn read_bf16(entry: [u8; 2]) -> Self {
+        bf16_to_f32(u16::from_le_bytes(entry))
+    }
+
+    #[inline]
+    fn read_f32(entry: [u8; 4]) -> Self {
+        Self::from_le_bytes(entry)
+    }
+
+    #[inline]
+    fn read_f64(entry: [u8; 8]) -> Self {
+        f64::from_le_bytes(entry) as Self
     }
 
     fn narrow(values: &[Self], to: Float, out: &mut [u8]) {
@@ -285,13 +312,24 @@ impl Real for f64 {
         (self.to_bits() & 0x7fff_ffff_ffff_ffff).cast_signed()
     }
 
-    fn widen(from: Float, bytes: &[u8], out: &mut [Self]) {
-        match from {
-            Float::F16 => read(bytes, out, |entry| f16_to_f32(u16::from_le_bytes(entry)).into()),
-            Float::Bf16 => read(bytes, out, |entry| bf16_to_f32(u16::from_le_bytes(entry)).into()),
-            Float::F32 => read(bytes, out, |entry| f32::from_le_bytes(entry).into()),
-            Float::F64 => read(bytes, out, f64::from_le_bytes),
-        }
+    #[inline]
+    fn read_f16(entry: [u8; 2]) -> Self {
+        f32::read_f16(entry).into()
+    }
+
+    #[inline]
+    fn read_bf16(entry: [u8; 2]) -> Self {
+        f32::read_bf16(entry).into()
+    }
+
+    #[inline]
+    fn read_f32(entry: [u8; 4]) -> Self {
+        f32::from_le_bytes(entry).into()
+    }
+
+    #[inline]
+    fn read_f64(entry: [u8; 8]) -> Self {
+        Self::from_le_bytes(entry)
     }
 
     fn narrow(values: &[Self], to: Float, out: &mut [u8]) {
@@ -302,6 +340,16 @@ impl Real for f64 {
             Float::F64 => write(values, out, f64::to_le_bytes),
         }
     }
+}
+
+/// Bytes as entries of `N` each.
+///
+/// # Panics
+/// If the length is no whole number of entries.
+pub(crate) fn entries<const N: usize>(bytes: &[u8]) -> &[[u8; N]] {
+    let (entries, rest) = bytes.as_chunks();
+    assert!(rest.is_empty(), "entries do not match their bytes");
+    entries
 }
 
 fn read<const N: usize, T: Copy>(bytes: &[u8], out: &mut [T], entry: impl Fn([u8; N]) -> T) {

@@ -6,8 +6,7 @@ use rayon::prelude::*;
 use super::tensor::BLOCK;
 use crate::dtype::{Float, Real};
 use crate::error::{Error, Result};
-use crate::kernel::distance::squared_distance;
-use crate::kernel::sensitivity;
+use crate::kernel::{distance, sensitivity};
 
 /// Blocks that a thread takes at a time.
 const BLOCKS: usize = 16;
@@ -48,8 +47,12 @@ impl<'b> Buffer<'b> {
     }
 
     pub(super) fn read<T: Real>(&self, start: usize, out: &mut [T]) {
+        T::widen(self.dtype, self.stored(start, out.len()), out);
+    }
+
+    fn stored(&self, start: usize, length: usize) -> &'b [u8] {
         let size = self.dtype.size();
-        T::widen(self.dtype, &self.bytes[start * size..(start + out.len()) * size], out);
+        &self.bytes[start * size..(start + length) * size]
     }
 
     fn row(&self, row: usize, columns: usize) -> Self {
@@ -77,9 +80,9 @@ impl<'b> Buffer<'b> {
 pub fn sum_abs_product(theta: Buffer, gradient: Buffer) -> Result<f64> {
     gradient.check_length("gradient", theta.len())?;
     if theta.dtype == Float::F64 || gradient.dtype == Float::F64 {
-        Ok(sum_blocks::<f64>(theta, gradient, sensitivity::sum_abs_product))
+        Ok(sum_blocks(theta, gradient, &Kernel::<f64>::SUM_ABS_PRODUCT))
     } else {
-        Ok(sum_blocks::<f32>(theta, gradient, sensitivity::sum_abs_product))
+        Ok(sum_blocks(theta, gradient, &Kernel::<f32>::SUM_ABS_PRODUCT))
     }
 }
 
@@ -98,32 +101,45 @@ pub fn row_distances(a: Buffer, b: Buffer, rows: usize) -> Result<Vec<f64>> {
     let distance = |index: usize| {
         let (a, b) = (a.row(index, columns), b.row(index, columns));
         let squared = if double {
-            sum_blocks::<f64>(a, b, squared_distance)
+            sum_blocks(a, b, &Kernel::<f64>::SQUARED_DISTANCE)
         } else {
-            sum_blocks::<f32>(a, b, squared_distance)
+            sum_blocks(a, b, &Kernel::<f32>::SQUARED_DISTANCE)
         };
         squared.sqrt()
     };
     Ok((0..rows).into_par_iter().map(distance).collect())
 }
 
-/// Apply `kernel` to blocks of both buffers and add the results in index order.
-fn sum_blocks<T: Real>(a: Buffer, b: Buffer, kernel: fn(&[T], &[T]) -> f64) -> f64 {
+/// A sum over pairs of entries: of numbers, and of entries that are stored in one dtype.
+struct Kernel<T> {
+    wide: fn(&[T], &[T]) -> f64,
+    stored: fn(Float, &[u8], &[u8]) -> f64,
+}
+
+impl<T: Real> Kernel<T> {
+    const SUM_ABS_PRODUCT: Self = Self {
+        wide: sensitivity::sum_abs_product,
+        stored: sensitivity::sum_abs_product_stored::<T>,
+    };
+    const SQUARED_DISTANCE: Self =
+        Self { wide: distance::squared_distance, stored: distance::squared_distance_stored::<T> };
+}
+
+/// Apply a kernel to blocks of both buffers and add the results in index order.
+fn sum_blocks<T: Real>(a: Buffer, b: Buffer, kernel: &Kernel<T>) -> f64 {
+    let of_block = |block: usize| {
+        let start = block * BLOCK;
+        let length = BLOCK.min(a.len() - start);
+        if a.dtype == b.dtype {
+            return (kernel.stored)(a.dtype, a.stored(start, length), b.stored(start, length));
+        }
+        let (mut left, mut right) = ([T::ZERO; BLOCK], [T::ZERO; BLOCK]);
+        let (left, right) = (&mut left[..length], &mut right[..length]);
+        a.read(start, left);
+        b.read(start, right);
+        (kernel.wide)(left, right)
+    };
     let blocks = a.len().div_ceil(BLOCK);
-    let sums: Vec<f64> = (0..blocks)
-        .into_par_iter()
-        .with_min_len(BLOCKS)
-        .map_init(
-            || (vec![T::ZERO; BLOCK], vec![T::ZERO; BLOCK]),
-            |(left, right), block| {
-                let start = block * BLOCK;
-                let length = BLOCK.min(a.len() - start);
-                let (left, right) = (&mut left[..length], &mut right[..length]);
-                a.read(start, left);
-                b.read(start, right);
-                kernel(left, right)
-            },
-        )
-        .collect();
+    let sums: Vec<f64> = (0..blocks).into_par_iter().with_min_len(BLOCKS).map(of_block).collect();
     sums.iter().sum()
 }

@@ -1,7 +1,7 @@
 //! Squared L2 distance, of logits for one (Sens-Merging, Eq. 4).
 
-use super::sum::sum;
-use crate::dtype::Real;
+use super::sum::{sum, sum_stored};
+use crate::dtype::{Float, Real};
 
 /// `Σ_j (a_j − b_j)²`: differences in the computing type, squares and sums in float64, of a fixed
 /// shape.
@@ -10,10 +10,22 @@ use crate::dtype::Real;
 /// If the lengths differ.
 #[must_use]
 pub fn squared_distance<T: Real>(a: &[T], b: &[T]) -> f64 {
-    sum(a, b, |a, b| {
-        let difference = (a - b).to_f64();
-        difference * difference
-    })
+    sum(a, b, term)
+}
+
+/// The same, bit for bit, of little-endian entries of one dtype.
+///
+/// # Panics
+/// If the lengths differ or are no whole number of entries.
+#[must_use]
+pub fn squared_distance_stored<T: Real>(dtype: Float, a: &[u8], b: &[u8]) -> f64 {
+    sum_stored(dtype, a, b, term::<T>)
+}
+
+#[inline]
+fn term<T: Real>(a: T, b: T) -> f64 {
+    let difference = (a - b).to_f64();
+    difference * difference
 }
 
 #[cfg(test)]
@@ -29,6 +41,12 @@ mod tests {
             let expected: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(a - b).powi(2)).sum();
             prop_assert!((squared_distance(&a, &b) - expected).abs() <= 1e-12 * expected);
             prop_assert_eq!(squared_distance(&a, &a), 0.0);
+
+            let bytes = |values: &[f32]| -> Vec<u8> {
+                values.iter().flat_map(|value| value.to_le_bytes()).collect()
+            };
+            let stored = squared_distance_stored::<f32>(Float::F32, &bytes(&a), &bytes(&b));
+            prop_assert_eq!(stored.to_bits(), squared_distance(&a, &b).to_bits());
         }
     }
 }

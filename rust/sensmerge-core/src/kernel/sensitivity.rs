@@ -1,8 +1,8 @@
 //! First-order sensitivity: how much the loss would change without a parameter (Sens-Merging,
 //! Eq. 1 and 2).
 
-use super::sum::sum;
-use crate::dtype::Real;
+use super::sum::{sum, sum_stored};
+use crate::dtype::{Float, Real};
 
 /// `Σ_j |θ_j · g_j|`: products in the computing type, sums in float64, of a fixed shape.
 ///
@@ -10,7 +10,21 @@ use crate::dtype::Real;
 /// If the lengths differ.
 #[must_use]
 pub fn sum_abs_product<T: Real>(theta: &[T], gradient: &[T]) -> f64 {
-    sum(theta, gradient, |theta, gradient| (theta * gradient).abs().to_f64())
+    sum(theta, gradient, term)
+}
+
+/// The same, bit for bit, of little-endian entries of one dtype.
+///
+/// # Panics
+/// If the lengths differ or are no whole number of entries.
+#[must_use]
+pub fn sum_abs_product_stored<T: Real>(dtype: Float, theta: &[u8], gradient: &[u8]) -> f64 {
+    sum_stored(dtype, theta, gradient, term::<T>)
+}
+
+#[inline]
+fn term<T: Real>(theta: T, gradient: T) -> f64 {
+    (theta * gradient).abs().to_f64()
 }
 
 #[cfg(test)]
@@ -27,6 +41,24 @@ mod tests {
             let expected: f64 = terms.sum();
             let found = sum_abs_product(&theta, &gradient);
             prop_assert!((found - expected).abs() <= 1e-12 * expected);
+        }
+
+        #[test]
+        fn stored_entries_give_the_same_bits(theta in vector(finite())) {
+            let gradient: Vec<f32> = theta.iter().rev().map(|value| value * 0.3).collect();
+            for dtype in [Float::F16, Float::Bf16, Float::F32, Float::F64] {
+                let stored = |values: &[f32]| {
+                    let mut bytes = vec![0; values.len() * dtype.size()];
+                    f32::narrow(values, dtype, &mut bytes);
+                    let mut wide = vec![0.0_f32; values.len()];
+                    f32::widen(dtype, &bytes, &mut wide);
+                    (bytes, wide)
+                };
+                let ((theta, wide_theta), (gradient, wide)) = (stored(&theta), stored(&gradient));
+                let expected = sum_abs_product(&wide_theta, &wide);
+                let found = sum_abs_product_stored::<f32>(dtype, &theta, &gradient);
+                prop_assert_eq!(found.to_bits(), expected.to_bits());
+            }
         }
     }
 }
