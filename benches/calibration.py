@@ -78,7 +78,9 @@ def run_part(part: str, options: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, __file__, "--part", part]
     for name in ("size", "samples", "max_length", "rounds"):
         command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    # As the command sets it.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -127,7 +129,10 @@ def calibration(memory: str) -> Callable[[argparse.Namespace], dict[str, Any]]:
     """The whole job, as the command does it."""
 
     def measured(_: argparse.Namespace) -> dict[str, Any]:
-        import sensmerge.calibration.run  # so that torch counts as there before
+        # So that torch and transformers count as there before.
+        from transformers import LlamaForCausalLM  # noqa: F401
+
+        import sensmerge.calibration.run
 
         with measure.watched() as memory_held:
             found = sensmerge.calibrate(WORK / "recipe.yaml", progress=False, memory=memory)
@@ -151,6 +156,8 @@ def passes(options: argparse.Namespace) -> dict[str, Any]:
     model = models.load(source, "stored")
     layers = models.parameter_layers(model, source.path).of
 
+    count = 2
+
     def empty() -> None:
         handles = [
             parameter.register_post_accumulate_grad_hook(
@@ -158,13 +165,14 @@ def passes(options: argparse.Namespace) -> dict[str, Any]:
             )
             for parameter in model.parameters()
         ]
-        sensitivity.loss(model, sample).backward()
+        for _ in range(count):
+            sensitivity.loss(model, sample).backward()
         for handle in handles:
             handle.remove()
 
     def reduced() -> None:
         sensitivity.measure(
-            model, layers, [sample], expert="e0", threads=None, advance=lambda _: None
+            model, layers, [sample] * count, expert="e0", threads=None, advance=lambda _: None
         )
 
     def naive() -> None:
@@ -188,16 +196,18 @@ def passes(options: argparse.Namespace) -> dict[str, Any]:
     with measure.watched() as held:
         value = sensitivity.loss(model, sample)
     del value
-    ways: dict[str, Callable[[], None]] = {"empty": empty, "reduced": reduced, "read": read}
+    ways: dict[str, tuple[Callable[[], None], int]] = {
+        "empty": (empty, count), "reduced": (reduced, count), "read": (read, 1),
+    }  # fmt: skip
     if options.size == "1b":
-        ways["naive"] = naive
+        ways["naive"] = naive, 1
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(options.rounds):
         # In turns, so that a machine whose speed drifts drifts for all.
-        for name, way in ways.items():
+        for name, (way, passes) in ways.items():
             start = time.perf_counter()
             way()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append((time.perf_counter() - start) / passes)
     return {"seconds": seconds, "activations": held["peak"] - held["before"]}
 
 
@@ -247,8 +257,8 @@ def describe(options: argparse.Namespace, found: dict[str, dict[str, Any]]) -> s
         f"The bound, {bound / 1e6:.0f} MB, is what one sample's forward pass with its loss holds "
         f"({passes['activations'] / 1e6:.0f} MB), the largest gradient "
         f"({gradient / 1e6:.0f} MB) and {ALLOWANCE // 10**6} MB; "
-        f"{found['whole']['before'] / 1e6:.0f} MB are held by Python and torch before anything is "
-        "loaded.",
+        f"{found['whole']['before'] / 1e6:.0f} MB are held by Python, torch and transformers "
+        "before anything is loaded.",
         "",
         f"| one sample, forward and backward, median of {options.rounds} | seconds |",
         "|---|---:|",

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from sensmerge.calibration.blocks import run
-from sensmerge.calibration.sensitivity import groups, return_freed
+from sensmerge.calibration.heap import return_freed
+from sensmerge.calibration.sensitivity import groups
 from sensmerge.errors import InputError
 
 if TYPE_CHECKING:
