@@ -69,7 +69,11 @@ def _draw_weights(rows: list[Axes], history: History) -> None:
         axes.plot(places, after[expert], color=colour, lw=1.2, marker="o", ms=3, label="after")
         axes.set_ylim(low - room, high + room)
         axes.set_title(f"Weights of {labels(history.tasks)[expert]}", fontsize=9, loc="left")
-        axes.legend(frameon=False, fontsize=8, loc="upper right")
+        # Beside the title, where no line runs.
+        axes.legend(
+            frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2,
+            borderpad=0, borderaxespad=0.2,
+        )  # fmt: skip
         axes.set_xticks([])
     if len(history.groups) <= _NAMED:
         names = [group.removeprefix("model.") for group in history.groups]
@@ -91,6 +95,8 @@ def tuned_png(found: Tuned) -> bytes:
         for axes, (key, symbol, results) in zip(panels, columns, strict=True):
             _draw_trials(axes, found, key, symbol, results)
         panels[0].set_ylabel("mean loss on the samples searched with, nats a token")
+        title = f"a point a trial; lines: the least of {2 * _REACH + 1} neighbours"
+        panels[0].set_title(title, fontsize=9, loc="left")
         panels[-1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
         return png(figure)
 
@@ -127,6 +133,12 @@ def _draw_trials(axes: Axes, found: Tuned, key: str, symbol: str, results: list[
 _STAR = "#d1495b"
 
 
-def _running_least(losses: list[float], reach: int = 3) -> list[float]:
+# Neighbours on either side.
+_REACH = 3
+
+
+def _running_least(losses: list[float]) -> list[float]:
     """The least loss of the neighbours: other settings vary too, and only raise it."""
-    return [min(losses[max(0, place - reach) : place + reach + 1]) for place in range(len(losses))]
+    return [
+        min(losses[max(0, place - _REACH) : place + _REACH + 1]) for place in range(len(losses))
+    ]
