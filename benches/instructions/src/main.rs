@@ -9,7 +9,7 @@ use sensmerge_core::dtype::{Float, Real};
 use sensmerge_core::kernel::bracket::{Bracket, Counts, count_and_collect};
 use sensmerge_core::kernel::derivative::{disjoint_derivative, dot};
 use sensmerge_core::kernel::disjoint::{Agreement, Divisor, disjoint};
-use sensmerge_core::kernel::distance::squared_distance;
+use sensmerge_core::kernel::distance::{squared_distance, squared_distance_stored};
 use sensmerge_core::kernel::elect::{elect_sign, sum_of_signs};
 use sensmerge_core::kernel::finite::{has_infinite, has_nan};
 use sensmerge_core::kernel::random_drop::drop_and_rescale;
@@ -82,6 +82,9 @@ const KERNELS: &[(&str, Kernel)] = &[
     }),
     ("dot", |b| keep_result(dot(&b.base, &b.delta))),
     ("squared_distance", |b| keep_result(squared_distance(&b.base, &b.delta))),
+    ("squared_distance, bfloat16", |b| {
+        keep_result(squared_distance_stored::<f32>(Float::Bf16, &b.bfloat16, &b.bfloat16));
+    }),
 ];
 
 /// What kernels read and write.
