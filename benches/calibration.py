@@ -38,6 +38,9 @@ SPARE = 15 * 10**9
 # What a process may hold beside activations and one gradient: the interpreter, torch, the rest.
 ALLOWANCE = 300 * 10**6
 
+# Of one call: what a call does once, an expert's samples share.
+PASSES = 2
+
 SIZES = ("1b", "7b")
 
 
@@ -156,8 +159,6 @@ def passes(options: argparse.Namespace) -> dict[str, Any]:
     model = models.load(source, "stored")
     layers = models.parameter_layers(model, source.path).of
 
-    count = 2
-
     def empty() -> None:
         handles = [
             parameter.register_post_accumulate_grad_hook(
@@ -165,14 +166,14 @@ def passes(options: argparse.Namespace) -> dict[str, Any]:
             )
             for parameter in model.parameters()
         ]
-        for _ in range(count):
+        for _ in range(PASSES):
             sensitivity.loss(model, sample).backward()
         for handle in handles:
             handle.remove()
 
     def reduced() -> None:
         sensitivity.measure(
-            model, layers, [sample] * count, expert="e0", threads=None, advance=lambda _: None
+            model, layers, [sample] * PASSES, expert="e0", threads=None, advance=lambda _: None
         )
 
     def naive() -> None:
@@ -197,17 +198,17 @@ def passes(options: argparse.Namespace) -> dict[str, Any]:
         value = sensitivity.loss(model, sample)
     del value
     ways: dict[str, tuple[Callable[[], None], int]] = {
-        "empty": (empty, count), "reduced": (reduced, count), "read": (read, 1),
+        "empty": (empty, PASSES), "reduced": (reduced, PASSES), "read": (read, 1),
     }  # fmt: skip
     if options.size == "1b":
         ways["naive"] = naive, 1
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(options.rounds):
         # In turns, so that a machine whose speed drifts drifts for all.
-        for name, (way, passes) in ways.items():
+        for name, (way, times) in ways.items():
             start = time.perf_counter()
             way()
-            seconds[name].append((time.perf_counter() - start) / passes)
+            seconds[name].append((time.perf_counter() - start) / times)
     return {"seconds": seconds, "activations": held["peak"] - held["before"]}
 
 

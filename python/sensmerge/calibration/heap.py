@@ -30,9 +30,13 @@ class Heap:
         self._most = 0
 
     def tidy(self) -> None:
-        """Look, and give freed memory back where too much of it waits."""
-        self._most = max(self._most, _in_use())
-        if _resident() > self._beside + self._most + _WAITING:
+        """Look, and give freed memory back where too much of it waits.
+
+        Nothing is done where glibc does not say what is in use.
+        """
+        used = _in_use()
+        self._most = max(self._most, used)
+        if used and _resident() > self._beside + self._most + _WAITING:
             return_freed()
 
 

@@ -184,7 +184,7 @@ class _Reduction:
         self.sums: dict[str, float] = {}
         self.last = False
         self.heap = Heap()
-        # They wait meanwhile.
+        # Torch's own wait meanwhile.
         self._threads = threads or torch.get_num_threads()
         # A parameter that is both input embedding and output head, whose gradient comes in two
         # parts where the blocks between them are run one at a time.

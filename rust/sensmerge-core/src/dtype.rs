@@ -342,16 +342,6 @@ impl Real for f64 {
     }
 }
 
-/// Bytes as entries of `N` each.
-///
-/// # Panics
-/// If the length is no whole number of entries.
-pub(crate) fn entries<const N: usize>(bytes: &[u8]) -> &[[u8; N]] {
-    let (entries, rest) = bytes.as_chunks();
-    assert!(rest.is_empty(), "entries do not match their bytes");
-    entries
-}
-
 fn read<const N: usize, T: Copy>(bytes: &[u8], out: &mut [T], entry: impl Fn([u8; N]) -> T) {
     let (entries, rest) = bytes.as_chunks::<N>();
     assert!(rest.is_empty() && entries.len() == out.len(), "entries do not match their bytes");

@@ -5,7 +5,7 @@
 //! in halves. Floating-point addition is not associative, so the compiler may vectorise this shape
 //! but not choose another.
 
-use crate::dtype::{Float, Real, entries};
+use crate::dtype::{Float, Real};
 use crate::processor::widest;
 
 const LANES: usize = 16;
@@ -33,6 +33,12 @@ pub(super) fn sum_stored<T: Real>(
         Float::F32 => sum(entries(a), entries(b), |a, b| term(T::read_f32(a), T::read_f32(b))),
         Float::F64 => sum(entries(a), entries(b), |a, b| term(T::read_f64(a), T::read_f64(b))),
     }
+}
+
+fn entries<const N: usize>(bytes: &[u8]) -> &[[u8; N]] {
+    let (entries, rest) = bytes.as_chunks();
+    assert!(rest.is_empty(), "entries do not match their bytes");
+    entries
 }
 
 widest! {
