@@ -26,7 +26,7 @@ import checkpoints
 import measure
 import sensmerge
 from checkpoints import Shape
-from sensmerge.layers import block_of
+from sensmerge.models.layers import block_of
 from words import write_samples, write_tokenizer
 
 WORK = Path(__file__).parent / "experts"
@@ -148,16 +148,16 @@ def passes(options: argparse.Namespace) -> dict[str, Any]:
     """Activations of one sample, and a sample's backward pass with and without the reduction."""
     import torch
 
-    from sensmerge.calibration import models, samples, sensitivity
+    from sensmerge.calibration import loading, samples, sensitivity
 
-    source = models.open_source("e0", WORK / "e0", None)
+    source = loading.open_source("e0", WORK / "e0", None)
     task = samples.load(
         WORK / "e0.jsonl", "e0.jsonl", source.tokenizer,
         count=1, seed=0, max_length=options.max_length, positions="completion",
     )  # fmt: skip
     sample = task.samples[0]
-    model = models.load(source, "stored")
-    layers = models.parameter_layers(model, source.path).of
+    model = loading.load(source, "stored")
+    layers = loading.parameter_layers(model, source.path).of
 
     def empty() -> None:
         handles = [

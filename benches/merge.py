@@ -176,7 +176,7 @@ class Bench:
 
         from sensmerge import _core
         from sensmerge.calibration.record import Calibration, Expert, TaskRecord
-        from sensmerge.layers import block_of, layer_of
+        from sensmerge.models.layers import block_of, layer_of
 
         path = self.folder / "calibration.json"
         if path.is_file():

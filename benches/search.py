@@ -114,14 +114,14 @@ def activations(options: argparse.Namespace) -> dict[str, Any]:
     """Anonymous memory that one sample's forward pass with its loss holds."""
     import torch
 
-    from sensmerge.calibration import models, samples, sensitivity
+    from sensmerge.calibration import loading, samples, sensitivity
 
-    source = models.open_source("expert0", WORK / "expert0", None)
+    source = loading.open_source("expert0", WORK / "expert0", None)
     task = samples.load(
         WORK / "expert0.jsonl", "expert0.jsonl", source.tokenizer,
         count=1, seed=0, max_length=options.max_length, positions="completion",
     )  # fmt: skip
-    model = models.load(source, "stored")
+    model = loading.load(source, "stored")
     with torch.no_grad():
         sensitivity.loss(model, task.samples[0])
     with measure.watched() as held:

@@ -14,7 +14,7 @@ import sensmerge
 import torch_oracle as oracle
 from families import Family, add_tokens, llama_family, remove_tokenizer
 from sensmerge import Calibration, InputError, Recipe
-from sensmerge.calibration import alignment, models
+from sensmerge.calibration import alignment, loading
 from sensmerge.calibration.samples import Sample
 
 
@@ -168,7 +168,7 @@ def test_the_blocks_of_one_model_at_most_are_held(
     family = llama_family(tmp_path, experts=4, layers=1)
     held: list[weakref.ref[Any]] = []
     most = []
-    load = models.load
+    load = loading.load
 
     def holds_blocks(reference: weakref.ref[Any]) -> bool:
         model = reference()
@@ -182,7 +182,7 @@ def test_the_blocks_of_one_model_at_most_are_held(
         most.append(sum(map(holds_blocks, held)))
         return model
 
-    monkeypatch.setattr(models, "load", counted)
+    monkeypatch.setattr(loading, "load", counted)
     oracle.calibrated(family)
     # Once each for sensitivity, and once each for alignment, of which the heads are kept.
     assert most == [1] * 8

@@ -17,7 +17,7 @@ import sensmerge
 import torch_oracle as oracle
 from families import Family, edit_weights, llama_family
 from sensmerge import Calibration, InputError, Recipe, _core
-from sensmerge.calibration import models, sensitivity
+from sensmerge.calibration import loading, sensitivity
 
 
 def test_alpha_tau_and_sigma_are_the_oracles(family: Family, measured: Calibration) -> None:
@@ -106,7 +106,7 @@ def test_most_of_the_bytes_say_the_stored_dtype(tmp_path: Path) -> None:
         tensors["model.norm.weight"] = tensors["model.norm.weight"].float()
 
     edit_weights(tmp_path / "e0", widen)
-    assert models.stored_dtype(tmp_path / "e0") == torch.bfloat16
+    assert loading.stored_dtype(tmp_path / "e0") == torch.bfloat16
     assert oracle.calibrated(family, dtype="stored").sensitivity.all()
 
 
@@ -173,7 +173,7 @@ def test_an_expert_without_samples_is_named(family: Family) -> None:
 def test_what_can_be_refused_is_refused_before_a_model_is_loaded(
     family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "load", None)
+    monkeypatch.setattr(loading, "load", None)
     family = family.copy(tmp_path)
     edit_weights(
         tmp_path / "e1",
@@ -238,7 +238,7 @@ def test_folders_that_cannot_be_run_are_refused(
         sensmerge.calibrate(Recipe.from_dict(data, folder=tmp_path), progress=False)
     # An adapter beside the weights would be applied here, where PEFT is installed, and not there.
     (tmp_path / "e1" / "adapter_config.json").write_text("{}")
-    monkeypatch.setattr(models, "find_spec", lambda name: sys if name == "peft" else None)
+    monkeypatch.setattr(loading, "find_spec", lambda name: sys if name == "peft" else None)
     with pytest.raises(InputError, match=r"e1: transformers would apply the adapter"):
         oracle.calibrated(family)
     (tmp_path / "e1" / "config.json").unlink()

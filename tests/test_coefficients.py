@@ -13,11 +13,11 @@ from ruamel.yaml import YAML
 import sensmerge
 from families import tensor_family
 from sensmerge import Calibration, InputError, Recipe, _core
-from sensmerge.layers import block_of, layer_of
-from sensmerge.mergekit import mergekit_recipe
-from sensmerge.merging import as_mergekit
-from sensmerge.scaling import task_specific
-from sensmerge.settings import resolve, resolve_first
+from sensmerge.models.layers import block_of, layer_of
+from sensmerge.recipe.numbers import resolve, resolve_first
+from sensmerge.scaling.mergekit import mergekit_recipe
+from sensmerge.scaling.sigma import task_specific
+from sensmerge.workflow import as_mergekit
 from test_scaling import found, measured
 
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from sensmerge.layers import block_of, blocks, layer_of
+from sensmerge.models.layers import block_of, blocks, layer_of
 
 
 def test_a_block_is_the_name_up_to_its_first_number() -> None:

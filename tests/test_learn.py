@@ -19,8 +19,8 @@ from sensmerge import InputError, Recipe
 from sensmerge.cli import commands
 from sensmerge.search import descent, memorised, tasks
 from sensmerge.search.descent import Options, Problem
+from sensmerge.search.groups import setting
 from sensmerge.search.history import History, Step
-from sensmerge.search.weights import setting
 
 SAMPLES = {"samples": 4, "mode": "off"}
 LAMBDA = 0.6

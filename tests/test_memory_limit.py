@@ -28,7 +28,7 @@ import sys
 from pathlib import Path
 
 import sensmerge
-from sensmerge.calibration import models, run
+from sensmerge.calibration import loading, run
 
 folder, margin = Path(sys.argv[1]), int(sys.argv[2])
 
@@ -42,8 +42,8 @@ used = next(int(line.split()[1]) * 1024 for line in status if line.startswith("V
 resource.setrlimit(resource.RLIMIT_DATA, (used + margin, resource.RLIM_INFINITY))
 calibrated("large.yaml").save(folder / "calibration.json")
 
-mapped = models.mapped
-models.mapped = lambda path: {name: tensor.clone() for name, tensor in mapped(path).items()}
+mapped = loading.mapped
+loading.mapped = lambda path: {name: tensor.clone() for name, tensor in mapped(path).items()}
 calibrated("large.yaml")
 """
 

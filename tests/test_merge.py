@@ -17,8 +17,8 @@ import pytest
 import sensmerge
 from families import Family, llama_family, tensor_family
 from sensmerge import Calibration, Recipe
-from sensmerge.mergekit import mergekit_recipe
-from sensmerge.settings import resolve
+from sensmerge.recipe.numbers import resolve
+from sensmerge.scaling.mergekit import mergekit_recipe
 
 
 def merge(family: Family, out: Path, method: str = "task_arithmetic", **keys: Any) -> Any:

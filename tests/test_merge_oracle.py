@@ -13,7 +13,7 @@ import sensmerge
 from families import SHAPES, Arrays, tensor_family
 from sensmerge import Calibration, Recipe, _core, reference
 from sensmerge.calibration.record import Expert, TaskRecord
-from sensmerge.layers import layer_of
+from sensmerge.models.layers import layer_of
 
 METHODS = ["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"]
 BLOCKS = ["model.layers.0", "model.layers.1", "model.layers.10"]

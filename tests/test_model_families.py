@@ -12,10 +12,10 @@ import transformers
 from safetensors.torch import load_file
 
 from families import word_tokenizer
-from sensmerge.calibration import alignment, blocks, models
+from sensmerge.calibration import alignment, blocks, loading
 from sensmerge.calibration.runner import Opened, Runner
 from sensmerge.calibration.samples import Sample
-from sensmerge.layers import layer_of
+from sensmerge.models.layers import layer_of
 
 LAYERS = 3
 
@@ -111,7 +111,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def opened(path: Path, memory: str, device: str = "cpu") -> tuple[Runner, Opened]:
     runner = Runner(memory, device, "float32")
-    return runner, runner.open(models.open_source(path.name, path, None))
+    return runner, runner.open(loading.open_source(path.name, path, None))
 
 
 def plain(path: Path) -> Any:
@@ -177,7 +177,7 @@ def test_alignment_is_that_of_full_logits(pair: Path, device: str) -> None:
 
 def test_what_loading_converts_is_noted(pair: Path) -> None:
     runner, model = opened(pair / "one", "stream")
-    assert bool(models.copied_bytes(model.model)) == bool(runner.notes) == (pair.name in FUSED)
+    assert bool(loading.copied_bytes(model.model)) == bool(runner.notes) == (pair.name in FUSED)
     assert all("are converted when they are loaded" in note for note in runner.notes)
     assert not opened(pair / "one", "whole")[0].notes
 

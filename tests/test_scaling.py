@@ -9,7 +9,7 @@ import pytest
 from sensmerge import Calibration, InputError, reference
 from sensmerge.calibration.record import Expert, TaskRecord
 from sensmerge.recipe import Sensitivity
-from sensmerge.scaling import Coefficients, coefficients, cross_task
+from sensmerge.scaling.sigma import Coefficients, coefficients, cross_task
 
 
 def measured(count: int = 3, layers: int = 4) -> Calibration:

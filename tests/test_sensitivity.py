@@ -13,9 +13,9 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 import torch_oracle as oracle
 from families import Family, byte_tokenizer, edit_weights, llama_family
 from sensmerge import Calibration, InputError, _core
-from sensmerge.calibration import models, sensitivity
+from sensmerge.calibration import loading, sensitivity
 from sensmerge.calibration.samples import Sample
-from sensmerge.layers import layer_of
+from sensmerge.models.layers import layer_of
 
 
 def layers_of(model: Any) -> dict[str, str]:
@@ -275,7 +275,7 @@ def test_names_that_transformers_changes_when_loading(tmp_path: Path) -> None:
     )
     model.save_pretrained(tmp_path)
     stored = {tensor.name for tensor in _core.Checkpoint(tmp_path).tensors}
-    layers = models.parameter_layers(model, tmp_path)
+    layers = loading.parameter_layers(model, tmp_path)
     assert layers.tied == {}
     assert set(layers.of.values()) == {layer_of(name) for name in stored}
     assert "embed_out" in layers.of.values()
@@ -286,4 +286,4 @@ def test_a_parameter_without_a_tensor_is_refused(family: Family, tmp_path: Path)
     family = family.copy(tmp_path)
     edit_weights(tmp_path / "e0", lambda tensors: tensors.pop("model.norm.weight"))
     with pytest.raises(InputError, match=r"no tensor for the layer of parameter 'model.norm.weig"):
-        models.parameter_layers(model, tmp_path / "e0")
+        loading.parameter_layers(model, tmp_path / "e0")

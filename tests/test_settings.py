@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from sensmerge.settings import numbers, resolve, resolve_first
+from sensmerge.recipe.numbers import numbers, resolve, resolve_first
 
 
 def test_nothing_said_is_the_default() -> None:

@@ -15,7 +15,7 @@ import sensmerge
 import torch_oracle as oracle
 from families import Family, llama_family
 from sensmerge import Calibration, InputError, Recipe
-from sensmerge.calibration import alignment, models, sensitivity, weights
+from sensmerge.calibration import alignment, loading, mapped, sensitivity
 from sensmerge.calibration.stream import Stream
 
 
@@ -28,9 +28,9 @@ def calibrated(family: Family, **options: Any) -> Calibration:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_every_layer_is_that_of_the_whole_model(tmp_path: Path, dtype: str, tied: bool) -> None:
     family = llama_family(tmp_path, experts=1, dtype=dtype, tied=tied)
-    source = models.open_source("e0", tmp_path / "e0", None)
-    model = models.load(source, "stored")
-    layers = models.parameter_layers(model, source.path).of
+    source = loading.open_source("e0", tmp_path / "e0", None)
+    model = loading.load(source, "stored")
+    layers = loading.parameter_layers(model, source.path).of
     samples = oracle.samples_of(family, 0)
     settings: Any = {"expert": "e0", "threads": 1, "advance": lambda _: None}
     whole = sensitivity.measure(model, layers, samples, **settings)
@@ -47,9 +47,9 @@ def test_every_layer_is_that_of_the_whole_model(tmp_path: Path, dtype: str, tied
 
 def test_samples_that_go_apart_give_what_they_give_together(tmp_path: Path) -> None:
     family = llama_family(tmp_path, experts=1, tied=True)
-    source = models.open_source("e0", tmp_path / "e0", None)
-    model = models.load(source, "stored")
-    layers = models.parameter_layers(model, source.path).of
+    source = loading.open_source("e0", tmp_path / "e0", None)
+    model = loading.load(source, "stored")
+    layers = loading.parameter_layers(model, source.path).of
     samples = oracle.samples_of(family, 0)
     settings: Any = {"expert": "e0", "threads": 1, "advance": lambda _: None}
     stream = Stream(model, layers)
@@ -87,9 +87,9 @@ def test_the_memory_and_the_device_are_checked(family: Family) -> None:
 
 def test_weights_are_the_files_themselves(tmp_path: Path) -> None:
     llama_family(tmp_path, experts=1, dtype="bfloat16")
-    found = weights.mapped(tmp_path / "e0")
-    model = models.load(models.open_source("e0", tmp_path / "e0", None), "stored")
-    held = {tensor.data_ptr() for tensor in weights.mapped(tmp_path / "e0").values()}
+    found = mapped.mapped(tmp_path / "e0")
+    model = loading.load(loading.open_source("e0", tmp_path / "e0", None), "stored")
+    held = {tensor.data_ptr() for tensor in mapped.mapped(tmp_path / "e0").values()}
     # Another mapping of the same files has other addresses: the model's are those of its own.
     assert held.isdisjoint(tensor.data_ptr() for tensor in found.values())
     maps = Path("/proc/self/maps").read_text().splitlines()
@@ -109,15 +109,15 @@ def test_what_is_finished_is_not_measured_again(
     family = llama_family(tmp_path, experts=3)
     expected = calibrated(family)
     loaded: list[str] = []
-    load = models.load
+    load = loading.load
 
-    def counted(source: models.Source, dtype: str) -> Any:
+    def counted(source: loading.Source, dtype: str) -> Any:
         loaded.append(source.name)
         if len(loaded) == 3:
             raise KeyboardInterrupt
         return load(source, dtype)
 
-    monkeypatch.setattr(models, "load", counted)
+    monkeypatch.setattr(loading, "load", counted)
     file = tmp_path / "calibration.json"
     with pytest.raises(KeyboardInterrupt):
         calibrated(family, keep=file)

@@ -266,7 +266,7 @@ def test_auto_is_refused_where_nothing_is_searched(family: Family, measured: Cal
     ):
         with pytest.raises(InputError, match=r"parameters\.lambda: auto is what"):
             verb()
-    shown = sensmerge.merging.plan(asked)
+    shown = sensmerge.workflow.plan(asked)
     assert any("auto is searched for by a merge" in note for note in shown.notes)
 
 

@@ -13,7 +13,7 @@ import sensmerge
 from families import Family, word_tokenizer
 from sensmerge import Calibration, Recipe
 from sensmerge.calibration import samples
-from sensmerge.layers import layer_of
+from sensmerge.models.layers import layer_of
 
 SAMPLES = 4
 

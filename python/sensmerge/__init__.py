@@ -19,13 +19,14 @@ from sensmerge.errors import InputError
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration, calibrate
-    from sensmerge.memory import merge_into, merge_tensors
-    from sensmerge.merging import MergeResult, merge
+    from sensmerge.merging.disk import MergeResult
+    from sensmerge.merging.memory import merge_into, merge_tensors
     from sensmerge.models import Models, open_models
     from sensmerge.recipe import Recipe
-    from sensmerge.scaling import Coefficients, coefficients
+    from sensmerge.scaling.sigma import Coefficients, coefficients
     from sensmerge.search.descent import learn
     from sensmerge.search.trials import tune
+    from sensmerge.workflow import merge
 
 __version__ = "0.1.0"
 
@@ -48,16 +49,16 @@ __all__ = [
 
 _HOMES = {
     "Calibration": "sensmerge.calibration",
-    "Coefficients": "sensmerge.scaling",
-    "MergeResult": "sensmerge.merging",
+    "Coefficients": "sensmerge.scaling.sigma",
+    "MergeResult": "sensmerge.merging.disk",
     "Models": "sensmerge.models",
     "Recipe": "sensmerge.recipe",
     "calibrate": "sensmerge.calibration",
-    "coefficients": "sensmerge.scaling",
+    "coefficients": "sensmerge.scaling.sigma",
     "learn": "sensmerge.search.descent",
-    "merge": "sensmerge.merging",
-    "merge_into": "sensmerge.memory",
-    "merge_tensors": "sensmerge.memory",
+    "merge": "sensmerge.workflow",
+    "merge_into": "sensmerge.merging.memory",
+    "merge_tensors": "sensmerge.merging.memory",
     "open_models": "sensmerge.models",
     "tune": "sensmerge.search.trials",
 }

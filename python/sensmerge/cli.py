@@ -100,16 +100,16 @@ def merge(
 
     Calibrates first if the recipe has a `sensitivity:` section and no --calibration is given.
     """
-    from sensmerge import merging
+    from sensmerge import workflow
 
     loaded = _load(recipe)
     measured = _load_calibration(calibration)
     if dry_run:
-        plan = merging.plan(loaded, calibration=measured, max_shard_size=max_shard_size)
+        plan = workflow.plan(loaded, calibration=measured, max_shard_size=max_shard_size)
         if not quiet:
             click.echo(plan.describe())
         return
-    result = merging.merge(
+    result = workflow.merge(
         loaded,
         out,
         calibration=measured,
@@ -174,17 +174,19 @@ def calibrate(
 )
 def coefficients(recipe: Path, calibration: Path | None, form: str) -> None:
     """Print the coefficients of every expert and layer."""
-    from sensmerge import merging, scaling
+    from sensmerge import workflow
+    from sensmerge.scaling import sigma
+    from sensmerge.scaling.matching import matching
 
     loaded = _load(recipe)
     if calibration is None:
         raise InputError("--calibration: name the file that `sensmerge calibrate` wrote")
-    measured = merging.matching(loaded, _require_calibration(calibration))
-    found = scaling.coefficients(measured, loaded)
+    measured = matching(loaded, _require_calibration(calibration))
+    found = sigma.coefficients(measured, loaded)
     if form == "json":
         click.echo(found.to_json())
     elif form == "mergekit":
-        click.echo(merging.as_mergekit(loaded, found), nl=False)
+        click.echo(workflow.as_mergekit(loaded, found), nl=False)
     else:
         click.echo(found.table())
 
@@ -374,7 +376,7 @@ def report(source: Path, output: Path, png: Path | None, recipe: Path | None) ->
 @click.argument("model", type=_PATH)
 def inspect(model: Path) -> None:
     """List the tensors, dtypes, sizes and layers of MODEL."""
-    from sensmerge.inspection import describe
+    from sensmerge.models.inspection import describe
 
     click.echo(describe(model))
 
@@ -394,9 +396,9 @@ def _calibrated(
     recipe: Recipe, given: Path | None, output: Path, threads: int | None, quiet: bool
 ) -> Calibration | None:
     """The calibration that a search needs: given, or measured and kept beside its output."""
-    from sensmerge import merging
+    from sensmerge.scaling.matching import needs_calibration
 
-    if given is not None or not merging.needs_calibration(recipe):
+    if given is not None or not needs_calibration(recipe):
         return _load_calibration(given)
     from sensmerge.calibration import calibrate, forget
 

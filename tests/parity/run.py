@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import sensmerge
 from families import llama_family
 from sensmerge import Recipe
-from sensmerge.merging import as_mergekit
+from sensmerge.workflow import as_mergekit
 
 MERGEKIT = "mergekit==0.1.5"
 WEIGHTS = [0.6, 0.9, 1.3]

@@ -48,9 +48,8 @@ def calibrate(
     from sensmerge.calibration.run import run
     from sensmerge.recipe import Recipe
 
-    loaded = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     return run(
-        loaded,
+        Recipe.of(recipe),
         progress=progress,
         threads=threads,
         memory=memory,

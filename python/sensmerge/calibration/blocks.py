@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from sensmerge.errors import InputError
-from sensmerge.layers import block_of
+from sensmerge.models.layers import block_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -16,10 +16,10 @@ from sensmerge.calibration import samples
 from sensmerge.calibration.kept import Kept, Part
 from sensmerge.calibration.record import Calibration, Expert
 from sensmerge.errors import InputError
-from sensmerge.layers import block_of, blocks
+from sensmerge.models.folders import resolve
+from sensmerge.models.layers import block_of, blocks
 from sensmerge.progress import bar
 from sensmerge.recipe import Sensitivity
-from sensmerge.sources import resolve
 
 try:
     import torch
@@ -29,7 +29,7 @@ except ImportError as error:
         f"calibration needs torch and transformers ({error}); pip install 'sensmerge[calibrate]'"
     ) from None
 
-from sensmerge.calibration import alignment, models
+from sensmerge.calibration import alignment, loading
 from sensmerge.calibration.runner import Runner
 from sensmerge.calibration.surroundings import quiet_transformers, torch_threads
 
@@ -96,16 +96,16 @@ def run(
 _MEASURED = {"positions", "distance", "dtype", "samples", "max_length", "seed"}
 
 
-def open_sources(recipe: Recipe) -> list[models.Source]:
+def open_sources(recipe: Recipe) -> list[loading.Source]:
     """The files and the tokenizer of every expert of a recipe."""
     base = None if recipe.base_model is None else resolve(recipe.base_model, recipe.folder)
     return [
-        models.open_source(expert.model, resolve(expert.model, recipe.folder), base)
+        loading.open_source(expert.model, resolve(expert.model, recipe.folder), base)
         for expert in recipe.experts
     ]
 
 
-def _check_blocks(sources: list[models.Source]) -> None:
+def _check_blocks(sources: list[loading.Source]) -> None:
     """Refuse experts that do not have the same decoder blocks."""
     first, *others = [
         blocks(tensor.name for tensor in _core.Checkpoint(str(source.path)).tensors)
@@ -124,13 +124,13 @@ def _ends(found: list[str]) -> str:
     return f"{found[0]} to {found[-1]}" if found else "none"
 
 
-def check_tokens(sources: list[models.Source], tasks: list[samples.Task]) -> None:
+def check_tokens(sources: list[loading.Source], tasks: list[samples.Task]) -> None:
     """Refuse experts whose tokens differ, and samples with a token that one does not know."""
     for place, source in enumerate(sources):
         for other in sources[:place]:
-            models.check_same_tokens(other, source)
+            loading.check_same_tokens(other, source)
     for source in sources:
-        size = models.known_tokens(source)
+        size = loading.known_tokens(source)
         for task, owner in zip(tasks, sources, strict=True):
             for sample in task.samples:
                 if max(sample.ids) >= size:
@@ -143,7 +143,7 @@ def check_tokens(sources: list[models.Source], tasks: list[samples.Task]) -> Non
 
 
 def _sensitivities(
-    sources: list[models.Source],
+    sources: list[loading.Source],
     tasks: list[samples.Task],
     runner: Runner,
     kept: Kept,
@@ -165,7 +165,7 @@ def _sensitivities(
             if part is None:
                 opened = runner.open(source)
                 sums, loss = runner.sensitivity(opened, task.samples, threads, advance)
-                size = models.vocabulary(opened.model)
+                size = loading.vocabulary(opened.model)
                 expert = Expert(source.name, fingerprint, size, loss, task.record)
                 part = Part(expert, sums, opened.layers.tied)
                 kept.add(part)
@@ -178,7 +178,7 @@ def _sensitivities(
 
 
 def _alignments(
-    sources: list[models.Source],
+    sources: list[loading.Source],
     tasks: list[samples.Task],
     experts: list[Expert],
     options: Sensitivity,
@@ -232,7 +232,7 @@ def _order(parts: list[Part]) -> list[str]:
     return list(max(parts, key=lambda part: len(part.of)).of)
 
 
-def _by_layer(source: models.Source, sums: Part, order: list[str]) -> dict[str, float]:
+def _by_layer(source: loading.Source, sums: Part, order: list[str]) -> dict[str, float]:
     """One expert's sums for the layers that all have; a tied layer has what it is tied to."""
     found = dict(sums.of)
     found |= {layer: sums.of[home] for layer, home in sums.tied.items()}
@@ -251,7 +251,7 @@ def _tied_to(sums: Part, home: str) -> list[str]:
 
 
 def _notes(
-    sources: list[models.Source],
+    sources: list[loading.Source],
     tasks: list[samples.Task],
     parts: list[Part],
 ) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sensmerge import _core
-from sensmerge.calibration import alignment, models, sensitivity
+from sensmerge.calibration import alignment, loading, sensitivity
 from sensmerge.calibration.stream import Stream
 from sensmerge.errors import InputError
 
@@ -45,7 +45,7 @@ class Opened:
 
     name: str
     model: PreTrainedModel
-    layers: models.Layers
+    layers: loading.Layers
     stream: Stream | None
     streamed: bool
 
@@ -76,7 +76,7 @@ class Runner:
         self._dtype = dtype
         self.notes: list[str] = []
 
-    def open(self, source: models.Source) -> Opened:
+    def open(self, source: loading.Source) -> Opened:
         """Load an expert.
 
         Raises:
@@ -86,8 +86,8 @@ class Runner:
         streamed = self._memory == "stream"
         if self._memory == "auto":
             streamed = weights > _SHARE * free_memory(self._device)
-        model = models.load(source, "stored" if streamed else self._dtype)
-        layers = models.parameter_layers(model, source.path)
+        model = loading.load(source, "stored" if streamed else self._dtype)
+        layers = loading.parameter_layers(model, source.path)
         dtype = torch.float32 if self._dtype == "float32" else None
         try:
             stream = Stream(model, layers.of, device=self._device, dtype=dtype)
@@ -95,10 +95,10 @@ class Runner:
             if self._memory == "stream":
                 raise InputError(f"{source.path}: {error}") from None
             if streamed:
-                model = models.load(source, self._dtype)
+                model = loading.load(source, self._dtype)
                 self._note(f"expert '{source.name}' was run whole, though memory is short: {error}")
             return Opened(source.name, _moved(model, self._device), layers, None, False)
-        copied = models.copied_bytes(model)
+        copied = loading.copied_bytes(model)
         if streamed and copied > _SMALL * weights:
             self._note(
                 f"expert '{source.name}': {copied / 1e9:.1f} GB of its weights are converted when "

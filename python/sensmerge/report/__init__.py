@@ -13,7 +13,7 @@ from sensmerge.errors import InputError
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
-    from sensmerge.scaling import Coefficients
+    from sensmerge.scaling.sigma import Coefficients
 
 __all__ = ["write", "write_for"]
 
@@ -66,9 +66,9 @@ def write_for(
         InputError: The source is neither, or cannot be read.
     """
     from sensmerge.calibration import Calibration
+    from sensmerge.merging.sidecars import CALIBRATION_FILE, RECIPE_FILE
     from sensmerge.recipe import Recipe, Sensitivity
-    from sensmerge.scaling import coefficients
-    from sensmerge.sidecars import CALIBRATION_FILE, RECIPE_FILE
+    from sensmerge.scaling.sigma import coefficients
 
     options = Sensitivity()
     if source.is_dir():

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from sensmerge.scaling import Coefficients, Matrix
+    from sensmerge.scaling.sigma import Coefficients, Matrix
 
 TOP = 5
 

@@ -12,7 +12,7 @@ from sensmerge.report import figures
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
-    from sensmerge.scaling import Coefficients
+    from sensmerge.scaling.sigma import Coefficients
 
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
 

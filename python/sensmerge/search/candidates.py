@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from sensmerge import _core
-from sensmerge.calibration import models as torch_models
+from sensmerge.calibration import loading
+from sensmerge.calibration.mapped import mapped
 from sensmerge.calibration.sensitivity import as_bytes, dtype_name
-from sensmerge.calibration.weights import mapped
 from sensmerge.errors import InputError
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Candidate:
         if home is not None:
             tensors = {home: gradient}
         else:
-            tensors = torch_models.before_renaming(self.model, parameter, gradient)
+            tensors = loading.before_renaming(self.model, parameter, gradient)
             tensors = {_stored(name, self._tensors, self.model): g for name, g in tensors.items()}
         return {
             name: self._prepared.derivatives(name, _view(g), dtype_name(g))
@@ -117,11 +117,11 @@ class Candidate:
         return {step["name"] for step in plan["tensors"] if step["content"] == "merge"}
 
     def _assembled(self) -> PreTrainedModel:
-        return torch_models.assemble(self._path, dict(self._tensors), self._dtype)
+        return loading.assemble(self._path, dict(self._tensors), self._dtype)
 
 
 def _running(path: Any) -> torch.dtype:
-    stored = torch_models.stored_dtype(path)
+    stored = loading.stored_dtype(path)
     # Gradients of float16 models are often below the smallest number that float16 holds.
     return torch.float32 if stored == torch.float16 else stored
 

@@ -22,23 +22,23 @@ import numpy as np
 import torch
 
 from sensmerge import __version__
-from sensmerge.calibration import models as torch_models
+from sensmerge.calibration import loading
 from sensmerge.calibration.blocks import run
 from sensmerge.calibration.runner import KEPT_SHARE, free_memory
 from sensmerge.calibration.sensitivity import cross_entropy
 from sensmerge.calibration.stream import Stream
 from sensmerge.calibration.surroundings import quiet_transformers, torch_threads
 from sensmerge.errors import InputError
-from sensmerge.merging import coefficients_for, loaded, needs_calibration
+from sensmerge.merging.numbers import core_recipe
 from sensmerge.models import open_models
-from sensmerge.plan import core_recipe
 from sensmerge.progress import bar
 from sensmerge.recipe import Recipe, Sensitivity, to_yaml
+from sensmerge.scaling.matching import coefficients_for, needs_calibration
 from sensmerge.search import distill, memorised, tasks
 from sensmerge.search.candidates import Candidate
 from sensmerge.search.gradients import differentiate
+from sensmerge.search.groups import GROUPS, Matrix, Weights, with_weights
 from sensmerge.search.history import History, Step
-from sensmerge.search.weights import GROUPS, Matrix, Weights, with_weights
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
@@ -155,7 +155,7 @@ class Problem:
         self.tasks = tasks.load(recipe, sensitivity, self.models, options.validation)
         self._candidate = Candidate(self.models, core, dtype=sensitivity.dtype, threads=threads)
         model = self._candidate.model
-        layers = torch_models.parameter_layers(model, self.models.template.path)
+        layers = loading.parameter_layers(model, self.models.template.path)
         try:
             self._stream: Stream | None = Stream(model, layers.of)
         except InputError:
@@ -243,7 +243,7 @@ def learn(
         InputError: Recipe, calibration, models or samples cannot be used as they are.
         KeyboardInterrupt: Ctrl-C was pressed; finished steps are kept.
     """
-    recipe, options = loaded(recipe), options or Options()
+    recipe, options = Recipe.of(recipe), options or Options()
     options.check()
     recipe, notes = started(recipe)
     if calibration is None and needs_calibration(recipe):

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from sensmerge.errors import InputError
 
 if TYPE_CHECKING:
-    from sensmerge.search.weights import Matrix, Weights
+    from sensmerge.search.groups import Matrix, Weights
 
 
 @dataclass(frozen=True)

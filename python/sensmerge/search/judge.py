@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sensmerge.errors import InputError
-from sensmerge.merging import matching, needs_calibration
+from sensmerge.merging.numbers import core_recipe
 from sensmerge.models import open_models
-from sensmerge.plan import core_recipe
 from sensmerge.recipe import Sensitivity
-from sensmerge.scaling import coefficients
+from sensmerge.scaling.matching import matching, needs_calibration
+from sensmerge.scaling.sigma import coefficients
 from sensmerge.search import tasks
 from sensmerge.search.candidates import Candidate
 

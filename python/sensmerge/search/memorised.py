@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sensmerge.calibration import models as torch_models
+from sensmerge.calibration import loading
 from sensmerge.search.tasks import sample_losses
 
 if TYPE_CHECKING:
@@ -33,11 +33,11 @@ def notes(models: Models, tasks: list[Task]) -> list[str]:
     of_base: list[list[float]] | None = None
     if models.base is not None:
         tokenizer = tasks[0].source.tokenizer
-        base = torch_models.Source(models.base.name, models.base.path, tokenizer, True)
-        of_base = sample_losses(torch_models.load(base, "stored"), [task.search for task in tasks])
+        base = loading.Source(models.base.name, models.base.path, tokenizer, True)
+        of_base = sample_losses(loading.load(base, "stored"), [task.search for task in tasks])
     found = []
     for place, task in enumerate(tasks):
-        model = torch_models.load(task.source, "stored")
+        model = loading.load(task.source, "stored")
         search, validation = sample_losses(model, [task.search, task.validation])
         del model
         found += judge(task.name, search, validation, None if of_base is None else of_base[place])

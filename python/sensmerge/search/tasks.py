@@ -18,12 +18,12 @@ from sensmerge.calibration import samples as calibration_samples
 from sensmerge.calibration.run import check_tokens, open_sources
 from sensmerge.calibration.sensitivity import loss
 from sensmerge.errors import InputError
-from sensmerge.sources import read_config
+from sensmerge.models.folders import read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from sensmerge.calibration.models import Source
+    from sensmerge.calibration.loading import Source
     from sensmerge.calibration.samples import Sample
     from sensmerge.models import Models
     from sensmerge.recipe import Recipe, Sensitivity

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 from sensmerge import __version__
 from sensmerge.calibration.surroundings import quiet_transformers, torch_threads
 from sensmerge.errors import InputError
-from sensmerge.merging import loaded, needs_calibration
 from sensmerge.progress import bar
 from sensmerge.recipe import DEFAULT_TEMPERATURE, to_yaml
+from sensmerge.scaling.matching import needs_calibration
+from sensmerge.search.groups import moved
 from sensmerge.search.judge import Judge, Objective
 from sensmerge.search.lines import EVALUATIONS, minimise
 from sensmerge.search.settings import SPARSE, Settings
-from sensmerge.search.weights import moved
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
@@ -227,7 +227,7 @@ def tune(
     """
     from sensmerge.search.study import Study
 
-    recipe, options = loaded(recipe), options or Options()
+    recipe, options = Recipe.of(recipe), options or Options()
     options.check()
     options.objective.check(len(recipe.experts))
     if calibration is None and needs_calibration(recipe):

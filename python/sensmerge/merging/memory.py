@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from sensmerge import _core
 from sensmerge.errors import InputError
-from sensmerge.merging import coefficients_for, loaded
+from sensmerge.merging.numbers import core_recipe
 from sensmerge.models import Models, open_models
-from sensmerge.plan import core_recipe
+from sensmerge.scaling.matching import coefficients_for
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
@@ -71,7 +71,7 @@ def merge_tensors(
         InputError: Recipe, models or calibration cannot be used as they are, or the result has a
             dtype that NumPy does not know.
     """
-    recipe = loaded(recipe)
+    recipe = Recipe.of(recipe)
     models = _models(recipe, tensors)
     core = core_recipe(recipe, coefficients_for(recipe, calibration), models)
     planned = _planned(core, models)
@@ -109,7 +109,7 @@ def merge_into(
         InputError: As :func:`merge_tensors`; or a tensor has no place in the model, or one of
             another shape, dtype or device.
     """
-    recipe = loaded(recipe)
+    recipe = Recipe.of(recipe)
     models = _models(recipe, tensors)
     core = core_recipe(recipe, coefficients_for(recipe, calibration), models)
     places: Tensors = model if isinstance(model, Mapping) else model.state_dict()

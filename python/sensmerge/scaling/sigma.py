@@ -151,7 +151,7 @@ def coefficients(calibration: Calibration, recipe: Recipe | Sensitivity) -> Coef
     experts = [expert.model for expert in calibration.experts]
     if isinstance(recipe, Recipe) and experts != [expert.model for expert in recipe.experts]:
         # Other names, or another order: the rows are those of the same weights.
-        from sensmerge.merging import matching
+        from sensmerge.scaling.matching import matching
 
         calibration = matching(recipe, calibration)
         experts = [expert.model for expert in recipe.experts]

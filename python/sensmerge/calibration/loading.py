@@ -13,11 +13,11 @@ import torch
 import transformers
 
 from sensmerge import _core
+from sensmerge.calibration.mapped import mapped
 from sensmerge.calibration.surroundings import quiet_transformers
-from sensmerge.calibration.weights import mapped
 from sensmerge.errors import InputError
-from sensmerge.layers import layer_of
-from sensmerge.sources import tokenizer_files
+from sensmerge.models.folders import tokenizer_files
+from sensmerge.models.layers import layer_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from sensmerge import _core
 from sensmerge.errors import InputError
-from sensmerge.layers import layer_of
-from sensmerge.settings import resolve
+from sensmerge.models.layers import layer_of
+from sensmerge.recipe.numbers import resolve
 
 if TYPE_CHECKING:
     from sensmerge.models import Models

@@ -24,8 +24,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from sensmerge.errors import InputError
+from sensmerge.recipe.numbers import numbers
 from sensmerge.refusals import explain
-from sensmerge.settings import numbers
 
 MethodName = Literal["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"]
 Dtype = Literal["bfloat16", "float16", "float32", "float64"]
@@ -295,6 +295,15 @@ class Recipe(_Strict):
         recipe._folder = Path(folder)
         recipe._check()
         return recipe
+
+    @classmethod
+    def of(cls, recipe: Recipe | str | Path) -> Recipe:
+        """A recipe, read if it is a path.
+
+        Raises:
+            InputError: As :meth:`load`.
+        """
+        return recipe if isinstance(recipe, Recipe) else cls.load(recipe)
 
     @property
     def folder(self) -> Path:

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from sensmerge import _core
 from sensmerge.errors import InputError
-from sensmerge.layers import block_of, blocks, layer_of
 from sensmerge.models import open_models
-from sensmerge.settings import resolve_first
-from sensmerge.sources import resolve
+from sensmerge.models.folders import resolve
+from sensmerge.models.layers import block_of, blocks, layer_of
+from sensmerge.recipe.numbers import resolve_first
 
 if TYPE_CHECKING:
     from sensmerge.models import Model, Models
     from sensmerge.recipe import Recipe
-    from sensmerge.scaling import Coefficients
+    from sensmerge.scaling.sigma import Coefficients
 
 _OUTPUT_HEADS = ("lm_head.weight", "embed_out.weight")
 _INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 from ruamel.yaml import YAML
 
 from sensmerge.errors import InputError
-from sensmerge.layers import block_of, blocks, layer_of
-from sensmerge.settings import resolve, resolve_first
+from sensmerge.models.layers import block_of, blocks, layer_of
+from sensmerge.recipe.numbers import resolve, resolve_first
 
 if TYPE_CHECKING:
     from sensmerge.recipe import Recipe
-    from sensmerge.scaling import Coefficients
+    from sensmerge.scaling.sigma import Coefficients
 
 _OURS = ("sensitivity", "semantics", "seed", "models")
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sensmerge import _core
 from sensmerge.errors import InputError
-from sensmerge.sources import read_config, resolve
+from sensmerge.models.folders import read_config, resolve
 
 if TYPE_CHECKING:
     from sensmerge.recipe import Recipe

@@ -6,13 +6,13 @@ import json
 from typing import TYPE_CHECKING
 
 from sensmerge import __version__
-from sensmerge.plan import model_paths, template
-from sensmerge.sources import own_file, read_config, resolve, tokenizer_files
+from sensmerge.merging.numbers import model_paths, template
+from sensmerge.models.folders import own_file, read_config, resolve, tokenizer_files
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
     from sensmerge.recipe import Recipe
-    from sensmerge.scaling import Coefficients
+    from sensmerge.scaling.sigma import Coefficients
 
 RECIPE_FILE = "sensmerge_recipe.yaml"
 CALIBRATION_FILE = "sensmerge_calibration.json"

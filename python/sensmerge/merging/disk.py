@@ -1,0 +1,151 @@
+"""A merge onto disk: numbers for every tensor become the core's plan, and a model folder.
+
+Nothing here computes with tensors; the compiled core does.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sensmerge import _core
+from sensmerge.merging.numbers import core_recipe, parse_size
+from sensmerge.merging.sidecars import sidecars
+from sensmerge.progress import bytes_bar
+
+if TYPE_CHECKING:
+    from sensmerge.calibration import Calibration
+    from sensmerge.recipe import Recipe
+    from sensmerge.scaling.sigma import Coefficients
+
+DEFAULT_SHARD_SIZE = "5GB"
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """What a merge wrote.
+
+    Attributes:
+        output: The model's folder.
+        tensors: Number of tensors.
+        parameters: Number of parameters.
+        bytes: Size of all tensors.
+        shards: Names of the weight files.
+        seconds: From the start of the merge proper to the last file, calibration not included.
+        notes: What the user should know: rules that were applied, near-uniform coefficients.
+        calibration: What was measured; None for a plain merge.
+        coefficients: The coefficients used; None for a plain merge.
+    """
+
+    output: Path
+    tensors: int
+    parameters: int
+    bytes: int
+    shards: list[str]
+    seconds: float
+    notes: list[str] = field(default_factory=list)
+    calibration: Calibration | None = None
+    coefficients: Coefficients | None = None
+
+    def describe(self) -> str:
+        """One line for the terminal."""
+        files = "file" if len(self.shards) == 1 else "files"
+        return (
+            f"wrote {self.output}: {self.tensors} tensors, {self.parameters:,} parameters, "
+            f"{self.bytes / 1e9:.2f} GB in {len(self.shards)} {files}, {self.seconds:.1f} s"
+        )
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """What a merge would write: the core's plan and the coefficients in it."""
+
+    core: dict[str, Any]
+    coefficients: Coefficients | None
+    notes: list[str]
+
+    def describe(self) -> str:
+        """The plan as text, one line a tensor."""
+        lines = []
+        for tensor in self.core["tensors"]:
+            if tensor["content"] == "copy":
+                made_of = "copied"
+            else:
+                weights = ", ".join(f"{weight:.4f}" for weight in tensor["weights"])
+                made_of = f"{tensor['dtype']}  weights {weights}  lambda {tensor['lambda']:g}"
+            lines.append(f"{tensor['file']}  {tensor['name']}  {made_of}")
+        total = sum(tensor["bytes"] for tensor in self.core["tensors"])
+        lines.append(
+            f"{len(self.core['tensors'])} tensors, {total / 1e9:.2f} GB in "
+            f"{len(self.core['files'])} files; nothing was written"
+        )
+        lines.extend(f"note: {note}" for note in self.notes)
+        return "\n".join(lines)
+
+
+def write(
+    recipe: Recipe,
+    out: str | Path,
+    measured: Calibration | None = None,
+    found: Coefficients | None = None,
+    *,
+    threads: int | None = None,
+    progress: bool = True,
+    max_shard_size: str | int = DEFAULT_SHARD_SIZE,
+    sync: bool = True,
+    overwrite: bool = False,
+    allow_nan: bool = False,
+    chunk_bytes: int | None = None,
+) -> MergeResult:
+    """Merge the models of a recipe whose numbers are all known; see :func:`sensmerge.merge`.
+
+    Args:
+        recipe: The recipe.
+        out: The folder to write.
+        measured: What the coefficients were made from; it is kept beside the weights.
+        found: The coefficients; None for a plain merge.
+        threads: Threads to use; all cores by default.
+        progress: Show a progress bar on a terminal and plain lines elsewhere.
+        max_shard_size: Largest weight file, in bytes or as text such as ``5GB``.
+        sync: Flush the output to disk before returning.
+        overwrite: Replace a model that is already in ``out``; never an input.
+        allow_nan: Let NaN through instead of refusing it.
+        chunk_bytes: Bytes a thread works on at a time.
+
+    Raises:
+        InputError: Recipe, checkpoints or output folder cannot be used as they are.
+        OSError: The disk failed.
+        KeyboardInterrupt: Ctrl-C was pressed; nothing is left behind.
+    """
+    shard_bytes = parse_size(max_shard_size)
+    notes = [] if found is None else found.notes()
+    copies, texts, left_out = sidecars(recipe, found, measured)
+    with bytes_bar("merging", enabled=progress) as report:
+        written = json.loads(
+            _core.merge(
+                json.dumps(core_recipe(recipe, found)),
+                str(out),
+                shard_bytes,
+                copies=copies,
+                texts=texts,
+                threads=threads,
+                chunk_bytes=chunk_bytes,
+                sync=sync,
+                overwrite=overwrite,
+                allow_nan=allow_nan,
+                progress=report,
+            )
+        )
+    return MergeResult(
+        output=Path(out),
+        tensors=written["tensors"],
+        parameters=written["parameters"],
+        bytes=written["bytes"],
+        shards=written["shards"],
+        seconds=written["seconds"],
+        notes=[*notes, *left_out, *written["notes"]],
+        calibration=measured,
+        coefficients=found,
+    )

@@ -1,0 +1,7 @@
+"""Models as they lie on disk or in memory: their folders, tensors, layers and configs."""
+
+from __future__ import annotations
+
+from sensmerge.models.opened import Model, Models, open_models
+
+__all__ = ["Model", "Models", "open_models"]

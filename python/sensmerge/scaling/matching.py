@@ -1,0 +1,72 @@
+"""Which part of a calibration belongs to which recipe."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sensmerge import _core
+from sensmerge.errors import InputError
+from sensmerge.models.folders import resolve
+
+if TYPE_CHECKING:
+    from sensmerge.calibration import Calibration
+    from sensmerge.recipe import Recipe
+    from sensmerge.scaling.sigma import Coefficients
+
+
+def needs_calibration(recipe: Recipe) -> bool:
+    """Whether a recipe asks for coefficients from data."""
+    return recipe.sensitivity is not None and recipe.sensitivity.mode != "off"
+
+
+def matching(recipe: Recipe, calibration: Calibration | str | Path) -> Calibration:
+    """The part of a calibration that belongs to a recipe's experts, in the recipe's order.
+
+    Raises:
+        InputError: An expert is not in it, or it was measured with other options than the recipe
+            names.
+    """
+    from sensmerge.calibration import Calibration
+
+    if not isinstance(calibration, Calibration):
+        calibration = Calibration.load(Path(calibration))
+    asked = recipe.sensitivity
+    for name in sorted(asked.model_fields_set) if asked is not None else []:
+        if name in calibration.options and calibration.options[name] != getattr(asked, name):
+            raise InputError(
+                f"sensitivity.{name}: the recipe says {getattr(asked, name)} and the calibration "
+                f"was measured with {calibration.options[name]}; calibrate again or change the key"
+            )
+    paths = [resolve(expert.model, recipe.folder) for expert in recipe.experts]
+    with ThreadPoolExecutor() as pool:
+        fingerprints = list(pool.map(lambda path: _core.Checkpoint(str(path)).fingerprint(), paths))
+    selected = calibration.select(fingerprints)
+    # The weights may have had other names when they were measured.
+    experts = [
+        replace(measured, model=expert.model)
+        for measured, expert in zip(selected.experts, recipe.experts, strict=True)
+    ]
+    return replace(selected, experts=experts)
+
+
+def coefficients_for(
+    recipe: Recipe, calibration: Calibration | str | Path | None
+) -> Coefficients | None:
+    """The coefficients that a recipe asks for, from a calibration; None for a plain merge.
+
+    Raises:
+        InputError: The recipe asks for some and there is no calibration, or not of its experts.
+    """
+    if not needs_calibration(recipe):
+        return None
+    if calibration is None:
+        raise InputError(
+            "the recipe has a sensitivity section: give a calibration, or remove the section"
+        )
+    # NumPy is loaded only where it is needed: it doubles the time a plain merge takes to start.
+    from sensmerge.scaling.sigma import coefficients
+
+    return coefficients(matching(recipe, calibration), recipe)
