@@ -18,11 +18,11 @@ from sensmerge import _core
 from sensmerge.errors import InputError
 from sensmerge.merging.numbers import core_recipe
 from sensmerge.models import Models, open_models
+from sensmerge.recipe import Recipe
 from sensmerge.scaling.matching import coefficients_for
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
-    from sensmerge.recipe import Recipe
 
 Tensors = Mapping[str, Any]
 Given = Models | Mapping[str, Tensors | _core.Checkpoint] | None

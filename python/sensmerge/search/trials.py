@@ -20,7 +20,7 @@ from sensmerge import __version__
 from sensmerge.calibration.surroundings import quiet_transformers, torch_threads
 from sensmerge.errors import InputError
 from sensmerge.progress import bar
-from sensmerge.recipe import DEFAULT_TEMPERATURE, to_yaml
+from sensmerge.recipe import DEFAULT_TEMPERATURE, Recipe, to_yaml
 from sensmerge.scaling.matching import needs_calibration
 from sensmerge.search.groups import moved
 from sensmerge.search.judge import Judge, Objective
@@ -29,7 +29,7 @@ from sensmerge.search.settings import SPARSE, Settings
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
-    from sensmerge.recipe import MethodName, Recipe
+    from sensmerge.recipe import MethodName
     from sensmerge.search.study import Study
 
 SAMPLERS = ("tpe", "cmaes", "grid", "random")

@@ -4,6 +4,7 @@
 
 mod fingerprint;
 mod header;
+mod identity;
 mod index;
 pub mod layout;
 mod mapping;
@@ -94,7 +95,8 @@ impl Checkpoint {
         Self::from_files(path, vec![only_safetensors(path)?])
     }
 
-    fn from_files(path: &Path, files: Vec<PathBuf>) -> Result<Self> {
+    /// Open just these files of a model at `path`.
+    pub(crate) fn from_files(path: &Path, files: Vec<PathBuf>) -> Result<Self> {
         let mut storages = Vec::<Bytes>::with_capacity(files.len());
         let mut tensors = BTreeMap::new();
         for (shard, file) in files.iter().enumerate() {

@@ -2,26 +2,29 @@
 
 use std::ops::Range;
 
-use super::tensor::{BLOCK, Block, Tensor};
+use super::Subject;
+use super::block::BLOCK;
+use super::sweep::Reader;
 use crate::dtype::Real;
 use crate::kernel::bracket::Bracket;
 
 /// Consecutive entries of a sample: a cache line of 16-bit numbers holds twice as many.
 const RUN: usize = 16;
 
-/// Magnitudes of the experts' task vectors, after the random drop, at `runs` places spread evenly
-/// over a tensor; all of them where that is no fewer. A list an expert.
+/// Magnitudes of every model's task vector at `runs` places spread evenly over a tensor; all of them
+/// where that is no fewer. A list a model.
 pub(super) fn sample<T: Real>(
-    tensor: &Tensor,
+    subject: &Subject,
     runs: usize,
-    block: &mut Block<T>,
+    reader: &mut dyn Reader<T>,
 ) -> Vec<Vec<T::Magnitude>> {
-    let elements = tensor.step.elements;
-    let mut samples = vec![Vec::with_capacity(runs * RUN); tensor.experts()];
+    let elements = subject.elements();
+    let mut samples = vec![Vec::with_capacity(elements.min(runs * RUN)); subject.models];
     let mut take = |entries: Range<usize>| {
-        tensor.each_dropped(0..tensor.experts(), &entries, block, |expert, delta| {
-            samples[expert].extend(delta.iter().map(|delta| delta.magnitude()));
-        });
+        let block = reader.read(entries);
+        for (model, sample) in samples.iter_mut().enumerate() {
+            sample.extend(block.row(model).iter().map(|delta| delta.magnitude()));
+        }
     };
     if elements <= runs * RUN {
         (0..elements).step_by(BLOCK).for_each(|start| take(start..elements.min(start + BLOCK)));

@@ -1,14 +1,23 @@
-//! Exact selection of magnitudes by rank, over task vectors that are never held.
+//! The magnitude of a given rank, exactly, over task vectors that are never held.
 //!
-//! A bracket that should hold the wanted magnitude is narrowed: a sweep over the inputs counts what
-//! lies above, on and inside it, what lies inside by bins. The counts tell which bin holds the
-//! magnitude; if the bin holds several, it is the next bracket, and if the bracket missed, so
-//! is what lies beyond its bound. A bracket guessed from a sample needs one sweep as a rule.
+//! A bracket that should hold the wanted magnitude is narrowed until one magnitude is left:
+//!
+//! ```text
+//! repeat:
+//!     in one sweep over the entries, count those above the bracket, those on its two bounds, and
+//!     those inside it by bins of equal width, each with its least and greatest member
+//!     if the rank falls on a bound:          that is the magnitude
+//!     if it falls into a bin of one value:   that is the magnitude
+//!     if it falls into another bin:          the bin is the next bracket
+//!     if it falls below or above:            the bracket missed; search what lies on that side
+//! ```
+//!
+//! A bracket that was guessed from a sample needs one sweep or two as a rule. The counts are plain
+//! numbers that can be added up in any order, wherever they were counted.
 
-use super::Run;
-use super::idle::Idle;
-use super::tensor::{Block, Tensor};
-use super::window::{Chunk, Scratch, sweep};
+use super::block::Block;
+use super::sweep::{Chunk, reduce_model};
+use super::{Reduction, Sweep};
 use crate::dtype::Real;
 use crate::error::Result;
 use crate::kernel::bracket::{Bracket, Counts, count_and_collect};
@@ -16,7 +25,7 @@ use crate::kernel::bracket::{Bracket, Counts, count_and_collect};
 /// Bins of a bracket.
 const BINS: usize = 1 << 14;
 
-/// A magnitude sought, and found.
+/// A magnitude that was found.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Selected<M> {
     pub(super) magnitude: M,
@@ -56,17 +65,17 @@ pub(super) fn locate(entries: u64, rank: u64, counts: &Counts, inside: u64) -> P
     }
 }
 
-/// A search for the magnitude of `rank` among one expert's entries.
+/// A search for the magnitude of `rank` among the entries of one model's task vectors.
 pub(super) struct Search<T: Real> {
-    pub(super) expert: usize,
+    pub(super) model: usize,
     pub(super) rank: u64,
     pub(super) bracket: Bracket<T::Magnitude>,
     pub(super) found: Option<Selected<T::Magnitude>>,
 }
 
 impl<T: Real> Search<T> {
-    pub(super) fn new(expert: usize, rank: u64, bracket: Bracket<T::Magnitude>) -> Self {
-        Self { expert, rank, bracket, found: None }
+    pub(super) fn new(model: usize, rank: u64, bracket: Bracket<T::Magnitude>) -> Self {
+        Self { model, rank, bracket, found: None }
     }
 
     /// Take in what a sweep over all entries counted.
@@ -97,35 +106,24 @@ impl<T: Real> Search<T> {
     }
 }
 
-/// Run `searches` over the entries of `chunks` until all have found their magnitude.
+/// Run `searches` over the entries of one tensor, or of all, until each has found its magnitude.
 pub(super) fn select<T: Real>(
-    run: &Run,
-    scratch: &Scratch<T>,
-    tensors: &[Tensor],
-    chunks: &[Chunk],
+    sweep: &dyn Sweep<T>,
+    tensor: Option<usize>,
     searches: &mut [Search<T>],
 ) -> Result<()> {
-    let entries = chunks.iter().map(|chunk| chunk.entries.len() as u64).sum();
+    let among = |chunk: &&Chunk| tensor.is_none_or(|tensor| chunk.tensor == tensor);
+    let chunks = sweep.chunks().iter().filter(among);
+    let entries = chunks.map(|chunk| chunk.entries.len() as u64).sum();
     loop {
         let mut open: Vec<&mut Search<T>> =
             searches.iter_mut().filter(|search| search.found.is_none()).collect();
         if open.is_empty() {
             return Ok(());
         }
-        let brackets: Vec<Bracket<T::Magnitude>> =
-            open.iter().map(|search| search.bracket).collect();
-        let experts: Vec<usize> = open.iter().map(|search| search.expert).collect();
-        let tallies =
-            Idle::new(|| brackets.iter().map(|&bracket| Tally::new(bracket)).collect::<Vec<_>>());
-        sweep(run, scratch, tensors, chunks, |tensor, chunk, block| {
-            tallies.lend(|tallies| count_chunk(tensor, chunk, &experts, tallies, block));
-        })?;
-        let mut totals = tallies.into_all().into_iter();
-        let Some(mut total) = totals.next() else { return Ok(()) };
-        for others in totals {
-            total.iter_mut().zip(&others).for_each(|(total, other)| total.add(other));
-        }
-        for (search, tally) in open.iter_mut().zip(&total) {
+        let sought = open.iter().map(|search| (search.model, search.bracket)).collect();
+        let tallies = reduce_model(sweep, &Tallies { tensor, sought })?;
+        for (search, tally) in open.iter_mut().zip(&tallies) {
             let before = search.bracket;
             search.narrow(entries, tally);
             debug_assert!(search.found.is_some() || search.bracket != before, "no progress");
@@ -133,24 +131,35 @@ pub(super) fn select<T: Real>(
     }
 }
 
-fn count_chunk<T: Real>(
-    tensor: &Tensor,
-    chunk: &Chunk,
-    experts: &[usize],
-    tallies: &mut [Tally<T>],
-    block: &mut Block<T>,
-) {
-    let mut inside = std::mem::take(&mut block.inside);
-    for entries in chunk.blocks() {
-        tensor.prefetch_after(&entries);
-        let mut tallies = tallies.iter_mut();
-        tensor.each_dropped(experts.iter().copied(), &entries, block, |_, delta| {
-            if let Some(tally) = tallies.next() {
-                tally.count(delta, &mut inside);
-            }
-        });
+/// Counts for several searches, in one sweep.
+struct Tallies<T: Real> {
+    tensor: Option<usize>,
+    /// By search: its model and bracket.
+    sought: Vec<(usize, Bracket<T::Magnitude>)>,
+}
+
+impl<T: Real> Reduction<T> for Tallies<T> {
+    type Partial = Vec<Tally<T>>;
+
+    fn wants(&self, tensor: usize, model: usize) -> bool {
+        self.tensor.is_none_or(|only| only == tensor)
+            && self.sought.iter().any(|&(sought, _)| sought == model)
     }
-    block.inside = inside;
+
+    fn identity(&self, _: Option<&Chunk>) -> Vec<Tally<T>> {
+        self.sought.iter().map(|&(_, bracket)| Tally::new(bracket)).collect()
+    }
+
+    fn block(&self, _: usize, block: &mut Block<T>, partial: &mut Vec<Tally<T>>) {
+        for (tally, &(model, _)) in partial.iter_mut().zip(&self.sought) {
+            let (delta, inside) = block.row_and_inside(model);
+            tally.count(delta, inside);
+        }
+    }
+
+    fn merge(&self, partial: &mut Vec<Tally<T>>, next: Vec<Tally<T>>) {
+        partial.iter_mut().zip(&next).for_each(|(tally, next)| tally.add(next));
+    }
 }
 
 /// What lies where, and what lies inside by bins.

@@ -3,18 +3,18 @@
 use std::sync::{Mutex, PoisonError};
 
 /// A stock of things that are costly to make.
-pub(super) struct Idle<A, M> {
+pub(crate) struct Idle<A, M> {
     stock: Mutex<Vec<A>>,
     make: M,
 }
 
 impl<A, M: Fn() -> A> Idle<A, M> {
-    pub(super) fn new(make: M) -> Self {
+    pub(crate) fn new(make: M) -> Self {
         Self { stock: Mutex::new(Vec::new()), make }
     }
 
     /// Lend one for the time of `work`.
-    pub(super) fn lend<R>(&self, work: impl FnOnce(&mut A) -> R) -> R {
+    pub(crate) fn lend<R>(&self, work: impl FnOnce(&mut A) -> R) -> R {
         let idle = self.stock.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut lent = idle.unwrap_or_else(&self.make);
         let result = work(&mut lent);
@@ -23,7 +23,7 @@ impl<A, M: Fn() -> A> Idle<A, M> {
     }
 
     /// All that were made.
-    pub(super) fn into_all(self) -> Vec<A> {
+    pub(crate) fn into_all(self) -> Vec<A> {
         self.stock.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 }

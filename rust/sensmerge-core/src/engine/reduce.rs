@@ -3,10 +3,10 @@
 
 use rayon::prelude::*;
 
-use super::tensor::BLOCK;
 use crate::dtype::{Float, Real};
 use crate::error::{Error, Result};
 use crate::kernel::{distance, sensitivity};
+use crate::program::block::BLOCK;
 
 /// Blocks that a thread takes at a time.
 const BLOCKS: usize = 16;
