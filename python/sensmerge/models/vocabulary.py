@@ -86,21 +86,20 @@ def _rows(model: Path) -> int | None:
 
 
 def _disagreements(models: Sequence[tuple[str, Path]], read: dict[bytes, _Tokens]) -> list[str]:
-    """A note on every model in which an added token has an id that another model gave away."""
+    """A note on every two models that gave an id to different added tokens."""
     notes: list[str] = []
-    known: dict[int, tuple[str, str]] = {}
+    first: dict[int, tuple[str, str]] = {}
     for name, folder in models:
-        other, differing = "", []
+        differing: dict[str, list[tuple[int, str, str]]] = {}
         for place, token in sorted(_tokens(folder, read).added.items()):
-            owner, theirs = known.setdefault(place, (name, token))
-            if theirs != token and other in ("", owner):
-                other = owner
-                differing.append((place, theirs, token))
-        if differing:
-            place, theirs, token = differing[0]
-            more = "" if len(differing) == 1 else f" ({len(differing) - 1} more ids differ)"
+            owner, theirs = first.setdefault(place, (name, token))
+            if theirs != token:
+                differing.setdefault(owner, []).append((place, theirs, token))
+        for owner, found in differing.items():
+            place, theirs, token = found[0]
+            more = "" if len(found) == 1 else f", and so on for {len(found) - 1} more"
             notes.append(
-                f"{other} and {name}: token {place} is '{theirs}' in the first and '{token}' in "
+                f"{owner} and {name}: token {place} is '{theirs}' in the first and '{token}' in "
                 f"the second{more}; their rows are merged as if they were one token's"
             )
     return notes

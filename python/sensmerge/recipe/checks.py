@@ -47,12 +47,21 @@ def supported(data: dict[str, Any], found: Findings) -> dict[str, Any]:
     }
 
 
-def whole(recipe: Recipe, method: Method, found: Findings) -> None:
-    """Look at a recipe whose keys were read; what was refused there is not looked at again."""
-    if not found.refused("models", "base_model", "slices", "modules"):
-        _models(recipe, method, found)
+def whole(recipe: Recipe, method: Method | None, found: Findings) -> None:
+    """Look at a recipe whose keys were read; what depends on one that could not be is let be."""
+    listed = not found.refused("slices", "modules") and found.read("models")
+    if listed and found.read("base_model", "tokenizer_source"):
         _tokenizer(recipe, found)
-    if not found.refused("models", "parameters", "slices", "modules"):
+    if method is None:
+        return
+    if method.base == "needed" and recipe.base_model is None and found.read("base_model"):
+        found.refuse(
+            ("base_model",),
+            f"{method.name} adds task vectors to a base; name the model that the experts were "
+            "tuned from",
+        )
+    if listed and found.read("base_model"):
+        _models(recipe, method, found)
         _required(recipe, method, found)
     on = recipe.sensitivity is not None and recipe.sensitivity.mode != "off"
     if on and not method.coefficients:
@@ -64,12 +73,6 @@ def whole(recipe: Recipe, method: Method, found: Findings) -> None:
 
 def _models(recipe: Recipe, method: Method, found: Findings) -> None:
     count, listed = len(recipe.experts), recipe.models
-    if method.base == "needed" and recipe.base_model is None:
-        found.refuse(
-            ("base_model",),
-            f"{method.name} adds task vectors to a base; name the model that the experts were "
-            "tuned from",
-        )
     if not listed:
         found.refuse(("models",), "is missing; list the models to merge")
     elif count == 0:
@@ -119,7 +122,8 @@ def _tokenizer(recipe: Recipe, found: Findings) -> None:
 def _required(recipe: Recipe, method: Method, found: Findings) -> None:
     """Refuse that a parameter which has no default is given nowhere."""
     for parameter in method.parameters:
-        if parameter.default is not None or recipe.parameters.get(parameter.name) is not None:
+        given = recipe.parameters.get(parameter.name) is not None
+        if parameter.default is not None or given or found.refused("parameters"):
             continue
         if parameter.owner == "merge":
             found.refuse(("parameters", parameter.name), _missing(parameter, method))

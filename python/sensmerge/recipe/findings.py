@@ -15,6 +15,7 @@ class Findings:
     def __init__(self) -> None:
         self._refusals: list[Refusal] = []
         self._notes: list[str] = []
+        self._unread: set[str] = set()
         self._unused: dict[tuple[str, str], list[str]] = {}
 
     def refuse(self, location: Location, reason: str) -> None:
@@ -34,6 +35,14 @@ class Findings:
     def refused(self, *roots: str) -> bool:
         """Whether something under one of these keys of the recipe is wrong."""
         return any(refusal.location[0] in roots for refusal in self._refusals)
+
+    def leave_out(self, root: str) -> None:
+        """What stands under a key of the recipe could not be read."""
+        self._unread.add(root)
+
+    def read(self, *roots: str) -> bool:
+        """Whether what stands under these keys of the recipe could be read."""
+        return self._unread.isdisjoint(roots)
 
     @property
     def notes(self) -> list[str]:
@@ -57,7 +66,11 @@ class Findings:
         if not self._refusals:
             return
         order = {key: place for place, key in enumerate(keys)} | {"merge_method": -1}
-        ordered = sorted(
-            self._refusals, key=lambda each: order.get(str(each.location[0]), len(order))
-        )
+
+        def place(refusal: Refusal) -> tuple[int, int]:
+            root, *rest = refusal.location
+            within = rest[0] if rest and isinstance(rest[0], int) else -1
+            return order.get(str(root), len(order)), within
+
+        ordered = sorted(self._refusals, key=place)
         raise InputError("\n".join(dict.fromkeys(str(each) for each in ordered)))

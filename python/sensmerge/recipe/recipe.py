@@ -22,6 +22,9 @@ from sensmerge.recipe.places import place_of
 from sensmerge.recipe.yaml import read_yaml, to_yaml
 from sensmerge.refusals import Location, refusal
 
+# What pydantic calls a key that is not known.
+_STRAY = "extra_forbidden"
+
 
 class Recipe(Strict):
     """A merge as the user wrote it. Paths are relative to ``folder``."""
@@ -79,9 +82,8 @@ class Recipe(Strict):
         recipe = cls._read(known, method, found)
         recipe._source = copy.deepcopy(data)
         recipe._folder = Path(folder)
-        if method is not None:
-            recipe._experts = recipe._merged(method)
-            checks.whole(recipe, method, found)
+        recipe._experts = [] if method is None else recipe._merged(method)
+        checks.whole(recipe, method, found)
         found.check(map(str, data))
         recipe._notes = found.notes
         return recipe
@@ -96,7 +98,9 @@ class Recipe(Strict):
             try:
                 return cls.model_validate(data)
             except ValidationError as error:
-                for wrong in error.errors():
+                # Stray keys first: what else is wrong takes the whole section out.
+                errors = sorted(error.errors(), key=lambda each: each["type"] != _STRAY)
+                for wrong in errors:
                     cls._leave_out(wrong, data, method, found)
 
     @classmethod
@@ -104,16 +108,16 @@ class Recipe(Strict):
         cls, wrong: ErrorDetails, data: dict[Any, Any], method: Method | None, found: Findings
     ) -> None:
         location: Location = wrong["loc"]
-        if wrong["type"] != "extra_forbidden":
-            said = refusal(wrong, cls)
-            found.refuse(said.location, said.reason)
-            data.pop(location[0], None)
-            return
-        if mergekit.ignores(location, cls, method):
+        stray = wrong["type"] == _STRAY
+        if stray and mergekit.ignores(location, cls, method):
             found.unused(location, method, "unknown key, not used")
         else:
             said = refusal(wrong, cls)
             found.refuse(said.location, said.reason)
+        if not stray:
+            data.pop(location[0], None)
+            found.leave_out(str(location[0]))
+            return
         place: Any = data
         for part in location[:-1]:
             place = place[part]

@@ -72,7 +72,7 @@ def _setting() -> dict[str, Any]:
     }
     return {
         "description": "a number, a gradient over the depth of the model, or conditions by name",
-        "anyOf": [number, gradient, condition, {"type": "array", "items": condition}],
+        "anyOf": [number, gradient, condition, gradient | {"items": condition}],
     }
 
 

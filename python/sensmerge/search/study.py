@@ -32,11 +32,12 @@ _RESULT = "result"
 # Values of a grid, a few for each key.
 _GRID: dict[str, list[Any]] = {
     "temperature": [0.01, 0.02, 0.05, 0.1, 0.2],
-    DENSITY: [0.2, 0.4, 0.6, 0.8],
     "cross_task": ["transfer", "distance"],
     "mode": ["full", "task", "cross"],
 }
-_LAMBDAS = 6
+# Of other numbers: so many in equal ratios, or the fifths of 1 between the bounds.
+_IN_EQUAL_RATIOS = 6
+_FIFTHS = (0.2, 0.4, 0.6, 0.8)
 
 
 class Study:
@@ -134,7 +135,9 @@ class Study:
             return values[0]
 
         def number(name: str, low: float, high: float, log: bool) -> float:
-            asked[name] = _GRID.get(name) or np.geomspace(low, high, _LAMBDAS).tolist()
+            equal_ratios = np.geomspace(low, high, _IN_EQUAL_RATIOS).tolist()
+            fifths = [fifth for fifth in _FIFTHS if low < fifth < high]
+            asked[name] = _GRID.get(name) or (equal_ratios if log else fifths)
             return low
 
         methods = self._space.methods
