@@ -219,7 +219,7 @@ def candidates(options: argparse.Namespace) -> dict[str, Any]:
                 # Another density decides anew what is kept, as a search that tries it has to.
                 other = None if density is None else density + 0.01 * place
                 with _timed(whole):
-                    judge.losses(Settings(method, 0.3 + 0.01 * place, other))  # type: ignore[arg-type]
+                    judge.losses(Settings(method, 0.3 + 0.01 * place, other))
         # The first one loads the model.
         found[method] = {"whole": whole[1:], "passes": passes[1:], "floor": floor[1:]}
     return found

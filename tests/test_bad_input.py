@@ -165,6 +165,15 @@ def test_a_tokenizer_file_that_leaves_the_folder(
     assert "leads outside" in refused(models, capsys)
 
 
+def test_all_refusals_of_a_recipe_are_errors(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(models, capsys, recipe(merge_method="dare", dtype="int8", lamda=1)).splitlines()
+    assert len(said) == 3
+    assert all(line.startswith(f"error: {models / 'recipe.yaml'}: ") for line in said)
+    assert "merge_method: unknown value 'dare'" in said[0]
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,7 +14,7 @@ from sensmerge import InputError, __version__
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
-    from sensmerge.recipe import MethodName, Recipe
+    from sensmerge.recipe import Recipe
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -58,7 +59,9 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    click.echo(f"error: {message}", err=True)
+    # A recipe may have several things wrong with it, a line each.
+    for line in message.splitlines() or [""]:
+        click.echo(f"error: {line}", err=True)
     sys.exit(code)
 
 
@@ -382,6 +385,40 @@ def inspect(model: Path) -> None:
 
 
 @commands.command()
+@click.argument("name", required=False)
+@click.option(
+    "--semantics",
+    type=click.Choice(["mergekit", "original"]),
+    default="mergekit",
+    show_default=True,
+    help="Whose reading of the methods.",
+)
+def methods(name: str | None, semantics: Any) -> None:
+    """List the merge methods and their parameters; say all of one, NAME."""
+    from sensmerge.recipe import tables
+
+    if name is None:
+        click.echo(tables.listed(semantics))
+    else:
+        click.echo(tables.described(name, semantics))
+
+
+@commands.command()
+@click.option("-o", "--output", type=_FILE, help="The file to write; printed otherwise.")
+def schema(output: Path | None) -> None:
+    """Print a JSON Schema of recipes, for editors."""
+    from sensmerge.recipe.schema import recipe_schema
+
+    text = json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    _check_writable(output)
+    output.write_text(text, encoding="utf-8")
+    click.echo(f"wrote {output}")
+
+
+@commands.command()
 @click.argument("folder", metavar="[DIR]", type=_FOLDER, default=Path("demo"), required=False)
 @click.option("--seed", default=0, show_default=True, help="Seed of training and merging.")
 @_threads
@@ -413,18 +450,15 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _methods(text: str | None) -> tuple[MethodName, ...] | None:
-    from typing import get_args
-
-    from sensmerge.recipe import MethodName
-
+def _methods(text: str | None) -> tuple[str, ...] | None:
     if text is None:
         return None
-    known = get_args(MethodName)
+    from sensmerge.recipe import methods
+
     for name in _names(text):
-        if name not in known:
-            raise InputError(f"--methods: '{name}' is none of {', '.join(known)}")
-    return _names(text)  # type: ignore[return-value]
+        if methods.find(name) is None:
+            raise InputError(f"--methods: '{name}' is none of {', '.join(methods.names())}")
+    return _names(text)
 
 
 def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:

@@ -6,10 +6,14 @@ import json
 from typing import TYPE_CHECKING
 
 from sensmerge import __version__
+from sensmerge.errors import InputError
 from sensmerge.merging.numbers import model_paths, template
+from sensmerge.models import vocabulary
 from sensmerge.models.folders import own_file, read_config, resolve, tokenizer_files
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sensmerge.calibration import Calibration
     from sensmerge.recipe import Recipe
     from sensmerge.scaling.sigma import Coefficients
@@ -28,7 +32,8 @@ def sidecars(
         what the model will lack.
 
     Raises:
-        InputError: A file of the base's folder leads outside it, or cannot be read.
+        InputError: A file of the base's folder leads outside it, or cannot be read; or the
+            tokenizer has tokens that the model has no rows for.
     """
     home = template(recipe)
     copies, texts, notes = [], [], []
@@ -36,6 +41,7 @@ def sidecars(
         source = recipe.tokenizer_source
         tokenizer = home if source in (None, "base") else resolve(source, recipe.folder)
         files = tokenizer_files(tokenizer)
+        notes += _checked(recipe, tokenizer)
         if not files:
             notes.append(f"{tokenizer}: has no tokenizer files, so the merged model has none")
         generation = own_file(home, "generation_config.json")
@@ -53,6 +59,16 @@ def sidecars(
     if calibration is not None:
         texts.append((CALIBRATION_FILE, calibration.to_json()))
     return copies, texts, notes
+
+
+def _checked(recipe: Recipe, tokenizer: Path) -> list[str]:
+    names = [name for name in [recipe.base_model] if name is not None]
+    names += [expert.model for expert in recipe.experts]
+    models = dict(zip(names, model_paths(recipe), strict=True))
+    refusal, notes = vocabulary.check(template(recipe), tokenizer, list(models.items()))
+    if refusal is not None:
+        raise InputError(refusal)
+    return notes
 
 
 def config_text(recipe: Recipe) -> str | None:

@@ -7,11 +7,58 @@ name counts (no filter, or ``*``, is part of every name).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 Condition = Mapping[str, Any]
 Setting = float | Sequence[float] | Condition | Sequence[Condition]
+
+_FORMS = "a number, a list of numbers, or a list of {filter, value}"
+
+
+def read(value: Any) -> Any:
+    """What a recipe says, with numbers as numbers and a single condition as a list of one.
+
+    Raises:
+        ValueError: It is no setting, or a number in it is not finite.
+    """
+    if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
+        return [_condition(part) for part in value]
+    if isinstance(value, dict):
+        return read([value])
+    if isinstance(value, list) and value:
+        return [read_number(part) for part in value]
+    return read_number(value)
+
+
+def read_number(value: Any, expected: str = _FORMS) -> float:
+    """A finite number; YAML 1.1 files write 1e-3, which is text there.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"expected {expected}")
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError(f"expected {expected}, not '{value}'") from None
+    except OverflowError:
+        raise ValueError("the number is too large") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{value} is not a finite number")
+    return number
+
+
+def _condition(part: dict[str, Any]) -> dict[str, Any]:
+    if "value" not in part or not set(part) <= {"filter", "value"}:
+        raise ValueError("each condition has a value and, if not for all, a filter")
+    if not isinstance(part.get("filter"), str | None):
+        raise ValueError(
+            f"filter: {part['filter']} is no text; a filter is part of a tensor's name"
+        )
+    return part | {"value": read(part["value"])}
 
 
 def resolve(setting: Setting | None, tensor: str, position: float, default: float) -> float:

@@ -33,6 +33,7 @@ from sensmerge.merging.numbers import core_recipe
 from sensmerge.models import open_models
 from sensmerge.progress import bar
 from sensmerge.recipe import Recipe, Sensitivity, to_yaml
+from sensmerge.recipe.parameters import SCALE
 from sensmerge.scaling.matching import coefficients_for, needs_calibration
 from sensmerge.search import distill, memorised, tasks
 from sensmerge.search.candidates import Candidate
@@ -262,9 +263,9 @@ def learn(
 
 def started(recipe: Recipe) -> tuple[Recipe, list[str]]:
     """The recipe that learning starts from: plain sums of task vectors start at 1/K each."""
-    said = [recipe.parameters.lambda_, recipe.parameters.weight]
-    said += [expert.parameters.weight for expert in recipe.experts]
-    if recipe.merge_method == "linear" or any(each is not None for each in said):
+    said = [recipe.parameters.get(SCALE), recipe.parameters.get("weight")]
+    said += [expert.parameters.get("weight") for expert in recipe.experts]
+    if recipe.method.parameter(SCALE) is None or any(each is not None for each in said):
         return recipe, []
     share = 1 / len(recipe.experts)
     data = dict(recipe.source)

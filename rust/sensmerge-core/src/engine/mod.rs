@@ -263,7 +263,9 @@ fn tensors_and_stages<'e>(job: &Job<'e>) -> Result<(Vec<Tensor<'e>>, Vec<Range<u
     if job.program.scope() == Scope::Model {
         // Magnitudes that share a threshold must share a type.
         if tensors.iter().any(|tensor| tensor.precision == Precision::Double) {
-            tensors.iter_mut().for_each(|tensor| tensor.precision = Precision::Double);
+            for tensor in &mut tensors {
+                tensor.precision = Precision::Double;
+            }
         }
         let all = 0..tensors.len();
         return Ok((tensors, vec![all]));

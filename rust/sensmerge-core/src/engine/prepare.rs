@@ -76,7 +76,7 @@ impl Prepared {
             }
         }
         drop(tensors);
-        Ok(Self { stages, places, options, manifest, inputs })
+        Ok(Self { manifest, inputs, options, stages, places })
     }
 
     /// Whether the decisions hold for another manifest too: it may differ in weights, λ, what is

@@ -17,8 +17,8 @@ pub fn has_nan<T: Real>(values: &[T]) -> bool {
 /// Whether all entries are finite: neither NaN nor infinite.
 #[must_use]
 pub fn all_finite<T: Real>(values: &[T]) -> bool {
-    // Written so that NaN, of which every comparison is false, is none of them.
-    !any(values, |value| !(value.abs() < T::INFINITY))
+    // The bits of NaN are above those of infinity.
+    !any(values, |value| value.magnitude() >= T::INFINITY.magnitude())
 }
 
 /// Whether any entry is infinite.

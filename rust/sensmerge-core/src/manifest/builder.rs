@@ -198,10 +198,10 @@ impl Builder {
         let operand = method.program(&settings).operand;
 
         let mut matcher = Matcher::new(self.base.as_ref(), &self.models);
-        let matched = matcher.matches(operand == Operand::TaskVectors, self.out_dtype)?;
+        let outputs = matcher.matches(operand == Operand::TaskVectors, self.out_dtype)?;
         let (identical, notes) = matcher.findings();
-        let mut tensors = Vec::with_capacity(matched.len());
-        for Matched { name, shape, dtype, content } in matched {
+        let mut tensors = Vec::with_capacity(outputs.len());
+        for Matched { name, shape, dtype, content } in outputs {
             let content = match content {
                 Ok((base, experts)) => {
                     let numbers = self.numbers_of(&schema, &name)?;

@@ -1,4 +1,4 @@
-//! NuSLERP: SLERP by relative weights, of models or of their task vectors.
+//! `NuSLERP`: SLERP by relative weights, of models or of their task vectors.
 //!
 //! `t = w_b / (w_a + w_b)` (½ where the weights cancel), and the arc is that of SLERP: between whole
 //! tensors, or, with `nuslerp_flatten: false`, between the rows of each matrix (its columns with

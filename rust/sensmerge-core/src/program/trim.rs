@@ -212,9 +212,9 @@ impl Trim {
             })?;
         }
         let search = |&model: &usize| {
-            let sampled = samples.iter().filter_map(OnceLock::get);
+            let found = samples.iter().filter_map(OnceLock::get);
             let mut magnitudes: Vec<T::Magnitude> =
-                sampled.flat_map(|models| models[model].iter().copied()).collect();
+                found.flat_map(|models| models[model].iter().copied()).collect();
             let rank = trimmed(model) - 1;
             let share = rank as f64 / entries as f64;
             Search::new(model, rank, bracket::<T>(&mut magnitudes, share, MODEL_MARGIN))
