@@ -131,6 +131,28 @@ def merge(
 
 @commands.command()
 @click.argument("recipe", type=_FILE)
+@click.option("-o", "--output", type=_FILE, required=True, help="The plan.json to write.")
+@_calibration
+@_quiet
+def plan(recipe: Path, output: Path, calibration: Path | None, quiet: bool) -> None:
+    """Write what the merge of RECIPE is made of: every output tensor, its inputs and its numbers.
+
+    No tensor is merged. The file names the models' files and tells whether they have changed since.
+    """
+    from sensmerge import workflow
+    from sensmerge.files import write_atomically
+
+    _check_writable(output)
+    planned = workflow.plan(_load(recipe), calibration=_load_calibration(calibration))
+    write_atomically(output, planned.to_json())
+    if not quiet:
+        for note in planned.notes:
+            click.echo(f"note: {note}", err=True)
+        click.echo(f"wrote {output}")
+
+
+@commands.command()
+@click.argument("recipe", type=_FILE)
 @click.option("-o", "--output", type=_FILE, required=True, help="The calibration.json to write.")
 @click.option(
     "--memory",

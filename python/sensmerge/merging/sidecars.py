@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from sensmerge import __version__
 from sensmerge.errors import InputError
-from sensmerge.merging.numbers import model_paths, template
 from sensmerge.models import vocabulary
-from sensmerge.models.folders import own_file, read_config, resolve, tokenizer_files
+from sensmerge.models.folders import own_file, resolve, tokenizer_files
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from sensmerge.calibration import Calibration
+    from sensmerge.models import Models
     from sensmerge.recipe import Recipe
     from sensmerge.scaling.sigma import Coefficients
 
@@ -23,7 +23,10 @@ CALIBRATION_FILE = "sensmerge_calibration.json"
 
 
 def sidecars(
-    recipe: Recipe, found: Coefficients | None, calibration: Calibration | None
+    recipe: Recipe,
+    models: Models,
+    found: Coefficients | None,
+    calibration: Calibration | None,
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]], list[str]]:
     """The files beside the weights.
 
@@ -35,45 +38,43 @@ def sidecars(
         InputError: A file of the base's folder leads outside it, or cannot be read; or the
             tokenizer has tokens that the model has no rows for.
     """
-    home = template(recipe)
+    home = models.template.path
     copies, texts, notes = [], [], []
     if home.is_dir():
         source = recipe.tokenizer_source
         tokenizer = home if source in (None, "base") else resolve(source, recipe.folder)
         files = tokenizer_files(tokenizer)
-        notes += _checked(recipe, tokenizer)
+        notes += _checked(models, tokenizer)
         if not files:
             notes.append(f"{tokenizer}: has no tokenizer files, so the merged model has none")
         generation = own_file(home, "generation_config.json")
         files += [generation] if generation is not None else []
         copies = [(path.name, str(path)) for path in files]
-        config, text = own_file(home, "config.json"), config_text(recipe)
+        config, text = own_file(home, "config.json"), config_text(recipe, models)
         if config is None:
             notes.append(f"{home}: has no config.json, so transformers cannot load the result")
         elif text is None:
             copies.append((config.name, str(config)))
         else:
             texts.append((config.name, text))
-    texts.append(("README.md", model_card(recipe, found)))
+    texts.append(("README.md", model_card(recipe, models, found)))
     texts.append((RECIPE_FILE, recipe.to_yaml()))
     if calibration is not None:
         texts.append((CALIBRATION_FILE, calibration.to_json()))
     return copies, texts, notes
 
 
-def _checked(recipe: Recipe, tokenizer: Path) -> list[str]:
-    names = [name for name in [recipe.base_model] if name is not None]
-    names += [expert.model for expert in recipe.experts]
-    models = dict(zip(names, model_paths(recipe), strict=True))
-    refusal, notes = vocabulary.check(template(recipe), tokenizer, list(models.items()))
+def _checked(models: Models, tokenizer: Path) -> list[str]:
+    named = {model.name: model.path for model in models.all}
+    refusal, notes = vocabulary.check(models.template.path, tokenizer, list(named.items()))
     if refusal is not None:
         raise InputError(refusal)
     return notes
 
 
-def config_text(recipe: Recipe) -> str | None:
+def config_text(recipe: Recipe, models: Models) -> str | None:
     """The base's config with the output's dtype; None where it already says so."""
-    config = read_config(template(recipe))
+    config = models.template.config
     asked = recipe.out_dtype or recipe.dtype
     keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
     changed = dict(config)
@@ -84,16 +85,14 @@ def config_text(recipe: Recipe) -> str | None:
     return None if changed == config else json.dumps(changed, indent=2) + "\n"
 
 
-def model_card(recipe: Recipe, found: Coefficients | None) -> str:
+def model_card(recipe: Recipe, models: Models, found: Coefficients | None) -> str:
     """The README.md of the merged model, with the front matter that the Hub reads."""
-    names = [name for name in [recipe.base_model] if name is not None]
-    names += [expert.model for expert in recipe.experts]
     method = recipe.merge_method + (" with Sens-Merging" if found is not None else "")
     lines = ["---", "library_name: transformers", "tags:", "- merge", "- sensmerge"]
     hub_names = [
-        name
-        for name, path in zip(names, model_paths(recipe), strict=True)
-        if not (recipe.folder / name).exists() and not path.samefile(recipe.folder)
+        model.name
+        for model in models.all
+        if not (recipe.folder / model.name).exists() and not model.path.samefile(recipe.folder)
     ]
     if hub_names:
         lines += ["base_model:", *(f"- {json.dumps(name)}" for name in hub_names)]

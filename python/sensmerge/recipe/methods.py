@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
 from sensmerge import _core
@@ -203,20 +202,11 @@ def parameter_names(owner: Literal["model", "merge"] | None = None) -> list[str]
 
 @cache
 def _registry() -> dict[Semantics, dict[str, Method]]:
-    described = json.loads(_described())
+    described = json.loads(_core.methods())
     return {
         semantics: {schema["name"]: _method(schema, semantics) for schema in schemas}
         for semantics, schemas in described.items()
     }
-
-
-def _described() -> str:
-    """What the core says of its methods, as JSON."""
-    # TEMPORARY, until the core exports it: then `return _core.methods()`, and the file goes.
-    if hasattr(_core, "methods"):
-        return str(_core.methods())
-    stand_in = Path(__file__).parents[3] / "tests" / "methods_until_the_core_tells_them.json"
-    return stand_in.read_text(encoding="utf-8")
 
 
 def _method(schema: dict[str, Any], semantics: Semantics) -> Method:

@@ -29,7 +29,7 @@ from sensmerge.calibration.sensitivity import cross_entropy
 from sensmerge.calibration.stream import Stream
 from sensmerge.calibration.surroundings import quiet_transformers, torch_threads
 from sensmerge.errors import InputError
-from sensmerge.merging.numbers import core_recipe
+from sensmerge.merging.manifest import request
 from sensmerge.models import open_models
 from sensmerge.progress import bar
 from sensmerge.recipe import Recipe, Sensitivity, to_yaml
@@ -150,11 +150,11 @@ class Problem:
         """
         sensitivity = recipe.sensitivity or Sensitivity()
         self.models: Models = open_models(recipe)
-        found = coefficients_for(recipe, calibration)
-        core = core_recipe(recipe, found, self.models)
-        self.weights = Weights(core, self.models, options.groups)
+        found = coefficients_for(recipe, calibration, self.models)
+        asked = request(recipe, found, self.models)
+        self.weights = Weights(asked, options.groups)
         self.tasks = tasks.load(recipe, sensitivity, self.models, options.validation)
-        self._candidate = Candidate(self.models, core, dtype=sensitivity.dtype, threads=threads)
+        self._candidate = Candidate(self.models, asked, dtype=sensitivity.dtype, threads=threads)
         model = self._candidate.model
         layers = loading.parameter_layers(model, self.models.template.path)
         try:
@@ -172,7 +172,7 @@ class Problem:
         self, offsets: Matrix, advance: Callable[[int], None] = lambda _: None
     ) -> tuple[list[float], Matrix]:
         """Every task's loss on its search samples, and their mean's gradient by the offsets."""
-        self._candidate.merge(self.weights.core(offsets))
+        self._candidate.merge(self.weights.asked(offsets))
         gradient = np.zeros_like(self.weights.start)
 
         def look(parameter: str, found: torch.Tensor) -> None:
