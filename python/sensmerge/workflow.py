@@ -15,7 +15,8 @@ from sensmerge.merging import disk
 from sensmerge.merging.disk import DEFAULT_SHARD_SIZE, MergePlan, MergeResult
 from sensmerge.merging.numbers import core_recipe, model_paths, parse_size, template, template_names
 from sensmerge.recipe import DEFAULT_TEMPERATURE, Recipe
-from sensmerge.scaling.matching import coefficients_for, matching, needs_calibration
+from sensmerge.scaling.matching import matching, needs_calibration
+from sensmerge.scaling.required import coefficients_for
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration

@@ -18,7 +18,7 @@ from sensmerge import _core
 from sensmerge.errors import InputError
 from sensmerge.merging.numbers import core_recipe
 from sensmerge.models import Models, open_models
-from sensmerge.scaling.matching import coefficients_for
+from sensmerge.scaling.required import coefficients_for
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration

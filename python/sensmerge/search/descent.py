@@ -33,7 +33,8 @@ from sensmerge.merging.numbers import core_recipe
 from sensmerge.models import open_models
 from sensmerge.progress import bar
 from sensmerge.recipe import Recipe, Sensitivity, to_yaml
-from sensmerge.scaling.matching import coefficients_for, needs_calibration
+from sensmerge.scaling.matching import needs_calibration
+from sensmerge.scaling.required import coefficients_for
 from sensmerge.search import distill, memorised, tasks
 from sensmerge.search.candidates import Candidate
 from sensmerge.search.gradients import differentiate
