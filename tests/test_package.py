@@ -29,7 +29,7 @@ HEAVY = {"torch", "transformers", "matplotlib"}
 # The rooms of the package in the order in which data passes through them: each may import itself
 # and those before it. What starts the list is used everywhere, and knows of no room.
 PYTHON_ROOMS = [
-    {"", "_core", "errors", "progress", "refusals"},
+    {"", "_core", "errors", "files", "progress", "refusals"},
     {"recipe"},
     {"models"},
     {"calibration"},
