@@ -20,6 +20,7 @@ from sensmerge import _core
 from sensmerge.calibration.blocks import find, run
 from sensmerge.calibration.heap import Heap
 from sensmerge.errors import InputError
+from sensmerge.models.dtypes import dtype_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -343,8 +344,3 @@ def as_bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:
     flat = tensor.detach().contiguous().reshape(-1)
     found: NDArray[np.uint8] = flat.view(torch.uint8).numpy()
     return found
-
-
-def dtype_name(tensor: torch.Tensor) -> str:
-    """A tensor's dtype by its name in recipes, such as ``bfloat16``."""
-    return str(tensor.dtype).removeprefix("torch.")
