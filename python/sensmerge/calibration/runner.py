@@ -117,15 +117,15 @@ class Runner:
         advance: Callable[[int], None],
     ) -> tuple[dict[str, float], float]:
         """Σ|θ · g| of every layer, and the mean loss."""
-        name = opened.name
-        if opened.streamed and opened.stream is not None:
-            return sensitivity.measure_streamed(
-                opened.stream, opened.layers.of, samples,
-                expert=name, threads=threads, advance=advance,
-                most=KEPT_SHARE * free_memory(self._device),
-            )  # fmt: skip
         return sensitivity.measure(
-            opened.model, opened.layers.of, samples, expert=name, threads=threads, advance=advance
+            opened.model,
+            opened.layers.of,
+            samples,
+            expert=opened.name,
+            threads=threads,
+            advance=advance,
+            stream=opened.stream if opened.streamed else None,
+            most=KEPT_SHARE * free_memory(self._device),
         )
 
     def states(
