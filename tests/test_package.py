@@ -9,8 +9,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import textwrap
 import tomllib
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,26 @@ PACKAGE = ROOT / "python" / "sensmerge"
 CORE = ROOT / "rust" / "sensmerge-core" / "src"
 
 HEAVY = {"torch", "transformers", "matplotlib"}
+
+# The rooms of the package in the order in which data passes through them: each may import itself
+# and those before it. What starts the list is used everywhere, and knows of no room.
+PYTHON_ROOMS = [
+    {"", "_core", "errors", "files", "progress", "refusals"},
+    {"recipe"},
+    {"models"},
+    {"calibration"},
+    {"scaling"},
+    {"merging"},
+    {"report"},
+    {"search"},
+    {"workflow"},
+    {"demo"},
+    {"cli"},
+]
+# The oracle of the tests: it imports no room, and no room imports it.
+APART = "reference"
+# An import in a function that closes a circle: a study makes the results that its trials keep.
+CIRCULAR = ("search.study", "search.trials")
 # The rooms that run models.
 TORCH_ROOMS = {"calibration", "demo", "search"}
 
@@ -72,6 +94,48 @@ def imports(tree: ast.AST) -> Iterator[str]:
             yield (node.module or "").partition(".")[0]
         else:
             yield from imports(node)
+
+
+def module_name(path: Path) -> str:
+    """A module's name below the package, such as ``search.trials``; empty for the package's own."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def names_imported(tree: ast.AST) -> Iterator[str]:
+    """Full names of what ``tree`` imports, wherever in it, but for what only type checkers see.
+
+    A public name of the package counts as what it stands for: ``from sensmerge import merge`` and
+    ``sensmerge.merge`` are ``sensmerge.workflow``, which is loaded there and then.
+    """
+    for node in ast.iter_child_nodes(tree):
+        found: list[str] = []
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are by full names"
+            found = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Attribute):
+            found = [name] if (name := ast.unparse(node)).count(".") == 1 else []
+        for name in found:
+            package, _, public = name.partition(".")
+            if package == "sensmerge":
+                yield sensmerge._HOMES.get(public, name)
+        yield from names_imported(node)
+
+
+def modules_imported(source: str, modules: set[str]) -> set[str]:
+    """The modules of the package that Python ``source`` imports."""
+    used = set()
+    for name in names_imported(ast.parse(source)):
+        below = name.partition(".")[2]
+        # The longest beginning that is a module: the rest is a name in it.
+        while below not in modules:
+            below = below.rpartition(".")[0]
+        used.add(below)
+    return used
 
 
 def rooms_used(source: str) -> set[str]:
@@ -141,6 +205,59 @@ def test_only_rooms_that_run_models_import_torch() -> None:
     }
     assert importers
     assert importers <= TORCH_ROOMS
+
+
+def python_arrows() -> dict[str, set[str]]:
+    """The modules that each module of the package imports, at its start or in a function."""
+    paths = {module_name(path): path for path in python_modules()}
+    modules = {*paths, "_core"}
+    return {name: modules_imported(paths[name].read_text(), modules) for name in paths}
+
+
+def room_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def test_every_python_room_is_known() -> None:
+    rooms = {room_of(module_name(path)) for path in python_modules()} | {"_core"}
+    assert rooms == set().union(*PYTHON_ROOMS) | {APART}
+
+
+def test_python_rooms_import_only_those_before_them() -> None:
+    rank = {room: place for place, rooms in enumerate(PYTHON_ROOMS) for room in rooms}
+    for module, imported in python_arrows().items():
+        for other in imported:
+            one, two = room_of(module), room_of(other)
+            if APART in (one, two):
+                assert module == other, f"{module} imports {other}"
+            else:
+                assert rank[two] <= rank[one], f"{module} imports {other}, which is above it"
+
+
+def test_no_python_modules_import_each_other_in_a_circle() -> None:
+    arrows = python_arrows()
+    arrows[CIRCULAR[0]].remove(CIRCULAR[1])
+    # Raises CycleError, which names the circle.
+    tuple(TopologicalSorter(arrows).static_order())
+
+
+def test_modules_imported_sees_every_way_of_importing() -> None:
+    source = """
+    import sensmerge.errors
+    from sensmerge import InputError, cli, merge
+    from sensmerge.models import folders, open_models
+    if TYPE_CHECKING:
+        from sensmerge.demo import run
+    def function():
+        import numpy, sensmerge
+        from sensmerge.search.trials import tune
+        sensmerge.coefficients(sensmerge.report.write)
+    """
+    modules = {module_name(path) for path in python_modules()}
+    assert modules_imported(textwrap.dedent(source), modules) == {
+        "", "cli", "errors", "models", "models.folders", "report", "scaling.sigma",
+        "search.trials", "workflow",
+    }  # fmt: skip
 
 
 def test_the_core_knows_no_python() -> None:

@@ -35,7 +35,7 @@ def test_every_layer_is_that_of_the_whole_model(tmp_path: Path, dtype: str, tied
     settings: Any = {"expert": "e0", "threads": 1, "advance": lambda _: None}
     whole = sensitivity.measure(model, layers, samples, **settings)
     stream = Stream(model, layers)
-    streamed = sensitivity.measure_streamed(stream, layers, samples, **settings)
+    streamed = sensitivity.measure(model, layers, samples, stream=stream, **settings)
     assert streamed[0] == pytest.approx(whole[0], rel=1e-6)
     assert streamed[1] == pytest.approx(whole[1], rel=1e-6)
 
@@ -53,10 +53,10 @@ def test_samples_that_go_apart_give_what_they_give_together(tmp_path: Path) -> N
     samples = oracle.samples_of(family, 0)
     settings: Any = {"expert": "e0", "threads": 1, "advance": lambda _: None}
     stream = Stream(model, layers)
-    together = sensitivity.measure_streamed(stream, layers, samples, **settings)
+    together = sensitivity.measure(model, layers, samples, stream=stream, **settings)
     pair = stream.kept_bytes(sum(len(sample.ids) for sample in samples[:2]))
     for most in (0, pair):
-        found = sensitivity.measure_streamed(stream, layers, samples, most=most, **settings)
+        found = sensitivity.measure(model, layers, samples, stream=stream, most=most, **settings)
         assert found == together
 
 

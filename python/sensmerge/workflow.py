@@ -16,7 +16,8 @@ from sensmerge.merging.manifest import request
 from sensmerge.merging.plan import MergePlan, parse_size
 from sensmerge.models import Models, open_models
 from sensmerge.recipe import DEFAULT_TEMPERATURE, Recipe
-from sensmerge.scaling.matching import coefficients_for, matching, needs_calibration
+from sensmerge.scaling.matching import matching, needs_calibration
+from sensmerge.scaling.required import coefficients_for
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration

@@ -13,6 +13,9 @@ from pathlib import Path
 # Freed bytes that may wait on top of the most that was ever in use.
 _WAITING = 128 * 10**6
 
+# Bytes that are freed between two looks at the heap.
+_BETWEEN_LOOKS = 256 * 10**6
+
 _STATUS = Path("/proc/self/status")
 
 
@@ -28,6 +31,14 @@ class Heap:
         # Of the interpreter, which asks the system by itself.
         self._beside = _resident() - _in_use()
         self._most = 0
+        self._freed = 0
+
+    def freed(self, size: int) -> None:
+        """Count bytes that are about to be freed, and look at the heap every now and then."""
+        self._freed += size
+        if self._freed >= _BETWEEN_LOOKS:
+            self._freed = 0
+            self.tidy()
 
     def tidy(self) -> None:
         """Look, and give freed memory back where too much of it waits.

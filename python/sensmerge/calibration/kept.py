@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from sensmerge.calibration.record import Calibration, Expert
 from sensmerge.errors import InputError
+from sensmerge.files import write_atomically
 
 # What the same samples can be measured with differently.
 _DECIDING = ("positions", "distance", "dtype")
@@ -110,18 +109,7 @@ class Kept:
         if self._path is None:
             return
         data = asdict(_File("sensmerge-calibration-parts", self._options, self._parts))
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
-            os.replace(temporary, self._path)
-        except OSError as error:
-            raise InputError(
-                f"{self._path}: cannot be written: {error.strerror or error}"
-            ) from None
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
+        write_atomically(self._path, json.dumps(data, ensure_ascii=False))
 
     def _read_finished(self, path: Path) -> Calibration | None:
         try:

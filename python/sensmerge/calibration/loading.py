@@ -16,18 +16,12 @@ from sensmerge import _core
 from sensmerge.calibration.mapped import mapped
 from sensmerge.calibration.surroundings import quiet_transformers
 from sensmerge.errors import InputError
+from sensmerge.models.dtypes import STORED, is_float
 from sensmerge.models.folders import tokenizer_files
 from sensmerge.models.layers import layer_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-_DTYPES = {
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-}
 
 # One of these holds a tokenizer's vocabulary.
 _VOCABULARY_FILES = {
@@ -184,16 +178,14 @@ def stored_dtype(path: Path) -> torch.dtype:
     """
     sizes: Counter[str] = Counter()
     for tensor in _core.Checkpoint(str(path)).tensors:
-        if _is_float(tensor.dtype):
+        if is_float(tensor.dtype):
             sizes[tensor.dtype] += tensor.nbytes
     stored = sizes.most_common(1)[0][0] if sizes else "no floating-point dtype"
-    if stored not in _DTYPES:
+    known = STORED.get(stored)
+    if known is None or not known.merged:
         raise InputError(f"{path}: is stored as {stored}; use sensitivity.dtype: float32")
-    return _DTYPES[stored]
-
-
-def _is_float(dtype: str) -> bool:
-    return dtype.startswith(("F", "BF"))
+    dtype: torch.dtype = getattr(torch, known.torch)
+    return dtype
 
 
 @dataclass(frozen=True)
@@ -233,7 +225,7 @@ def parameter_layers(model: PreTrainedModel, path: Path) -> Layers:
         # Experts of a mixture are one parameter here and many tensors there, of the same block.
         home = next((alias for alias in aliases if alias in stored), aliases[0])
         found[name] = layer_of(home)
-        if not _is_float(stored.get(home, "F32")):
+        if not is_float(stored.get(home, "F32")):
             raise InputError(
                 f"{path}, tensor '{home}': is stored as {stored[home]}, which transformers would "
                 "read as if it were the weights; give the expert as it was before quantization"

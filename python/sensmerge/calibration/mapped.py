@@ -14,24 +14,7 @@ import torch
 
 from sensmerge import _core
 from sensmerge.errors import InputError
-
-_DTYPES = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I16": torch.int16,
-    "U16": torch.uint16,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I32": torch.int32,
-    "U32": torch.uint32,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "I64": torch.int64,
-    "U64": torch.uint64,
-}
+from sensmerge.models.dtypes import STORED
 
 
 def mapped(path: Path) -> dict[str, torch.Tensor]:
@@ -51,11 +34,12 @@ def mapped(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _view(path: Path, tensor: _core.TensorInfo, file: mmap.mmap) -> torch.Tensor:
-    dtype = _DTYPES.get(tensor.dtype)
-    if dtype is None:
+    known = STORED.get(tensor.dtype)
+    if known is None:
         raise InputError(
             f"{path / tensor.file}, tensor '{tensor.name}': torch does not know {tensor.dtype}"
         )
+    dtype: torch.dtype = getattr(torch, known.torch)
     if tensor.nbytes == 0:
         return torch.empty(tensor.shape, dtype=dtype)
     with warnings.catch_warnings():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from sensmerge.errors import InputError
+from sensmerge.files import write_atomically
 from sensmerge.refusals import explain
 
 FORMAT = "sensmerge-calibration"
@@ -146,24 +145,7 @@ class Calibration:
         Raises:
             InputError: It cannot be written there.
         """
-        path = Path(path)
-        # Through links: what is replaced is the file, not the link to it.
-        target = path.resolve()
-        temporary = target.parent / f".sensmerge-{target.name}.{os.getpid()}.partial"
-        if target.exists() and not target.is_file():
-            raise InputError(f"{path}: is not a regular file")
-        if target.parent.exists() and not target.parent.is_dir():
-            raise InputError(f"{path}: cannot be written: {target.parent} is not a folder")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("x", encoding="utf-8") as file:
-                file.write(self.to_json())
-            os.replace(temporary, target)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
+        write_atomically(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:

@@ -13,6 +13,7 @@ from sensmerge import _core
 from sensmerge.calibration import alignment, loading, sensitivity
 from sensmerge.calibration.stream import Stream
 from sensmerge.errors import InputError
+from sensmerge.models.dtypes import STORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -116,15 +117,15 @@ class Runner:
         advance: Callable[[int], None],
     ) -> tuple[dict[str, float], float]:
         """Σ|θ · g| of every layer, and the mean loss."""
-        name = opened.name
-        if opened.streamed and opened.stream is not None:
-            return sensitivity.measure_streamed(
-                opened.stream, opened.layers.of, samples,
-                expert=name, threads=threads, advance=advance,
-                most=KEPT_SHARE * free_memory(self._device),
-            )  # fmt: skip
         return sensitivity.measure(
-            opened.model, opened.layers.of, samples, expert=name, threads=threads, advance=advance
+            opened.model,
+            opened.layers.of,
+            samples,
+            expert=opened.name,
+            threads=threads,
+            advance=advance,
+            stream=opened.stream if opened.streamed else None,
+            most=KEPT_SHARE * free_memory(self._device),
         )
 
     def states(
@@ -147,11 +148,15 @@ class Runner:
     def _weights(self, path: Path) -> int:
         """Bytes of a model's weights in the dtype it is run in."""
         tensors = _core.Checkpoint(str(path)).tensors
-        factor = {"F16": 2, "BF16": 2}
-        grows = self._dtype == "float32"
-        return sum(
-            tensor.nbytes * (factor.get(tensor.dtype, 1) if grows else 1) for tensor in tensors
-        )
+        if self._dtype != "float32":
+            return sum(tensor.nbytes for tensor in tensors)
+        return sum(tensor.nbytes * _growth(tensor.dtype) for tensor in tensors)
+
+
+def _growth(stored: str) -> int:
+    """How many times as large a dtype's tensors become when they are widened to float32."""
+    dtype = STORED.get(stored)
+    return max(1, STORED["F32"].size // dtype.size) if dtype is not None and dtype.merged else 1
 
 
 def _moved(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:

@@ -10,16 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from sensmerge import _core
+from sensmerge.calibration.backward import Gradient, each_gradient, groups
 from sensmerge.calibration.blocks import find, run
 from sensmerge.calibration.heap import Heap
 from sensmerge.errors import InputError
+from sensmerge.models.dtypes import dtype_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,8 +43,10 @@ def measure(
     expert: str,
     threads: int | None,
     advance: Callable[[int], None],
+    stream: Stream | None = None,
+    most: float = math.inf,
 ) -> tuple[dict[str, float], float]:
-    """Sum |θ · g| by layer over the samples, one forward and backward pass a sample.
+    """Sum |θ · g| by layer over the samples.
 
     Args:
         model: The expert.
@@ -51,6 +55,9 @@ def measure(
         expert: Its name, for messages.
         threads: Threads for the reductions; all cores by default.
         advance: Told of every sample that is done.
+        stream: The expert taken apart, to run it block by block; None runs it whole, one sample at
+            a time.
+        most: Bytes that the kept inputs of blocks may take where it is run block by block.
 
     Returns:
         The sum for every layer, in the model's order, and the mean loss.
@@ -58,204 +65,106 @@ def measure(
     Raises:
         InputError: A loss or a sum is not finite.
     """
-    found, losses = [], []
-    with _reducing(model, layers, threads) as reduction, _tidied(model, layers, reduction.heap):
-        for sample in samples:
-            for scale in _scales(model):
-                reduction.sums = dict.fromkeys(layers.values(), 0.0)
-                value = loss(model, sample)
-                _check_loss(value, sample, expert)
-                (value * scale).backward()
-                if _finite(reduction.sums):
-                    break
-            else:
-                raise _not_finite(sample, expert)
-            found.append({layer: total / scale for layer, total in reduction.sums.items()})
-            losses.append(value.item())
-            advance(1)
-    return _totals(layers, found), math.fsum(losses) / len(losses)
-
-
-def measure_streamed(
-    stream: Stream,
-    layers: dict[str, str],
-    samples: list[Sample],
-    *,
-    expert: str,
-    threads: int | None,
-    advance: Callable[[int], None],
-    most: float = math.inf,
-) -> tuple[dict[str, float], float]:
-    """The same as :func:`measure`, block by block, for as many samples at once as ``most`` allows.
-
-    ``most`` is a number of bytes, of the inputs of blocks that are kept; one sample always runs.
-    """
     found: dict[int, dict[str, float]] = {}
-    losses: dict[int, float] = {}
-    for scale in _scales(stream.model):
-        # Those whose gradients overflowed at a larger scale go through the blocks again.
-        left = [place for place in range(len(samples)) if place not in found]
-        if not left:
-            break
-        for group in groups(stream, samples, left, most):
-            chosen = [samples[place] for place in group]
-            passed = _pass(stream, layers, chosen, scale, expert, threads)
-            for place, (sums, value) in zip(group, passed, strict=True):
-                if _finite(sums):
-                    found[place] = {layer: total / scale for layer, total in sums.items()}
-                    losses[place] = value
-                    advance(1)
-    for place, sample in enumerate(samples):
-        if place not in found:
-            raise _not_finite(sample, expert)
-    in_order = [found[place] for place in range(len(samples))]
-    return _totals(layers, in_order), math.fsum(losses.values()) / len(losses)
+    passes = _Passes(layers, samples, expert, threads)
+    scales = _scales(model)
+    with _tidied(model, layers, passes.heap, enabled=stream is None):
+        for passes.scale in scales:
+            # At first all samples, then those whose gradients overflowed at the scale before.
+            left = [place for place in range(len(samples)) if place not in found]
+            for group in groups(stream, samples, left, most) if left else ():
+                passes.start(group)
+                each_gradient(model, stream, samples, group, passes.loss, passes.take)
+                for place in group:
+                    sums = passes.sums[place]
+                    if all(math.isfinite(total) for total in sums.values()):
+                        found[place] = {name: sums[name] / passes.scale for name in sums}
+                        advance(1)
+                    elif passes.scale == scales[-1]:
+                        raise InputError(
+                            f"expert '{expert}': its gradients on {samples[place].place} are not "
+                            "finite; try sensitivity.dtype: float32"
+                        )
+    totals = {
+        layer: sum(found[place][layer] for place in range(len(samples)))
+        for layer in dict.fromkeys(layers.values())
+    }
+    return totals, math.fsum(passes.losses.values()) / len(passes.losses)
 
 
-def groups(
-    stream: Stream, samples: list[Sample], places: list[int], most: float
-) -> Iterator[list[int]]:
-    """Samples that go through the blocks together: as many as ``most`` bytes of inputs allow."""
-    group: list[int] = []
-    room = most
-    for place in places:
-        size = stream.kept_bytes(len(samples[place].ids))
-        if group and size > room:
-            yield group
-            group, room = [], most
-        group.append(place)
-        room -= size
-    yield group
-
-
-def _pass(
-    stream: Stream,
-    layers: dict[str, str],
-    samples: list[Sample],
-    scale: float,
-    expert: str,
-    threads: int | None,
-) -> list[tuple[dict[str, float], float]]:
-    """Every sample's sums, still scaled, and its loss."""
-    sums = [dict.fromkeys(layers.values(), 0.0) for _ in samples]
-    losses, gradients = [], []
-    with (
-        stream.outer_on_device(),
-        _reducing(stream.model, layers, threads, split=True) as reduction,
-    ):
-        calls = [stream.enter(sample.ids) for sample in samples]
-        kept, last = stream.forward(calls, keep=True)
-        for place, (sample, call) in enumerate(zip(samples, calls, strict=True)):
-            reduction.enter(place, sums[place], sample)
-            leaf = last[place].detach().requires_grad_(True)
-            value = cross_entropy(stream.leave(call, leaf).logits[0], sample)
-            _check_loss(value, sample, expert)
-            (value * scale).backward()
-            assert leaf.grad is not None
-            losses.append(value.item())
-            gradients.append(leaf.grad)
-            del value
-        for block in reversed(range(len(stream.blocks))):
-            # Popped, so that it is freed when the block is done.
-            before = kept.pop()
-            with stream.block_on_device(block):
-                for place, call in enumerate(calls):
-                    reduction.enter(place, sums[place], samples[place])
-                    gradients[place] = stream.backward_block(
-                        block, call, before[place], gradients[place]
-                    )
-        for place, call in enumerate(calls):
-            reduction.enter(place, sums[place], samples[place])
-            reduction.last = True
-            stream.backward_entry(call, gradients[place])
-    return list(zip(sums, losses, strict=True))
-
-
-class _Reduction:
-    """Reduces each gradient to its layer's Σ|θ · g| as soon as it is whole, and frees it.
+class _Passes:
+    """What backward passes over one expert's samples give: losses, and Σ|θ · g| by layer.
 
     Attributes:
-        sums: The sum for every layer of the current sample; backward passes add to it.
-        last: Whether what is tied gets the last part of its gradient.
-        heap: What gradients are freed into.
+        scale: What losses are multiplied by before they are differentiated.
+        losses: The loss of every sample.
+        sums: For every sample of the current group: the scaled sum for every layer.
+        heap: The heap that gradients are freed into.
     """
 
-    def __init__(self, threads: int | None, tied: torch.nn.Parameter | None) -> None:
-        self.sums: dict[str, float] = {}
-        self.last = False
+    def __init__(
+        self, layers: dict[str, str], samples: list[Sample], expert: str, threads: int | None
+    ) -> None:
+        self.scale = 1.0
+        self.losses: dict[int, float] = {}
+        self.sums: dict[int, dict[str, float]] = {}
         self.heap = Heap()
-        # Torch's own wait meanwhile.
+        self._layers = layers
+        self._samples = samples
+        self._expert = expert
+        # Torch's own threads are idle meanwhile.
         self._threads = threads or torch.get_num_threads()
-        # A parameter that is both input embedding and output head, whose gradient comes in two
-        # parts where the blocks between them are run one at a time.
-        self._tied = tied
-        self._place = 0
-        self._freed = 0
-        self._tokens = torch.empty(0, dtype=torch.long)
-        self._rows: dict[int, torch.Tensor] = {}
+        # By sample: its tokens, without repetitions.
+        self._tokens: dict[int, torch.Tensor] = {}
+        # By sample and parameter: rows of a gradient that wait for the embedding's piece of it.
+        self._rows: dict[tuple[int, str], torch.Tensor] = {}
 
-    def enter(self, place: int, sums: dict[str, float], sample: Sample) -> None:
-        """Turn to another sample."""
-        self.sums, self._place = sums, place
-        self._tokens = torch.tensor(sorted(set(sample.ids)))
+    def start(self, group: list[int]) -> None:
+        """Begin with a group of samples."""
+        self.sums = {place: dict.fromkeys(self._layers.values(), 0.0) for place in group}
+        self._tokens = {
+            place: torch.tensor(sorted(set(self._samples[place].ids))) for place in group
+        }
+        self._rows = {}
 
-    def hook(self, layer: str) -> Callable[[torch.Tensor], None]:
-        """What is called when a parameter of a layer has its gradient."""
+    def loss(self, place: int, logits: torch.Tensor) -> torch.Tensor:
+        """The scaled loss of a sample."""
+        sample = self._samples[place]
+        value = cross_entropy(logits, sample)
+        self.losses[place] = found = value.item()
+        if not math.isfinite(found):
+            raise InputError(f"expert '{self._expert}': its loss on {sample.place} is {found}")
+        return value * self.scale
 
-        def reduce(parameter: torch.Tensor) -> None:
-            gradient = parameter.grad
-            assert gradient is not None
-            if parameter is self._tied:
-                self.sums[layer] += self._reduce_tied(parameter, gradient)
-            else:
-                self.sums[layer] += sum_abs_product(parameter, gradient, self._threads)
-            parameter.grad = None
-            self._freed += gradient.nbytes
-            if self._freed >= _FREED:
-                self._freed = 0
-                # While the gradient is in use, so that it counts.
-                self.heap.tidy()
-
-        return reduce
-
-    def _reduce_tied(self, parameter: torch.Tensor, gradient: torch.Tensor) -> float:
-        # The embedding's part is zero but for the sample's own tokens: only their rows have to
-        # wait for it, and the head's part of all others is whole.
-        tokens = self._tokens.to(gradient.device)
-        if not self.last:
-            self._rows[self._place] = gradient[tokens]
-            gradient[tokens] = 0.0
-            return sum_abs_product(parameter, gradient, self._threads)
-        whole = gradient[tokens] + self._rows.pop(self._place)
-        return sum_abs_product(parameter.detach()[tokens], whole, self._threads)
-
-
-@contextmanager
-def _reducing(
-    model: PreTrainedModel, layers: dict[str, str], threads: int | None, *, split: bool = False
-) -> Iterator[_Reduction]:
-    """Hook a reduction to every parameter; ``split``: the head is differentiated on its own."""
-    reduction = _Reduction(threads, _tied(model) if split else None)
-    handles = [
-        # A parameter that the model's own code froze has a sensitivity too.
-        parameter.requires_grad_(True).register_post_accumulate_grad_hook(
-            reduction.hook(layers[name])
-        )
-        for name, parameter in model.named_parameters()
-    ]
-    try:
-        yield reduction
-    finally:
-        for handle in handles:
-            handle.remove()
-        model.zero_grad(set_to_none=True)
+    def take(self, gradient: Gradient) -> None:
+        """Add a gradient's part to its layer's sum."""
+        place, name, parameter = gradient.place, gradient.name, gradient.parameter
+        assert place is not None
+        if gradient.is_piece:
+            # The embedding's piece, which follows, is zero but for the rows of the sample's
+            # tokens: only these have to wait for it.
+            tokens = self._tokens[place].to(parameter.device)
+            self._rows[place, name] = gradient.values[tokens]
+            gradient.values[tokens] = 0.0
+            found = sum_abs_product(parameter, gradient.values, self._threads)
+        elif (place, name) in self._rows:
+            tokens = self._tokens[place].to(parameter.device)
+            whole = gradient.values[tokens] + self._rows.pop((place, name))
+            found = sum_abs_product(parameter.detach()[tokens], whole, self._threads)
+        else:
+            found = sum_abs_product(parameter, gradient.values, self._threads)
+        self.sums[place][self._layers[name]] += found
+        # The gradient is still held, and so counts as memory in use.
+        self.heap.freed(gradient.values.nbytes)
 
 
 @contextmanager
-def _tidied(model: PreTrainedModel, layers: dict[str, str], heap: Heap) -> Iterator[None]:
-    """Look at the heap after every block of a forward pass: it frees much and keeps more."""
+def _tidied(
+    model: PreTrainedModel, layers: dict[str, str], heap: Heap, *, enabled: bool
+) -> Iterator[None]:
+    """Look at the heap after every block of a forward pass, in which much is freed."""
     try:
-        blocks = find(model, layers)
+        blocks = find(model, layers) if enabled else []
     except InputError:
         blocks = []
     handles = [block.register_forward_hook(lambda *_: heap.tidy()) for block in blocks]
@@ -264,13 +173,6 @@ def _tidied(model: PreTrainedModel, layers: dict[str, str], heap: Heap) -> Itera
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _tied(model: PreTrainedModel) -> torch.nn.Parameter | None:
-    embeddings: Any = model.get_input_embeddings()
-    head: Any = model.get_output_embeddings()
-    tied: torch.nn.Parameter | None = head.weight if head.weight is embeddings.weight else None
-    return tied
 
 
 def sum_abs_product(parameter: torch.Tensor, gradient: torch.Tensor, threads: int | None) -> float:
@@ -291,9 +193,6 @@ def sum_abs_product(parameter: torch.Tensor, gradient: torch.Tensor, threads: in
     return total
 
 
-# Bytes of gradients between two looks at the heap.
-_FREED = 256 * 10**6
-
 # Entries that a device multiplies at a time.
 _PIECE = 1 << 24
 
@@ -301,26 +200,6 @@ _PIECE = 1 << 24
 def _scales(model: PreTrainedModel) -> tuple[float, ...]:
     half = any(parameter.dtype == torch.float16 for parameter in model.parameters())
     return _FLOAT16_SCALES if half else (1.0,)
-
-
-def _finite(sums: dict[str, float]) -> bool:
-    return all(math.isfinite(total) for total in sums.values())
-
-
-def _totals(layers: dict[str, str], found: list[dict[str, float]]) -> dict[str, float]:
-    return {layer: sum(sums[layer] for sums in found) for layer in dict.fromkeys(layers.values())}
-
-
-def _check_loss(value: torch.Tensor, sample: Sample, expert: str) -> None:
-    if not math.isfinite(value.item()):
-        raise InputError(f"expert '{expert}': its loss on {sample.place} is {value.item()}")
-
-
-def _not_finite(sample: Sample, expert: str) -> InputError:
-    return InputError(
-        f"expert '{expert}': its gradients on {sample.place} are not finite; try "
-        "sensitivity.dtype: float32"
-    )
 
 
 def loss(model: PreTrainedModel, sample: Sample) -> torch.Tensor:
@@ -343,8 +222,3 @@ def as_bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:
     flat = tensor.detach().contiguous().reshape(-1)
     found: NDArray[np.uint8] = flat.view(torch.uint8).numpy()
     return found
-
-
-def dtype_name(tensor: torch.Tensor) -> str:
-    """A tensor's dtype by its name in recipes, such as ``bfloat16``."""
-    return str(tensor.dtype).removeprefix("torch.")

@@ -17,29 +17,15 @@ from sensmerge import _core
 from sensmerge.errors import InputError
 from sensmerge.merging.manifest import Request, request
 from sensmerge.models import Models, open_models
+from sensmerge.models.dtypes import STORED, TORCH, dtype_name
 from sensmerge.recipe import Recipe
-from sensmerge.scaling.matching import coefficients_for
+from sensmerge.scaling.required import coefficients_for
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
 
 Tensors = Mapping[str, Any]
 Given = Models | Mapping[str, Tensors | _core.Checkpoint] | None
-
-_NAMES = {
-    "bool": "BOOL",
-    "uint8": "U8",
-    "int8": "I8",
-    "int16": "I16",
-    "int32": "I32",
-    "int64": "I64",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "float32": "F32",
-    "float64": "F64",
-}
-_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
-_FLOATS = ("F16", "BF16", "F32", "F64")
 
 
 def merge_tensors(
@@ -164,24 +150,24 @@ def _run(
 
 
 def _empty(name: str, dtype: str, shape: list[int]) -> Any:
-    known = _DTYPES.get(dtype)
+    known = STORED.get(dtype)
     torch = sys.modules.get("torch")
     if torch is not None and known is not None:
-        return torch.empty(shape, dtype=getattr(torch, known))
+        return torch.empty(shape, dtype=getattr(torch, known.torch))
     import numpy as np
 
-    if known is None or known == "bfloat16":
+    if known is None or known.numpy is None:
         raise InputError(
             f"'{name}': NumPy has no {dtype}; import torch, or set out_dtype in the recipe"
         )
-    return np.empty(shape, dtype=known)
+    return np.empty(shape, dtype=known.numpy)
 
 
 def _one_dtype(places: Tensors, planned: list[str]) -> str | None:
     found = {
-        _DTYPES[dtype]: name
+        STORED[dtype].torch: name
         for name in planned
-        if name in places and (dtype := _dtype(name, places[name])) in _FLOATS
+        if name in places and STORED[dtype := _dtype(name, places[name])].merged
     }
     if len(found) > 1:
         described = ", ".join(f"{dtype} ('{name}')" for dtype, name in sorted(found.items()))
@@ -195,7 +181,7 @@ def _check_place(name: str, tensor: Any, dtype: str, shape: list[int]) -> None:
             f"'{name}': the model's has shape {list(tensor.shape)}, the merge's {shape}"
         )
     found = _dtype(name, tensor)
-    if found != dtype and not (found in _FLOATS and dtype in _FLOATS):
+    if found != dtype and not (STORED[found].merged and dtype in STORED and STORED[dtype].merged):
         raise InputError(f"'{name}': the model's is {found}, the merge's {dtype}")
 
 
@@ -207,10 +193,10 @@ def _check_whole(model: Any, planned: set[str], taken: Mapping[int, str]) -> Non
 
 
 def _dtype(name: str, tensor: Any) -> str:
-    dtype = str(getattr(tensor, "dtype", type(tensor).__name__)).removeprefix("torch.")
-    if dtype not in _NAMES:
+    dtype = dtype_name(tensor) if hasattr(tensor, "dtype") else type(tensor).__name__
+    if dtype not in TORCH:
         raise InputError(f"{name}: is {dtype}, not a tensor of numbers that is merged or copied")
-    return _NAMES[dtype]
+    return TORCH[dtype].stored
 
 
 def _bytes(name: str, tensor: Any) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sensmerge.errors import InputError
+from sensmerge.files import write_atomically
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
@@ -45,9 +46,9 @@ def write(
             f"a report needs matplotlib and jinja2 ({error}); pip install 'sensmerge[report]'"
         ) from None
     text = page.render(calibration, coefficients, title)
-    _save(Path(output), text.encode())
+    write_atomically(Path(output), text)
     if png is not None:
-        _save(Path(png), figures.overview_png(coefficients))
+        write_atomically(Path(png), figures.overview_png(coefficients))
 
 
 def write_for(
@@ -83,11 +84,3 @@ def write_for(
     if recipe is not None:
         options = Recipe.load(recipe).sensitivity or options
     write(calibration, coefficients(calibration, options), output, png=png)
-
-
-def _save(path: Path, content: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None

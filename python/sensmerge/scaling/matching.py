@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
     from sensmerge.models import Models
     from sensmerge.recipe import Recipe
-    from sensmerge.scaling.sigma import Coefficients
 
 
 def needs_calibration(recipe: Recipe) -> bool:
@@ -57,30 +56,3 @@ def matching(
         for measured, expert in zip(selected.experts, recipe.experts, strict=True)
     ]
     return replace(selected, experts=experts)
-
-
-def coefficients_for(
-    recipe: Recipe,
-    calibration: Calibration | str | Path | None,
-    models: Models | None = None,
-) -> Coefficients | None:
-    """The coefficients that a recipe asks for, from a calibration; None for a plain merge.
-
-    Args:
-        recipe: The recipe.
-        calibration: A calibration of its experts, or its path.
-        models: The recipe's models, where they are open already.
-
-    Raises:
-        InputError: The recipe asks for some and there is no calibration, or not of its experts.
-    """
-    if not needs_calibration(recipe):
-        return None
-    if calibration is None:
-        raise InputError(
-            "the recipe has a sensitivity section: give a calibration, or remove the section"
-        )
-    # NumPy is loaded only where it is needed: it doubles the time a plain merge takes to start.
-    from sensmerge.scaling.sigma import coefficients
-
-    return coefficients(matching(recipe, calibration, models), recipe)

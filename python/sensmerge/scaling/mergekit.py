@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sensmerge.errors import InputError
+from sensmerge.models.dtypes import STORED
 from sensmerge.models.layers import block_of, blocks, layer_of
 from sensmerge.recipe import methods, to_yaml
 from sensmerge.recipe.numbers import resolve, resolve_first
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from sensmerge.scaling.sigma import Coefficients
 
 _OURS = ("sensitivity", "semantics", "seed", "models")
-_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 
 def mergekit_recipe(
@@ -79,7 +79,8 @@ def mergekit_recipe(
 
 
 def _dtypes(recipe: Recipe, stored: Iterable[str]) -> dict[str, str]:
-    floats = {_DTYPES[name] for name in stored if name in _DTYPES}
+    known = [STORED[name] for name in stored if name in STORED]
+    floats = {dtype.torch for dtype in known if dtype.merged}
     output = recipe.out_dtype or recipe.dtype or (floats.pop() if len(floats) == 1 else None)
     computed = "float64" if output == "float64" or "float64" in floats else "float32"
     return {"dtype": computed} | ({} if output is None else {"out_dtype": output})

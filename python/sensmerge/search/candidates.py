@@ -14,8 +14,9 @@ import torch
 from sensmerge import _core
 from sensmerge.calibration import loading
 from sensmerge.calibration.mapped import mapped
-from sensmerge.calibration.sensitivity import as_bytes, dtype_name
+from sensmerge.calibration.sensitivity import as_bytes
 from sensmerge.errors import InputError
+from sensmerge.models.dtypes import dtype_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -29,12 +29,14 @@ from sensmerge.calibration.sensitivity import cross_entropy
 from sensmerge.calibration.stream import Stream
 from sensmerge.calibration.surroundings import quiet_transformers, torch_threads
 from sensmerge.errors import InputError
+from sensmerge.files import write_atomically
 from sensmerge.merging.manifest import request
 from sensmerge.models import open_models
 from sensmerge.progress import bar
 from sensmerge.recipe import Recipe, Sensitivity, to_yaml
 from sensmerge.recipe.parameters import SCALE
-from sensmerge.scaling.matching import coefficients_for, needs_calibration
+from sensmerge.scaling.matching import needs_calibration
+from sensmerge.scaling.required import coefficients_for
 from sensmerge.search import distill, memorised, tasks
 from sensmerge.search.candidates import Candidate
 from sensmerge.search.gradients import differentiate
@@ -121,9 +123,8 @@ class Learned:
         said = [f"# learned by sensmerge {__version__}", *(f"# {note}" for note in self.notes)]
         text = "\n".join([*said, to_yaml(self.recipe)])
         picture = path.with_suffix(".png")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        picture.write_bytes(learned_png(self.history))
+        write_atomically(path, text)
+        write_atomically(picture, learned_png(self.history))
         return [path, picture]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +13,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from sensmerge.errors import InputError
+from sensmerge.files import write_atomically
 
 if TYPE_CHECKING:
     from sensmerge.search.groups import Matrix, Weights
@@ -163,11 +163,8 @@ class History:
         file = _File(
             "sensmerge-learn", self.key, self.tasks, self.groups, self.start, self.steps, self.state
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f"{path.name}.new")
-        # Numbers are written so that they are read back to the last bit.
-        beside.write_text(json.dumps(asdict(file), ensure_ascii=False), encoding="utf-8")
-        os.replace(beside, path)
+        # Python writes a float with as many digits as reading it back to the last bit takes.
+        write_atomically(path, json.dumps(asdict(file), ensure_ascii=False))
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ const SMALLEST_SUM: f64 = 1e-6;
 /// Norms below this count as this when cosines are taken.
 const SMALLEST_NORM: f64 = 1e-7;
 
-/// Below this sine the vectors lie on one line.
-const SMALLEST_SINE: f64 = 1e-8;
+/// Vectors whose squared sine is no larger than this lie on one line: the precision of a float32
+/// cosine.
+const SMALLEST_SQUARED_SINE: f64 = 1.0 / (1 << 24) as f64;
 
 pub(super) struct Nuslerp;
 
@@ -68,6 +69,8 @@ fn weigh(gram: &Gram, subject: &Subject) -> Vec<f64> {
     let t = if sum.abs() < SMALLEST_SUM { 0.5 } else { weights[1] / sum };
     let norm = |model| gram.norm(model).max(SMALLEST_NORM);
     let cosine = (gram.dot(0, 1) / (norm(0) * norm(1))).clamp(-1.0, 1.0);
-    let angle = cosine.acos();
-    if angle.sin().abs() < SMALLEST_SINE { vec![1.0 - t, t] } else { arc(t, angle) }
+    if 1.0 - cosine * cosine <= SMALLEST_SQUARED_SINE {
+        return vec![1.0 - t, t];
+    }
+    arc(t, cosine.acos())
 }
