@@ -182,7 +182,7 @@ def merge(
     rescale: bool | None = None,
     seed: int = 0,
 ) -> dict[str, Array]:
-    """Merge experts by one of five methods, in either semantics; see docs/methods.
+    """Merge experts by one of five methods, in either semantics; see docs/methods/README.md.
 
     Args:
         method: linear, task_arithmetic, ties, dare_linear or dare_ties.
