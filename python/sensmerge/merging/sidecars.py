@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 from sensmerge import __version__
 from sensmerge.merging.numbers import model_paths, template
-from sensmerge.models.folders import own_file, read_config, resolve, tokenizer_files
+from sensmerge.models.folders import (
+    is_folder,
+    mode_of,
+    own_file,
+    read_config,
+    resolve,
+    tokenizer_files,
+)
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
@@ -28,11 +35,12 @@ def sidecars(
         what the model will lack.
 
     Raises:
-        InputError: A file of the base's folder leads outside it, or cannot be read.
+        InputError: A file of the base's folder leads outside it, or is no regular file.
+        OSError: A file cannot be looked at or read.
     """
     home = template(recipe)
     copies, texts, notes = [], [], []
-    if home.is_dir():
+    if is_folder(home):
         source = recipe.tokenizer_source
         tokenizer = home if source in (None, "base") else resolve(source, recipe.folder)
         files = tokenizer_files(tokenizer)
@@ -77,7 +85,7 @@ def model_card(recipe: Recipe, found: Coefficients | None) -> str:
     hub_names = [
         name
         for name, path in zip(names, model_paths(recipe), strict=True)
-        if not (recipe.folder / name).exists() and not path.samefile(recipe.folder)
+        if mode_of(recipe.folder / name) is None and not path.samefile(recipe.folder)
     ]
     if hub_names:
         lines += ["base_model:", *(f"- {json.dumps(name)}" for name in hub_names)]
