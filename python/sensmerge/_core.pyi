@@ -32,6 +32,7 @@ class Checkpoint:
 
     Raises:
         InputError: A file is missing, truncated or malformed.
+        OSError: A file cannot be looked at or read.
     """
 
     def __new__(cls, /, path: str | PathLike[str]) -> Checkpoint: ...
@@ -64,8 +65,19 @@ class Checkpoint:
         """Whether it lies in memory rather than on disk."""
 
     @property
+    def notes(self, /) -> list[str]:
+        """What the caller should be told about which files were read: one sentence each."""
+
+    @property
     def path(self, /) -> str:
         """The folder or file that was opened."""
+
+    def suspicions(self, /) -> list[str]:
+        """What a sound file can hold and a trained model does not, one sentence each: tensors of no
+        entries, or zeros throughout.
+
+        Data is read until an entry is found that is not zero: one page of a sound model.
+        """
 
     @property
     def tensors(self, /) -> list[TensorInfo]:
@@ -252,10 +264,12 @@ def check_output(
     Args:
         output: The folder.
         inputs: Folders and files that are merged.
-        overwrite: Whether a model in the folder may be replaced.
+        overwrite: Whether what an earlier merge wrote there may be replaced.
 
     Raises:
-        InputError: The folder is not empty, is no folder, or belongs to an input.
+        InputError: The folder is not empty, is no folder, holds weights that no merge listed, or
+            is, contains or lies in an input.
+        OSError: The folder or an input cannot be looked at.
     """
 
 def merge(

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
+# What would let a refusal pass, by the keyword that the refusal names.
+_HINTS = {
+    "allow_nan": "--allow-nan lets it through",
+    "overwrite": "--force replaces what an earlier merge wrote",
+}
+
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _PATH = click.Path(path_type=Path)
@@ -47,7 +53,7 @@ def main() -> None:
         if isinstance(error, click.UsageError) and error.ctx is not None:
             click.echo(error.ctx.get_usage(), err=True)
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        _fail(message, EXIT_BAD_INPUT)
+        _fail(message, EXIT_BAD_INPUT, _HINTS.get(getattr(error, "option", None) or ""))
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
@@ -58,10 +64,12 @@ def main() -> None:
         _fail(f"{type(error).__name__}: {error}", 1)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int, hint: str | None = None) -> None:
     # A recipe may have several things wrong with it, a line each.
     for line in message.splitlines() or [""]:
         click.echo(f"error: {line}", err=True)
+    if hint is not None:
+        click.echo(f"hint: {hint}", err=True)
     sys.exit(code)
 
 
@@ -84,7 +92,7 @@ def commands() -> None:
 )
 @click.option("--no-sync", is_flag=True, help="Do not flush the output to disk.")
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan; write nothing.")
-@click.option("--force", is_flag=True, help="Replace a model that is already in OUT.")
+@click.option("--force", is_flag=True, help="Replace what an earlier merge wrote into OUT.")
 @click.option("--allow-nan", is_flag=True, help="Let NaN through instead of refusing it.")
 @_quiet
 def merge(

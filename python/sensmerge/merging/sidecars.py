@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sensmerge import __version__
 from sensmerge.errors import InputError
 from sensmerge.models import vocabulary
-from sensmerge.models.folders import own_file, resolve, tokenizer_files
+from sensmerge.models.folders import is_folder, mode_of, own_file, resolve, tokenizer_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,12 +35,13 @@ def sidecars(
         what the model will lack.
 
     Raises:
-        InputError: A file of the base's folder leads outside it, or cannot be read; or the
+        InputError: A file of the base's folder leads outside it, or is no regular file; or the
             tokenizer has tokens that the model has no rows for.
+        OSError: A file cannot be looked at or read.
     """
     home = models.template.path
     copies, texts, notes = [], [], []
-    if home.is_dir():
+    if is_folder(home):
         source = recipe.tokenizer_source
         tokenizer = home if source in (None, "base") else resolve(source, recipe.folder)
         files = tokenizer_files(tokenizer)
@@ -92,7 +93,7 @@ def model_card(recipe: Recipe, models: Models, found: Coefficients | None) -> st
     hub_names = [
         model.name
         for model in models.all
-        if not (recipe.folder / model.name).exists() and not model.path.samefile(recipe.folder)
+        if mode_of(recipe.folder / model.name) is None and not model.path.samefile(recipe.folder)
     ]
     if hub_names:
         lines += ["base_model:", *(f"- {json.dumps(name)}" for name in hub_names)]

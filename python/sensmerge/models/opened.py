@@ -63,6 +63,12 @@ class Models:
         return self.all[0]
 
 
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know about which of their files were read, each said once."""
+        return list(dict.fromkeys(note for model in self.all for note in model.checkpoint.notes))
+
+
 def open_models(recipe: Recipe, given: Mapping[str, _core.Checkpoint] | None = None) -> Models:
     """Open the models of a recipe.
 

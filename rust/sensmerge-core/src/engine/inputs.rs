@@ -1,6 +1,5 @@
 //! The models of a manifest, opened.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::checkpoint::Checkpoint;
@@ -73,25 +72,27 @@ impl Inputs {
     }
 }
 
+/// Open a model's files, which must be those that the manifest was made from.
 fn open(model: &Model) -> Result<Checkpoint> {
-    let changed = |path: &PathBuf| {
-        Error::file(path, "is not the file that the manifest was made from; plan the merge anew")
-    };
     if model.files.is_empty() {
         let reason = "lay in memory when the manifest was made, and cannot be opened again";
         return Err(Error::setting(model.path.display().to_string(), reason));
     }
-    let files = model.files.iter().map(|file| file.path.clone()).collect();
-    let checkpoint = Checkpoint::from_files(&model.path, files)?;
-    for (file, (path, bytes, header)) in model.files.iter().zip(checkpoint.identities()) {
-        if *file != (File { path, bytes, header }) {
-            return Err(changed(&file.path));
+    let checkpoint = Checkpoint::open(&model.path)?;
+    let found = checkpoint.identities().into_iter();
+    let found: Vec<File> =
+        found.map(|(path, bytes, header)| File { path, bytes, header }).collect();
+    let changed = model.files.iter().find(|file| !found.contains(file)).map(|file| &file.path);
+    let changed = changed.or_else(|| (found.len() != model.files.len()).then_some(&model.path));
+    let changed = changed.or_else(|| {
+        let same = |fingerprint: &String| *fingerprint == checkpoint.fingerprint();
+        (!model.fingerprint.as_ref().is_none_or(same)).then_some(&model.path)
+    });
+    match changed {
+        None => Ok(checkpoint),
+        Some(path) => {
+            let reason = "is not what the manifest was made from; plan the merge anew";
+            Err(Error::file(path, reason))
         }
-    }
-    let same = |fingerprint: &String| *fingerprint == checkpoint.fingerprint();
-    if model.fingerprint.as_ref().is_none_or(same) {
-        Ok(checkpoint)
-    } else {
-        Err(changed(&model.path))
     }
 }

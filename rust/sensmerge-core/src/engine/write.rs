@@ -10,7 +10,7 @@ use super::stage::{Decided, Stage, carried};
 use super::tensor::Tensor;
 use super::window::chunk_entries;
 use crate::dtype::{Float, Real};
-use crate::error::{Error, Result};
+use crate::error::{Error, Hint, Result};
 use crate::kernel::finite::{all_finite, has_infinite, has_nan};
 use crate::kernel::weighted_sum::scale_and_add;
 use crate::manifest::Source;
@@ -204,14 +204,13 @@ fn explain<T: Real>(
 }
 
 fn unusable(job: &Job, tensor: &Tensor, reason: &str) -> Error {
-    let hint = format!("{reason} (or pass --allow-nan to write them as they are)");
-    Error::tensor(job.output, &tensor.output.name, hint)
+    Error::tensor(job.output, &tensor.output.name, reason).with_hint(Hint::AllowNan)
 }
 
 fn nan_input(job: &Job, tensor: &Tensor, expert: Option<usize>) -> Error {
     let (path, name) = input_of(job, tensor, expert);
-    let reason = "holds NaN; repair the checkpoint, or pass --allow-nan to let NaN through";
-    Error::tensor(path, name, reason)
+    let reason = "holds NaN; repair the checkpoint, or let NaN through";
+    Error::tensor(path, name, reason).with_hint(Hint::AllowNan)
 }
 
 /// The checkpoint and the tensor's name in it, of the base or of an expert.

@@ -73,7 +73,7 @@ fn checkpoints_are_as_many_as_the_manifest_names() {
 #[test]
 fn tensors_that_lie_are_refused_by_name() {
     let refusal = |tensors: &[Tensor]| match in_memory("somewhere", tensors) {
-        Err(Error::Tensor { path, tensor, reason }) => {
+        Err(Error::Tensor { path, tensor, reason, .. }) => {
             assert_eq!(path, Path::new("somewhere"));
             assert_eq!(tensor, "head.w");
             reason

@@ -2,16 +2,27 @@
 //!
 //! Every file is written under a temporary name in the folder itself, then flushed, then renamed;
 //! what makes the folder a model (the index, or the only weight file) comes last. Until then a
-//! marker says that the folder is unfinished, and a lock on it keeps other merges out.
+//! marker says that the folder is unfinished, and a lock on it keeps other merges out. Of an older
+//! output those files are removed that it listed and the new one does not write.
+
+mod ours;
+mod place;
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::path::{Component, Path, PathBuf};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use super::index::{INDEX_FILE, is_bare};
 use super::layout::ShardLayout;
+use super::select::names;
 use crate::error::{Error, Result};
+pub use place::check;
+use place::{check_content, is_empty, missing};
+
+/// Names the files of an output, itself included.
+pub const OUTPUT_FILE: &str = "sensmerge_output.json";
 
 /// Stands in a folder while it is written.
 const MARKER: &str = ".sensmerge-unfinished";
@@ -24,42 +35,20 @@ const TEMPORARY_SUFFIX: &str = ".partial";
 #[derive(Debug)]
 pub struct OutputFolder {
     path: PathBuf,
-    /// Folders that did not exist before, outermost first.
+    /// Folders that did not exist before, innermost first.
     made: Vec<PathBuf>,
-    /// Whether an older model is replaced.
+    /// Whether it held something before.
     replaces: bool,
+    /// Whether what it held was unfinished.
+    was_unfinished: bool,
+    /// Whether anything that it held was removed or replaced.
+    touched: bool,
     marker: File,
     /// Final names of the files written so far.
     files: Mutex<BTreeSet<String>>,
     /// Final names already in place.
     placed: Vec<String>,
     finished: bool,
-}
-
-/// Refuse an output folder that cannot be written as asked, without touching anything.
-///
-/// `inputs` are the folders and files that are merged; `overwrite` allows replacing a model.
-///
-/// # Errors
-/// [`Error::Output`] for a folder that is not empty, is no folder, or belongs to an input.
-pub fn check(path: &Path, overwrite: bool, inputs: &[&Path]) -> Result<()> {
-    let output = canonical(path)?;
-    for input in inputs {
-        let input_path = canonical(input)?;
-        let inside = output.starts_with(&input_path);
-        let around = input_path.is_file() && input_path.parent() == Some(&output);
-        if inside || around || holds_weights_of(&output, input)? {
-            return Err(Error::output(
-                path,
-                format!("belongs to the input {}; inputs are never written to", input.display()),
-            ));
-        }
-    }
-    match std::fs::symlink_metadata(path) {
-        Err(_) => Ok(()),
-        Ok(_) if !path.is_dir() => Err(Error::output(path, "exists and is not a folder")),
-        Ok(_) => check_empty(path, overwrite),
-    }
 }
 
 impl OutputFolder {
@@ -70,16 +59,19 @@ impl OutputFolder {
     /// What [`check`] refuses, a folder that another merge is writing, and [`Error::Io`].
     pub fn create(path: &Path, overwrite: bool, inputs: &[&Path]) -> Result<Self> {
         check(path, overwrite, inputs)?;
-        let missing = path.ancestors().take_while(|folder| is_missing(folder));
-        let made: Vec<PathBuf> = missing.map(Path::to_path_buf).collect();
+        let made = missing(path)?;
         std::fs::create_dir_all(path).map_err(Error::io(path))?;
+        let was_unfinished = names(path)?.contains(MARKER);
         let marker_path = path.join(MARKER);
         let marker = OpenOptions::new()
             .create(true)
             .truncate(false)
             .write(true)
             .open(&marker_path)
-            .map_err(Error::io(&marker_path))?;
+            .map_err(|error| {
+                remove_folders(&made);
+                Error::io(&marker_path)(error)
+            })?;
         match marker.try_lock() {
             Err(TryLockError::WouldBlock) => {
                 return Err(Error::output(path, "another merge is writing to it"));
@@ -89,15 +81,17 @@ impl OutputFolder {
         }
         let folder = Self {
             path: path.to_path_buf(),
-            replaces: !made.iter().any(|folder| folder == path) && !is_empty(path)?,
-            made: made.into_iter().rev().collect(),
+            made,
+            replaces: !is_empty(path)?,
+            was_unfinished,
+            touched: false,
             marker,
             files: Mutex::default(),
             placed: Vec::new(),
             finished: false,
         };
         // A merge that ended between the check and the lock may have filled the folder.
-        check_empty(path, overwrite)?;
+        check_content(path, overwrite)?;
         for name in names(path)?.iter().filter(|name| is_temporary(name)) {
             let stale = path.join(name);
             std::fs::remove_file(&stale).map_err(Error::io(&stale))?;
@@ -136,33 +130,41 @@ impl OutputFolder {
         std::io::copy(&mut source, &mut file).map(drop).map_err(Error::io(path))
     }
 
-    /// Flush (where `sync` asks for it), rename everything, the weights' entry point last, and
-    /// remove the marker.
+    /// List what was written, flush (where `sync` asks for it), rename everything, the weights'
+    /// entry point last, remove what an older output listed besides, and remove the marker.
     ///
     /// # Errors
-    /// [`Error::Io`]. A new folder is then removed; one that held a model stays marked.
+    /// [`Error::Io`]. What was written is then removed, or, where it is mixed with what an older
+    /// output wrote, the folder stays marked.
     pub fn finish(mut self, sync: bool) -> Result<()> {
-        let files = std::mem::take(&mut *lock(&self.files));
+        let mut files = lock(&self.files).clone();
+        files.insert(OUTPUT_FILE.to_owned());
+        let old = ours::listed(&self.path)?;
+        let all: BTreeSet<String> = old.union(&files).cloned().collect();
+        self.write(OUTPUT_FILE, &ours::listing(&all))?;
         if sync {
-            for name in &files {
-                let path = self.path.join(temporary(name));
-                File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io(&path))?;
-            }
+            files.iter().try_for_each(|name| self.sync(name))?;
         }
-        // Put back: what is not renamed yet is still to be removed if this fails.
-        lock(&self.files).clone_from(&files);
+        // First, so that a merge that is killed from here on leaves no file that nobody lists.
+        self.place(OUTPUT_FILE)?;
         self.remove(INDEX_FILE)?;
         let weights = |name: &&String| name.ends_with(".safetensors") || *name == INDEX_FILE;
-        let (last, first): (Vec<&String>, Vec<&String>) = files.iter().partition(weights);
+        let others = files.iter().filter(|name| *name != OUTPUT_FILE);
+        let (last, first): (Vec<&String>, Vec<&String>) = others.partition(weights);
         let (index, shards): (Vec<&String>, Vec<&String>) =
             last.into_iter().partition(|name| *name == INDEX_FILE);
         for name in first.into_iter().chain(shards) {
             self.place(name)?;
         }
-        for name in names(&self.path)? {
-            if name.ends_with(".safetensors") && !files.contains(&name) {
-                self.remove(&name)?;
+        for name in old.difference(&files) {
+            self.remove(name)?;
+        }
+        if all != files {
+            self.write(OUTPUT_FILE, &ours::listing(&files))?;
+            if sync {
+                self.sync(OUTPUT_FILE)?;
             }
+            self.place(OUTPUT_FILE)?;
         }
         for name in index {
             self.place(name)?;
@@ -171,8 +173,17 @@ impl OutputFolder {
             self.sync_folder()?;
         }
         self.remove(MARKER)?;
+        if sync {
+            self.sync_folder()?;
+        }
         self.finished = true;
-        if sync { self.sync_folder() } else { Ok(()) }
+        Ok(())
+    }
+
+    /// Flush a file that is not in place yet.
+    fn sync(&self, name: &str) -> Result<()> {
+        let path = self.path.join(temporary(name));
+        File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io(&path))
     }
 
     fn start(&self, name: &str) -> Result<(File, PathBuf)> {
@@ -190,6 +201,7 @@ impl OutputFolder {
     }
 
     fn place(&mut self, name: &str) -> Result<()> {
+        self.touched = true;
         let path = self.path.join(name);
         std::fs::rename(self.path.join(temporary(name)), &path).map_err(Error::io(&path))?;
         lock(&self.files).remove(name);
@@ -197,14 +209,10 @@ impl OutputFolder {
         Ok(())
     }
 
-    fn remove(&self, name: &str) -> Result<()> {
+    fn remove(&mut self, name: &str) -> Result<()> {
+        self.touched = true;
         let path = self.path.join(name);
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::io(&path)(error))
-            }
-            _ => Ok(()),
-        }
+        remove(&path).map_err(Error::io(&path))
     }
 
     /// Make the renamings durable. Folders cannot be flushed everywhere.
@@ -225,20 +233,21 @@ impl Drop for OutputFolder {
         }
         let mut clean = true;
         for name in lock(&self.files).iter() {
-            clean &= std::fs::remove_file(self.path.join(temporary(name))).is_ok();
+            clean &= remove(&self.path.join(temporary(name))).is_ok();
         }
-        if self.replaces && !self.placed.is_empty() {
-            // Old and new files are mixed: the marker must stay.
-            return;
-        }
-        for name in &self.placed {
-            clean &= std::fs::remove_file(self.path.join(name)).is_ok();
-        }
-        if clean && self.marker.unlock().is_ok() {
-            let _ = std::fs::remove_file(self.path.join(MARKER));
-            for folder in self.made.iter().rev() {
-                let _ = std::fs::remove_dir(folder);
+        let mixed = self.replaces && self.touched;
+        if !mixed {
+            for name in &self.placed {
+                clean &= remove(&self.path.join(name)).is_ok();
             }
+        }
+        let marker = self.path.join(MARKER);
+        if mixed || !clean {
+            // Made anew where it was removed already: what failed then came after it.
+            let _ = OpenOptions::new().create(true).append(true).open(marker);
+        } else if self.marker.unlock().is_ok() && !(self.replaces && self.was_unfinished) {
+            let _ = remove(&marker);
+            remove_folders(&self.made);
         }
     }
 }
@@ -290,57 +299,17 @@ fn is_temporary(name: &str) -> bool {
     name.starts_with(TEMPORARY_PREFIX) && name.ends_with(TEMPORARY_SUFFIX)
 }
 
-fn is_missing(path: &Path) -> bool {
-    // The empty path is what a relative path's outermost ancestor is called.
-    !path.as_os_str().is_empty() && std::fs::symlink_metadata(path).is_err()
-}
-
-fn names(folder: &Path) -> Result<Vec<String>> {
-    let entries = std::fs::read_dir(folder).map_err(Error::io(folder))?;
-    let name = |entry: std::io::Result<std::fs::DirEntry>| {
-        Ok(entry.map_err(Error::io(folder))?.file_name().to_string_lossy().into_owned())
-    };
-    entries.map(name).collect()
-}
-
-/// Whether a folder holds nothing but what an unfinished merge may leave.
-fn is_empty(folder: &Path) -> Result<bool> {
-    Ok(names(folder)?.iter().all(|name| name == MARKER || is_temporary(name)))
-}
-
-fn check_empty(path: &Path, overwrite: bool) -> Result<()> {
-    if overwrite || is_empty(path)? {
-        return Ok(());
+/// Remove empty folders, innermost first.
+fn remove_folders(folders: &[PathBuf]) {
+    for folder in folders {
+        let _ = std::fs::remove_dir(folder);
     }
-    let unfinished = path.join(MARKER).exists();
-    let state = if unfinished { "holds an unfinished merge" } else { "is not empty" };
-    Err(Error::output(path, format!("{state}; name another folder, or pass --force to replace it")))
 }
 
-/// A path without links, whether or not it exists yet.
-fn canonical(path: &Path) -> Result<PathBuf> {
-    let absolute = std::path::absolute(path).map_err(Error::io(path))?;
-    let existing = absolute.ancestors().find(|ancestor| ancestor.exists());
-    let existing = existing.unwrap_or(&absolute);
-    let mut resolved = existing.canonicalize().map_err(Error::io(path))?;
-    // What does not exist cannot be a link, so that `..` takes back just what was named.
-    for part in absolute.strip_prefix(existing).into_iter().flat_map(Path::components) {
-        match part {
-            Component::ParentDir => drop(resolved.pop()),
-            part => resolved.push(part),
-        }
+/// Remove a file, where it is there.
+fn remove(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
-    Ok(resolved.canonicalize().unwrap_or(resolved))
-}
-
-/// Whether weights of `input` really lie in the folder `output`, by links.
-fn holds_weights_of(output: &Path, input: &Path) -> Result<bool> {
-    if !input.is_dir() {
-        return Ok(false);
-    }
-    let weights = names(input)?.into_iter().filter(|name| name.ends_with(".safetensors"));
-    Ok(weights.into_iter().any(|name| {
-        let target = input.join(name).canonicalize();
-        target.is_ok_and(|target| target.parent() == Some(output))
-    }))
 }
