@@ -239,10 +239,10 @@ def fits(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> bool:
         if not bounds:
             return False
     if isinstance(value, str):
-        return len(value) >= schema.get("minLength", 0)
+        return len(value) >= int(schema.get("minLength", 0))
     if isinstance(value, list):
         items = all(inner(part, schema.get("items", {})) for part in value)
-        return items and len(value) >= schema.get("minItems", 0)
+        return items and len(value) >= int(schema.get("minItems", 0))
     if isinstance(value, dict):
         known = schema.get("properties", {})
         if schema.get("additionalProperties", True) is False and not set(value) <= set(known):

@@ -20,7 +20,7 @@ from sensmerge import __version__
 from sensmerge.calibration.surroundings import quiet_transformers, torch_threads
 from sensmerge.errors import InputError
 from sensmerge.progress import bar
-from sensmerge.recipe import DEFAULT_TEMPERATURE, to_yaml
+from sensmerge.recipe import DEFAULT_TEMPERATURE, Recipe, to_yaml
 from sensmerge.recipe.parameters import SCALE
 from sensmerge.scaling.matching import needs_calibration
 from sensmerge.search.groups import moved
@@ -30,7 +30,6 @@ from sensmerge.search.settings import DENSITY, Settings, method_of, searched
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
-    from sensmerge.recipe import Recipe
     from sensmerge.recipe.methods import Parameter
     from sensmerge.search.study import Study
 
