@@ -38,10 +38,9 @@ def sidecars(
     home = template(recipe)
     copies, texts, notes = [], [], []
     if home.is_dir():
-        source = recipe.tokenizer_source
-        tokenizer = home if source in (None, "base") else resolve(source, recipe.folder)
+        tokenizer = _tokenizer(recipe)
         files = tokenizer_files(tokenizer)
-        notes += _checked(recipe, tokenizer)
+        notes += check_vocabulary(recipe)
         if not files:
             notes.append(f"{tokenizer}: has no tokenizer files, so the merged model has none")
         generation = own_file(home, "generation_config.json")
@@ -61,14 +60,29 @@ def sidecars(
     return copies, texts, notes
 
 
-def _checked(recipe: Recipe, tokenizer: Path) -> list[str]:
+def check_vocabulary(recipe: Recipe) -> list[str]:
+    """Look at the output's tokenizer and at those of all models; worth doing before long work.
+
+    Returns:
+        Notes on tokens that the models do not agree on.
+
+    Raises:
+        InputError: The tokenizer has tokens that the model has no rows for.
+    """
+    if not template(recipe).is_dir():
+        return []
     names = [name for name in [recipe.base_model] if name is not None]
     names += [expert.model for expert in recipe.experts]
     models = dict(zip(names, model_paths(recipe), strict=True))
-    refusal, notes = vocabulary.check(template(recipe), tokenizer, list(models.items()))
+    refusal, notes = vocabulary.check(template(recipe), _tokenizer(recipe), list(models.items()))
     if refusal is not None:
         raise InputError(refusal)
     return notes
+
+
+def _tokenizer(recipe: Recipe) -> Path:
+    source = recipe.tokenizer_source
+    return template(recipe) if source in (None, "base") else resolve(str(source), recipe.folder)
 
 
 def config_text(recipe: Recipe) -> str | None:
