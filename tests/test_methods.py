@@ -111,7 +111,7 @@ def test_the_command_lists_and_describes(capsys: Said) -> None:
     assert "did you mean 'ties'?" in capsys.readouterr().err
 
 
-def the_documentation_has_the_table() -> None:
+def test_the_documentation_has_the_table() -> None:
     """What docs/methods/README.md says between its markers is what the registry says."""
     text = DOCUMENTATION.read_text(encoding="utf-8")
     between = text.partition(BEGIN)[2].partition(END)[0]

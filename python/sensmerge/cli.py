@@ -182,7 +182,7 @@ def calibrate(
     from sensmerge.calibration import calibrate as run
     from sensmerge.calibration import forget
 
-    loaded = _load(recipe)
+    loaded = _load(recipe, say=not quiet)
     _check_writable(output)
     calibration = run(
         loaded, progress=not quiet, threads=threads, memory=memory, device=device, keep=output
@@ -211,7 +211,7 @@ def coefficients(recipe: Path, calibration: Path | None, form: str) -> None:
     from sensmerge.scaling import sigma
     from sensmerge.scaling.matching import matching
 
-    loaded = _load(recipe)
+    loaded = _load(recipe, say=True)
     if calibration is None:
         raise InputError("--calibration: name the file that `sensmerge calibrate` wrote")
     measured = matching(loaded, _require_calibration(calibration))
@@ -279,7 +279,7 @@ def learn(
 
     options = Options(steps, groups, loss, validation, learning_rate, pull)
     _check_writable(output)
-    loaded = _load(recipe)
+    loaded = _load(recipe, say=not quiet)
     found = run(
         loaded,
         options,
@@ -372,7 +372,7 @@ def tune(
         seed=seed,
     )
     _check_writable(output)
-    loaded = _load(recipe)
+    loaded = _load(recipe, say=not quiet)
     found = run(
         loaded,
         options,
@@ -507,10 +507,14 @@ def _check_writable(output: Path) -> None:
         raise InputError(f"{output}: cannot be written there")
 
 
-def _load(path: Path) -> Recipe:
+def _load(path: Path, *, say: bool = False) -> Recipe:
+    """Read a recipe; where its notes are no part of what the verb returns, say them here."""
     from sensmerge.recipe import Recipe
 
-    return Recipe.load(path)
+    recipe = Recipe.load(path)
+    for note in recipe.notes if say else []:
+        click.echo(f"note: {note}", err=True)
+    return recipe
 
 
 def _load_calibration(path: Path | None) -> Calibration | None:

@@ -14,6 +14,7 @@ from sensmerge.merging import disk
 from sensmerge.merging.disk import DEFAULT_SHARD_SIZE, MergeResult
 from sensmerge.merging.manifest import request
 from sensmerge.merging.plan import MergePlan, parse_size
+from sensmerge.merging.sidecars import check_vocabulary
 from sensmerge.models import Models, open_models
 from sensmerge.recipe import DEFAULT_TEMPERATURE, Recipe
 from sensmerge.scaling.matching import matching, needs_calibration
@@ -68,6 +69,7 @@ def merge(
     if recipe.auto or (calibration is None and needs_calibration(recipe)):
         # What cannot be merged or written is refused before the long measurement, not after.
         request(_provisional(recipe), None, models).manifest()
+        check_vocabulary(recipe, models)
         _core.check_output(str(out), [str(model.path) for model in models.all], overwrite)
     measured, notes = _measured(recipe, models, calibration, threads=threads, progress=progress)
     if recipe.auto:
@@ -120,6 +122,7 @@ def plan(
         notes.append("the recipe asks for sensitivity: weights are shown before calibration")
     asked = request(recipe, found, models)
     manifest = asked.manifest()
+    notes += models.notes + check_vocabulary(recipe, models)
     return MergePlan(
         manifest=manifest,
         models=asked.models,

@@ -97,7 +97,7 @@ def write(
         KeyboardInterrupt: Ctrl-C was pressed; nothing is left behind.
     """
     shard_bytes = parse_size(max_shard_size)
-    notes = [*recipe.notes, *([] if found is None else found.notes())]
+    notes = [*recipe.notes, *models.notes, *([] if found is None else found.notes())]
     asked = request(recipe, found, models)
     manifest = asked.manifest()
     copies, texts, left_out = sidecars(recipe, models, found, measured)

@@ -92,10 +92,12 @@ def request(recipe: Recipe, found: Coefficients | None, models: Models) -> Reque
         models: The recipe's models.
 
     Raises:
-        InputError: A number is missing or not finite, or two models are of different architectures.
+        InputError: A number is missing or not finite, two models are of different architectures, or
+            one is empty.
     """
     recipe.require_numbers()
     check_architectures(models)
+    models.check_filled()
     method = recipe.method
     base = models.base if method.base != "merged" else None
     used = [*([] if base is None else [base]), *models.experts]

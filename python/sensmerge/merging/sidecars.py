@@ -42,10 +42,9 @@ def sidecars(
     home = models.template.path
     copies, texts, notes = [], [], []
     if is_folder(home):
-        source = recipe.tokenizer_source
-        tokenizer = home if source in (None, "base") else resolve(source, recipe.folder)
+        tokenizer = _tokenizer(recipe, models)
         files = tokenizer_files(tokenizer)
-        notes += _checked(models, tokenizer)
+        notes += check_vocabulary(recipe, models)
         if not files:
             notes.append(f"{tokenizer}: has no tokenizer files, so the merged model has none")
         generation = own_file(home, "generation_config.json")
@@ -65,12 +64,30 @@ def sidecars(
     return copies, texts, notes
 
 
-def _checked(models: Models, tokenizer: Path) -> list[str]:
+def check_vocabulary(recipe: Recipe, models: Models) -> list[str]:
+    """Look at the output's tokenizer and at those of all models; worth doing before long work.
+
+    Returns:
+        Notes on tokens that the models do not agree on.
+
+    Raises:
+        InputError: The tokenizer has tokens that the model has no rows for.
+    """
+    home = models.template.path
+    if not is_folder(home):
+        return []
     named = {model.name: model.path for model in models.all}
-    refusal, notes = vocabulary.check(models.template.path, tokenizer, list(named.items()))
+    refusal, notes = vocabulary.check(home, _tokenizer(recipe, models), list(named.items()))
     if refusal is not None:
         raise InputError(refusal)
     return notes
+
+
+def _tokenizer(recipe: Recipe, models: Models) -> Path:
+    source = recipe.tokenizer_source
+    if source in (None, "base"):
+        return models.template.path
+    return resolve(str(source), recipe.folder)
 
 
 def config_text(recipe: Recipe, models: Models) -> str | None:
@@ -100,9 +117,10 @@ def model_card(recipe: Recipe, models: Models, found: Coefficients | None) -> st
     lines += ["---", "", "# Merged model", "", f"Merged by sensmerge {__version__}: {method}."]
     lines += ["", f"Semantics: {recipe.semantics}. Seed: {recipe.seed}.", "", "| model | role |"]
     lines += ["|---|---|"]
-    if recipe.base_model is not None:
-        lines.append(f"| {_cell(recipe.base_model)} | base |")
-    lines += [f"| {_cell(expert.model)} | expert |" for expert in recipe.experts]
+    base = models.base
+    lines += [] if base is None else [f"| {_cell(base.name)} | base |"]
+    experts = [model for model in models.experts if base is None or model.path != base.path]
+    lines += [f"| {_cell(model.name)} | expert |" for model in experts]
     if found is not None:
         lines += ["", "## Coefficients", "", *(f"{sentence}." for sentence in found.sentences())]
         lines += ["", f"What was measured is in `{CALIBRATION_FILE}`."]

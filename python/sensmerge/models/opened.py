@@ -62,6 +62,15 @@ class Models:
         """The model whose tensors the output has: the base, or the first expert."""
         return self.all[0]
 
+    def check_filled(self) -> None:
+        """Refuse models without content, of which no merge can be right.
+
+        Raises:
+            InputError: Every tensor of a model is zero, or one of its matrices is empty.
+        """
+        found = [said for model in self.all for said in model.checkpoint.suspicions()]
+        if found:
+            raise InputError("\n".join(dict.fromkeys(found)))
 
     @property
     def notes(self) -> list[str]:

@@ -109,8 +109,7 @@ def _tokens(model: Path, read: dict[bytes, _Tokens]) -> _Tokens:
     """What a model's tokenizer files say; a ``tokenizer.json`` like one before is not parsed."""
     if not model.is_dir():
         return _Tokens()
-    whole = model / "tokenizer.json"
-    content = whole.read_bytes() if whole.is_file() else b""
+    content = _content(model / "tokenizer.json")
     digest = hashlib.blake2b(content).digest()
     if digest not in read:
         read[digest] = _of_tokenizer(_parsed(content))
@@ -152,8 +151,16 @@ def _of_tokenizer(data: Any) -> _Tokens:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    data = _parsed(path.read_bytes()) if path.is_file() else None
+    data = _parsed(_content(path))
     return data if isinstance(data, dict) else {}
+
+
+def _content(path: Path) -> bytes:
+    """What a file holds; nothing where there is none that can be read."""
+    try:
+        return path.read_bytes() if path.is_file() else b""
+    except OSError:
+        return b""
 
 
 def _parsed(content: bytes) -> Any:

@@ -8,7 +8,7 @@ from sensmerge.recipe import mergekit, methods
 from sensmerge.recipe.findings import Findings
 from sensmerge.recipe.methods import DEFAULT_SEMANTICS, SEMANTICS, Method, Parameter, Semantics
 from sensmerge.recipe.places import place_of
-from sensmerge.refusals import nearest, unknown_value
+from sensmerge.refusals import unknown_value
 
 if TYPE_CHECKING:
     from sensmerge.recipe.recipe import Recipe
@@ -114,9 +114,7 @@ def _tokenizer(recipe: Recipe, found: Findings) -> None:
     if place_of(str(source), recipe.folder) not in {
         place_of(name, recipe.folder) for name in known
     }:
-        near = nearest(str(source), ["base", "union", *known])
-        hint = "" if near is None else f"; did you mean '{near}'?"
-        found.refuse(at, f"'{source}' is no model of the recipe; use 'base' or name one{hint}")
+        found.refuse(at, f"'{source}' is no model of the recipe; use 'base' or name one")
 
 
 def _required(recipe: Recipe, method: Method, found: Findings) -> None:

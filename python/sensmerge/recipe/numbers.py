@@ -8,7 +8,7 @@ name counts (no filter, or ``*``, is part of every name).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 Condition = Mapping[str, Any]
@@ -126,3 +126,43 @@ def _interpolate(values: list[float], position: float) -> float:
     high = min(len(values) - 1, low + 1)
     share = scaled - low
     return (1 - share) * values[low] + share * values[high]
+
+
+def said_of(numbers: Mapping[str, float], part_of: Callable[[str], str]) -> Any:
+    """Numbers of tensors as a recipe says them: one for all, or conditions.
+
+    Conditions are of parts of the model where these tell all tensors apart, and of single tensors
+    elsewhere.
+
+    Args:
+        numbers: The number of every tensor, by its name.
+        part_of: The part of the model that a tensor lies in, from its name.
+    """
+    values = set(numbers.values())
+    if len(values) == 1:
+        return next(iter(values))
+    by_part: dict[str, set[float]] = {}
+    for name, number in numbers.items():
+        by_part.setdefault(part_of(name), set()).add(number)
+    conditions = {
+        f"{part_of(name)}." if len(by_part[part_of(name)]) == 1 else name: number
+        for name, number in numbers.items()
+    }
+    found = by_name(conditions)
+    if any(resolve(found, name, 0.0, math.nan) != number for name, number in numbers.items()):
+        # The name of a part is in the name of a tensor elsewhere.
+        found = by_name(numbers)
+    return found
+
+
+def by_name(conditions: Mapping[str, float]) -> list[dict[str, Any]]:
+    """A condition for each name of a tensor or part, in an order that tells them apart.
+
+    A name that holds another one goes before it, since the first that matches counts.
+    """
+    contained = [
+        name for name in conditions if any(name != other and name in other for other in conditions)
+    ]
+    first = [name for name in conditions if name not in contained]
+    names = [*first, *sorted(contained, key=len, reverse=True)]
+    return [{"filter": name, "value": conditions[name]} for name in names]

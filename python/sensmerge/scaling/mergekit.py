@@ -17,7 +17,7 @@ from sensmerge.errors import InputError
 from sensmerge.models.dtypes import STORED
 from sensmerge.models.layers import block_of, blocks, layer_of
 from sensmerge.recipe import methods, to_yaml
-from sensmerge.recipe.numbers import resolve, resolve_first
+from sensmerge.recipe.numbers import by_name, resolve, resolve_first
 
 if TYPE_CHECKING:
     from sensmerge.recipe import Recipe
@@ -42,7 +42,7 @@ def mergekit_recipe(
         stored: Dtypes of the base's tensors, by the names that checkpoints use.
 
     Raises:
-        InputError: mergekit has no such semantics, or its filters cannot tell the layers apart.
+        InputError: mergekit has no such semantics.
     """
     method = recipe.method
     # What the papers' code and mergekit compute differently is how task vectors are made sparse.
@@ -121,10 +121,8 @@ def _weight(
     for name, weight in wanted.items():
         reached = resolve(conditions, name, positions.get(block_of(name) or "", 0.0), math.nan)
         if not math.isclose(reached, weight, rel_tol=1e-12, abs_tol=1e-15):
-            raise InputError(
-                f"tensor '{name}': mergekit's filters match any part of a name and cannot tell it "
-                "from those of other layers"
-            )
+            # A filter matches any part of a name, and reached a tensor of another layer.
+            return by_name(wanted)
     return conditions
 
 
@@ -138,9 +136,7 @@ def _outside(wanted: dict[str, float]) -> list[dict[str, Any]]:
     for layer, weights in by_layer.items():
         same = len(set(weights.values())) == 1
         said |= {layer: next(iter(weights.values()))} if same else weights
-    # A name that holds another one is longer, and the first that matches counts.
-    ordered = sorted(said.items(), key=lambda item: -len(item[0]))
-    return [{"filter": name, "value": weight} for name, weight in ordered]
+    return by_name(said)
 
 
 def _conditions(said: list[Any]) -> Iterator[tuple[str | None, Any]]:

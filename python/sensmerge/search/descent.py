@@ -247,6 +247,11 @@ def learn(
     """
     recipe, options = Recipe.of(recipe), options or Options()
     options.check()
+    if not recipe.method.learnable:
+        raise InputError(
+            f"merge_method: the weights of {recipe.merge_method} cannot be learned; those of a "
+            "method that sums task vectors can"
+        )
     recipe, notes = started(recipe)
     if calibration is None and needs_calibration(recipe):
         from sensmerge.calibration import calibrate

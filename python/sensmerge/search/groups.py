@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sensmerge.errors import InputError
 from sensmerge.merging.manifest import WEIGHT
 from sensmerge.models.layers import layer_of
-from sensmerge.recipe.numbers import resolve
+from sensmerge.recipe.numbers import said_of
 from sensmerge.recipe.parameters import SCALE
 
 if TYPE_CHECKING:
@@ -124,13 +124,13 @@ def with_weights(recipe: Recipe, weights: list[dict[str, float]], home: Path) ->
     data.pop("sensitivity", None)
     shared = data.get("parameters")
     if isinstance(shared, dict):
-        data["parameters"] = {key: value for key, value in shared.items() if key != "weight"}
+        data["parameters"] = {key: value for key, value in shared.items() if key != WEIGHT}
     experts = {id(model): place for place, model in enumerate(recipe.experts)}
     for model, said in zip(recipe.models, data["models"], strict=True):
         place = experts.get(id(model))
         if place is not None:
             parameters = said.get("parameters") or {}
-            said["parameters"] = parameters | {"weight": setting(weights[place])}
+            said["parameters"] = parameters | {WEIGHT: said_of(weights[place], layer_of)}
     return data
 
 
@@ -158,32 +158,3 @@ def moved(recipe: Recipe, home: Path) -> dict[str, Any]:
             else:
                 said["calibration"] = path
     return data
-
-
-def setting(weights: dict[str, float]) -> Any:
-    """Weights by tensor as a recipe writes them: a number, or conditions by layer or tensor."""
-    values = set(weights.values())
-    if len(values) == 1:
-        return next(iter(values))
-    layers: dict[str, set[float]] = {}
-    for name, weight in weights.items():
-        layers.setdefault(layer_of(name), set()).add(weight)
-    conditions = {
-        f"{layer_of(name)}." if len(layers[layer_of(name)]) == 1 else name: weight
-        for name, weight in weights.items()
-    }
-    found = _sorted(conditions)
-    if any(resolve(found, name, 0.0, math.nan) != weight for name, weight in weights.items()):
-        # A layer's name is part of a tensor's elsewhere.
-        found = _sorted(weights)
-    return found
-
-
-def _sorted(conditions: dict[str, float]) -> list[dict[str, Any]]:
-    # A name that holds another one is longer, and the first that matches counts. Else in order.
-    contained = [
-        name for name in conditions if any(name != other and name in other for other in conditions)
-    ]
-    first = [name for name in conditions if name not in contained]
-    names = [*first, *sorted(contained, key=len, reverse=True)]
-    return [{"filter": name, "value": conditions[name]} for name in names]
