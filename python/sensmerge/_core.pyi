@@ -64,6 +64,9 @@ class Checkpoint:
     def in_memory(self, /) -> bool:
         """Whether it lies in memory rather than on disk."""
 
+    def is_zero(self, /) -> bool:
+        """Whether it holds floats, and all of them are zero: no model, and nothing to merge."""
+
     @property
     def notes(self, /) -> list[str]:
         """What the caller should be told about which files were read: one sentence each."""

@@ -66,16 +66,22 @@ class Models:
         """Refuse models without content, of which no merge can be right.
 
         Raises:
-            InputError: Every tensor of a model is zero, or one of its matrices is empty.
+            InputError: Every tensor of a model is zero.
         """
-        found = [said for model in self.all for said in model.checkpoint.suspicions()]
-        if found:
+        empty = [model for model in self.all if model.checkpoint.is_zero()]
+        if empty:
+            found = [said for model in empty for said in model.checkpoint.suspicions()]
             raise InputError("\n".join(dict.fromkeys(found)))
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know about which of their files were read, each said once."""
-        return list(dict.fromkeys(note for model in self.all for note in model.checkpoint.notes))
+        """What the user should know about their files and what is in them, each said once."""
+        said = [
+            note
+            for model in self.all
+            for note in [*model.checkpoint.notes, *model.checkpoint.suspicions()]
+        ]
+        return list(dict.fromkeys(said))
 
 
 def open_models(recipe: Recipe, given: Mapping[str, _core.Checkpoint] | None = None) -> Models:

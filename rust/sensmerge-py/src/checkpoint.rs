@@ -110,6 +110,11 @@ impl Checkpoint {
         self.inner.notes().to_vec()
     }
 
+    /// Whether it holds floats, and all of them are zero: no model, and nothing to merge.
+    fn is_zero(&self, py: Python<'_>) -> bool {
+        py.detach(|| self.inner.is_zero())
+    }
+
     /// What a sound file can hold and a trained model does not, one sentence each: tensors of no
     /// entries, or zeros throughout.
     ///

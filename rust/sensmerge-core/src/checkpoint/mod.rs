@@ -192,6 +192,12 @@ impl Checkpoint {
         suspicion::of(self)
     }
 
+    /// Whether it holds floats, and all of them are zero: no model, and nothing to merge.
+    #[must_use]
+    pub fn is_zero(&self) -> bool {
+        suspicion::is_zero_throughout(self)
+    }
+
     /// The file that holds a tensor; in memory, the checkpoint's name.
     fn file_of(&self, tensor: &TensorInfo) -> &Path {
         self.files.get(tensor.shard).unwrap_or(&self.path)

@@ -12,8 +12,8 @@ const STEP: usize = 4096;
 ///
 /// Only what is stored as floats is looked at: integers are buffers, which may well be zero.
 pub(super) fn of(checkpoint: &Checkpoint) -> Vec<String> {
-    let floats = || checkpoint.tensors().filter(|tensor| tensor.dtype.float().is_some());
-    let (empty, full): (Vec<_>, Vec<_>) = floats().partition(|tensor| tensor.nbytes() == 0);
+    let floats = checkpoint.tensors().filter(|tensor| tensor.dtype.float().is_some());
+    let empty: Vec<_> = floats.filter(|tensor| tensor.nbytes() == 0).collect();
     let mut found = Vec::new();
     if let Some(first) = empty.first() {
         let others = match empty.len() - 1 {
@@ -28,10 +28,17 @@ pub(super) fn of(checkpoint: &Checkpoint) -> Vec<String> {
             first.shape
         ));
     }
-    if !full.is_empty() && full.iter().all(|tensor| is_zero(checkpoint.bytes(tensor))) {
+    if is_zero_throughout(checkpoint) {
         found.push(format!("{}: every tensor is zero; {CAUSE}", checkpoint.path().display()));
     }
     found
+}
+
+/// Whether there are floats, and all of them are zero.
+pub(super) fn is_zero_throughout(checkpoint: &Checkpoint) -> bool {
+    let floats = checkpoint.tensors().filter(|tensor| tensor.dtype.float().is_some());
+    let mut full = floats.filter(|tensor| tensor.nbytes() > 0).peekable();
+    full.peek().is_some() && full.all(|tensor| is_zero(checkpoint.bytes(tensor)))
 }
 
 /// Whether all bytes are zero; ends at the first stretch with one that is not.
