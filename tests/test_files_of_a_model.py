@@ -84,7 +84,9 @@ def test_all_read_what_transformers_loads(models: Family, odd: Callable[[Path], 
     source = loading.open_source("e0", folder, None)
     calibrated: Any = loading.load(source, "stored")
     torch.testing.assert_close(calibrated.lm_head.weight, head, rtol=0, atol=0)
-    recipe = Recipe.from_dict({"merge_method": "linear", "models": [{"model": "e0"}]}, models.folder)
+    recipe = Recipe.from_dict(
+        {"merge_method": "linear", "models": [{"model": "e0"}]}, models.folder
+    )
     sensmerge.merge(recipe, models.folder / "out", progress=False)
     merged = load_file(models.folder / "out" / "model.safetensors")
     torch.testing.assert_close(merged[HEAD], head.detach(), rtol=0, atol=0)

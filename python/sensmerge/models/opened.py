@@ -61,7 +61,6 @@ class Models:
         """The model whose tensors the output has: the base, or the first expert."""
         return self.all[0]
 
-
     @property
     def notes(self) -> list[str]:
         """What the user should know about which of their files were read, each said once."""
