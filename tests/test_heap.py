@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from sensmerge.calibration.heap import _in_use  # noqa: E402
+from sensmerge.calibration.heap import _in_use
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or not _in_use(), reason="needs glibc 2.33 or newer"

@@ -211,7 +211,7 @@ ENDLESS = {f"model.layers.{layer}.w": (8192, 8192) for layer in range(2048)}
 
 
 def hollow_model(folder: Path) -> None:
-    """A model of those tensors, which are holes in its file: they read as zeros and take no space."""
+    """A model of those tensors, which are a hole in its file: zeros that take no space."""
     size = 2 * 8192 * 8192
     header = {
         name: {"dtype": "BF16", "shape": shape, "data_offsets": [place * size, (place + 1) * size]}
