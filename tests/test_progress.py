@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
 import sys
-import time
 from typing import Any
 
 import pytest
@@ -23,18 +23,19 @@ def use(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO) -> None:
     monkeypatch.setattr(sys, "stderr", stream)
 
 
-def work(pause: float = 0) -> None:
+def work() -> None:
     with progress.bar(4, "sensitivity", "samples", enabled=True) as advance:
         for _ in range(4):
-            # Faster than this, a bar is not redrawn.
-            time.sleep(pause)
             advance(1)
 
 
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Terminal()
     use(monkeypatch, stream)
-    work(pause=0.12)
+    # The bar is not redrawn where less than a tenth of a second went by.
+    clock = itertools.count()
+    monkeypatch.setattr("tqdm.std.time", lambda: float(next(clock)))
+    work()
     said = stream.getvalue()
     assert "sensitivity" in said
     assert "\r" in said

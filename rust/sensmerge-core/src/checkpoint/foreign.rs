@@ -78,9 +78,8 @@ pub(super) fn enumerate<'n>(names: impl IntoIterator<Item = &'n str>) -> String 
     const SHOWN: usize = 3;
     let names: Vec<&str> = names.into_iter().collect();
     match names.len().saturating_sub(SHOWN) {
-        0 => names.join(", "),
-        // As long as the name that it would leave out.
-        1 => names.join(", "),
+        // To say "1 other" is as long as its name.
+        0 | 1 => names.join(", "),
         more => format!("{} and {more} others", names[..SHOWN].join(", ")),
     }
 }

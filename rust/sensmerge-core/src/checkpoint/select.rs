@@ -37,10 +37,10 @@ pub(super) struct Selection {
 /// [`Error::File`] for a folder that holds no model, or more than one; [`Error::Io`].
 pub(super) fn select(folder: &Path) -> Result<Selection> {
     let names = names(folder)?;
-    let named = named_by_config(folder, &names)?;
-    let by_config = named.is_some();
-    let entry = match named {
-        Some(named) => named,
+    let chosen = chosen_by_config(folder, &names)?;
+    let by_config = chosen.is_some();
+    let entry = match chosen {
+        Some(chosen) => chosen,
         None if names.contains(SINGLE_FILE) => SINGLE_FILE.to_owned(),
         None if names.contains(INDEX_FILE) => INDEX_FILE.to_owned(),
         None => only_safetensors(folder, &names)?,
@@ -71,7 +71,7 @@ pub(super) fn names(folder: &Path) -> Result<BTreeSet<String>> {
 }
 
 /// The file that a config names as its weights.
-fn named_by_config(folder: &Path, names: &BTreeSet<String>) -> Result<Option<String>> {
+fn chosen_by_config(folder: &Path, names: &BTreeSet<String>) -> Result<Option<String>> {
     const KEY: &str = "transformers_weights";
     let path = folder.join(CONFIG_FILE);
     if !names.contains(CONFIG_FILE) {
@@ -127,6 +127,13 @@ fn only_safetensors(folder: &Path, names: &BTreeSet<String>) -> Result<String> {
         return refuse(foreign::adapter(&folder.join(foreign::ADAPTER_CONFIG)));
     }
     match found.as_slice() {
+        [only] if only.starts_with("consolidated") => {
+            return refuse(format!(
+                "holds weights only as {only}, in the layout of its authors' own code, which \
+                 transformers does not load; convert it with their script for transformers, or name \
+                 the file itself to merge it as it is"
+            ));
+        }
         [only] => return Ok((*only).to_owned()),
         [] => {}
         several => {

@@ -268,7 +268,7 @@ fn models_that_were_not_gathered_are_suspicious() {
         write_model(folder.path(), tensors);
         Checkpoint::open(folder.path()).unwrap().suspicions()
     };
-    let zero = f32s("zero", &[5000], &[0.0; 5000]);
+    let zero = f32s("zero", &[5000], &vec![0.0; 5000]);
     let mut values = vec![0.0; 5000];
     values[4999] = 1.0;
     let sound = f32s("sound", &[5000], &values);
@@ -308,6 +308,10 @@ fn what_is_no_safetensors_model_is_refused_by_what_it_is() {
     for pickle in [path, &path.join("pytorch_model.bin")] {
         says(pickle, &["pytorch_model.bin", "pickle can run code", "convert"]);
     }
+    put("consolidated.safetensors", &safetensors(&[f32s("a", &[1], &[1.0])]));
+    says(path, &["consolidated.safetensors", "its authors' own code", "name the file itself"]);
+    assert!(Checkpoint::open(&path.join("consolidated.safetensors")).is_ok());
+    fs::remove_file(path.join("consolidated.safetensors")).unwrap();
     put("a.safetensors", b"");
     put("b.safetensors", b"");
     says(path, &["several", "a.safetensors, b.safetensors", "name one"]);

@@ -14,9 +14,9 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use super::index::{INDEX_FILE, is_bare};
-use super::layout::ShardLayout;
-use super::select::names;
+use crate::checkpoint::index::{INDEX_FILE, is_bare};
+use crate::checkpoint::layout::ShardLayout;
+use crate::checkpoint::select::names;
 use crate::error::{Error, Result};
 pub use place::check;
 use place::{check_content, is_empty, missing};
@@ -30,6 +30,15 @@ const MARKER: &str = ".sensmerge-unfinished";
 const TEMPORARY_PREFIX: &str = ".sensmerge-";
 const TEMPORARY_SUFFIX: &str = ".partial";
 
+/// What a folder held before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Before {
+    Nothing,
+    Files,
+    /// Files, and the mark of a merge that was killed while it put them in place.
+    Unfinished,
+}
+
 /// An output folder being written. Dropped before [`OutputFolder::finish`], it takes back all it
 /// wrote.
 #[derive(Debug)]
@@ -37,10 +46,7 @@ pub struct OutputFolder {
     path: PathBuf,
     /// Folders that did not exist before, innermost first.
     made: Vec<PathBuf>,
-    /// Whether it held something before.
-    replaces: bool,
-    /// Whether what it held was unfinished.
-    was_unfinished: bool,
+    before: Before,
     /// Whether anything that it held was removed or replaced.
     touched: bool,
     marker: File,
@@ -82,8 +88,11 @@ impl OutputFolder {
         let folder = Self {
             path: path.to_path_buf(),
             made,
-            replaces: !is_empty(path)?,
-            was_unfinished,
+            before: match is_empty(path)? {
+                true => Before::Nothing,
+                false if was_unfinished => Before::Unfinished,
+                false => Before::Files,
+            },
             touched: false,
             marker,
             files: Mutex::default(),
@@ -235,7 +244,7 @@ impl Drop for OutputFolder {
         for name in lock(&self.files).iter() {
             clean &= remove(&self.path.join(temporary(name))).is_ok();
         }
-        let mixed = self.replaces && self.touched;
+        let mixed = self.before != Before::Nothing && self.touched;
         if !mixed {
             for name in &self.placed {
                 clean &= remove(&self.path.join(name)).is_ok();
@@ -245,7 +254,7 @@ impl Drop for OutputFolder {
         if mixed || !clean {
             // Made anew where it was removed already: what failed then came after it.
             let _ = OpenOptions::new().create(true).append(true).open(marker);
-        } else if self.marker.unlock().is_ok() && !(self.replaces && self.was_unfinished) {
+        } else if self.before != Before::Unfinished && self.marker.unlock().is_ok() {
             let _ = remove(&marker);
             remove_folders(&self.made);
         }

@@ -4,7 +4,7 @@
 use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
-use super::{MARKER, is_temporary, ours};
+use super::{MARKER, OUTPUT_FILE, is_temporary, ours};
 use crate::checkpoint::foreign::enumerate;
 use crate::checkpoint::select::names;
 use crate::error::{Error, Hint, Result};
@@ -60,9 +60,8 @@ pub(super) fn check_content(path: &Path, overwrite: bool) -> Result<()> {
     Err(Error::output(
         path,
         format!(
-            "holds weights that no {} lists, so that no merge of this version wrote them: \
-             {names}; move or delete them, or name another folder",
-            super::OUTPUT_FILE
+            "holds weights that no {OUTPUT_FILE} lists, so that no merge of this version wrote them: \
+             {names}; move or delete them, or name another folder"
         ),
     ))
 }
