@@ -10,8 +10,7 @@ use std::sync::Arc;
 use sensmerge_core::Result;
 use sensmerge_core::checkpoint::Checkpoint;
 use sensmerge_core::engine::{Inputs, Monitor, Options, execute};
-use sensmerge_core::manifest::{Builder, Input};
-use sensmerge_core::program::{Number, Numbers};
+use sensmerge_core::manifest::{Builder, Input, Number, Numbers};
 
 fn main() -> ExitCode {
     let mut paths = std::env::args().skip(1).map(PathBuf::from);

@@ -7,9 +7,8 @@ use sensmerge_core::checkpoint::layout::layout;
 use sensmerge_core::dtype::Float;
 use sensmerge_core::engine::Inputs;
 use sensmerge_core::error::Result;
-use sensmerge_core::manifest::{self, Builder, Content, Input};
+use sensmerge_core::manifest::{self, Builder, Content, Input, Numbers};
 use sensmerge_core::method::Semantics;
-use sensmerge_core::program::Numbers;
 use serde::Deserialize;
 
 use crate::checkpoint::Checkpoint;

@@ -1,5 +1,5 @@
 use pyo3::prelude::*;
-use sensmerge_core::method::{METHODS, Schema, Semantics};
+use sensmerge_core::method::{Semantics, schemas};
 use serde_json::json;
 
 /// Describe every merge method.
@@ -9,9 +9,6 @@ use serde_json::json;
 ///     their parameters, ranges and defaults.
 #[pyfunction]
 pub(crate) fn methods() -> String {
-    let schemas = |semantics| -> Vec<Schema> {
-        METHODS.iter().map(|method| method.schema(semantics)).collect()
-    };
     json!({
         "mergekit": schemas(Semantics::Mergekit),
         "original": schemas(Semantics::Original),

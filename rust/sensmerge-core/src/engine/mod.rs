@@ -3,7 +3,7 @@
 //! Whoever drives, the work is the same four verbs:
 //!
 //! 1. *reduce* some tensors: what the program has to know before it can change or combine entries
-//!    (`stage`, by the reductions of [`program`](crate::program)),
+//!    (`stage`, by the reductions of `program`),
 //! 2. *merge* the partial results,
 //! 3. *write* some tensors: the last sweep over the inputs (`write`), into files or memory,
 //! 4. *commit*: give the files their names.

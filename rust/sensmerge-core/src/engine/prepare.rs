@@ -12,7 +12,7 @@ use super::window::precision;
 use super::{Inputs, Job, Monitor, Options, copy, derivative, pool, tensors_and_stages, write};
 use crate::error::{Error, Result};
 use crate::manifest::{Content, Manifest, Merge};
-use crate::program::{Number, Numbers};
+use crate::numbers::{Number, Numbers};
 
 /// A merge whose reductions are done.
 pub struct Prepared {

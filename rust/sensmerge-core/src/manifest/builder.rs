@@ -9,7 +9,8 @@ use crate::checkpoint::Checkpoint;
 use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::method::{Base, Kind, Owner, Parameter, Schema, Semantics, Settings, find};
-use crate::program::{Number, Numbers, Operand};
+use crate::numbers::{Number, Numbers};
+use crate::program::Operand;
 
 /// A model to be merged: a checkpoint, and what it leaves to rules.
 #[derive(Clone, Debug)]

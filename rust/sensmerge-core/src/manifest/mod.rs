@@ -18,12 +18,14 @@ use serde::{Deserialize, Serialize};
 pub use builder::{Builder, Input};
 pub use source::{File, Run, Source, Stored};
 
+pub use crate::numbers::{Number, Numbers};
+
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::layout::TensorSpec;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::method::Settings;
-use crate::program::{Numbers, Subject};
+use crate::program::Subject;
 
 /// The version of the format that is written and read.
 pub const VERSION: u32 = 1;
@@ -176,8 +178,7 @@ impl Output {
 
 impl Merge {
     /// What a program may know of the tensor.
-    #[must_use]
-    pub fn subject<'m>(&'m self, output: &'m Output, seed: u64) -> Subject<'m> {
+    pub(crate) fn subject<'m>(&'m self, output: &'m Output, seed: u64) -> Subject<'m> {
         let (name, shape) = (&output.name, &output.shape);
         Subject { name, shape, models: self.experts.len(), numbers: &self.numbers, seed }
     }

@@ -1,6 +1,6 @@
 //! The methods, one file each: a schema (what it takes) beside its program (what it computes).
 //!
-//! A new method is a file here and its line in [`METHODS`]. Nothing else, in Rust or in Python,
+//! A new method is a file here and its line in `METHODS`. Nothing else, in Rust or in Python,
 //! asks for a method by name.
 
 mod dare_linear;
@@ -22,7 +22,7 @@ use crate::program::Program;
 pub use schema::{Base, Count, Kind, Owner, Parameter, Range, Schema, Search};
 
 /// A merge method.
-pub trait Method: Sync {
+pub(crate) trait Method: Sync {
     /// What it takes.
     fn schema(&self, semantics: Semantics) -> Schema;
 
@@ -31,7 +31,7 @@ pub trait Method: Sync {
 }
 
 /// Every method, in the order of the documentation.
-pub static METHODS: [&dyn Method; 9] = [
+pub(crate) static METHODS: [&dyn Method; 9] = [
     &linear::Linear,
     &task_arithmetic::TaskArithmetic,
     &ties::Ties,
@@ -43,9 +43,14 @@ pub static METHODS: [&dyn Method; 9] = [
     &passthrough::Passthrough,
 ];
 
-/// The method that recipes call `name`.
+/// What every method takes, in the order of the documentation.
 #[must_use]
-pub fn find(name: &str) -> Option<&'static dyn Method> {
+pub fn schemas(semantics: Semantics) -> Vec<Schema> {
+    METHODS.iter().map(|method| method.schema(semantics)).collect()
+}
+
+/// The method that recipes call `name`.
+pub(crate) fn find(name: &str) -> Option<&'static dyn Method> {
     METHODS.into_iter().find(|method| method.schema(Semantics::default()).name == name)
 }
 

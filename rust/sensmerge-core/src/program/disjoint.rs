@@ -12,7 +12,7 @@ use crate::kernel::elect::{elect_sign, sum_of_signs};
 
 /// Elect a sign for every entry, and sum the `w_i δ̂_i` that agree with it.
 #[derive(Debug)]
-pub struct Disjoint {
+pub(crate) struct Disjoint {
     /// Whether votes are weighted, and with them what counts as agreeing.
     agreement: Agreement,
     /// What the sum is divided by.
@@ -26,7 +26,7 @@ impl Disjoint {
     /// The paper's: votes are not weighted, a draw goes to the majority, and `normalize` divides by
     /// the number of those that agree.
     #[must_use]
-    pub fn original(normalize: bool) -> Self {
+    pub(crate) fn original(normalize: bool) -> Self {
         let divisor = if normalize { Divisor::Count } else { Divisor::One };
         Self { agreement: Agreement::Unweighted, divisor, draw_to_majority: true }
     }
@@ -34,7 +34,7 @@ impl Disjoint {
     /// mergekit's: votes are weighted, a draw is plus, and `normalize` divides by the weights of
     /// those that agree.
     #[must_use]
-    pub fn mergekit(normalize: bool) -> Self {
+    pub(crate) fn mergekit(normalize: bool) -> Self {
         let divisor = if normalize { Divisor::Weights } else { Divisor::One };
         Self { agreement: Agreement::Weighted, divisor, draw_to_majority: false }
     }

@@ -13,7 +13,7 @@ use crate::kernel::weighted_sum::{add_product, weighted_sum};
 
 /// Which entries of a tensor make one vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Groups {
+pub(crate) enum Groups {
     /// All of them.
     Tensor,
     /// Each row: the entries along the last axis.
@@ -33,7 +33,7 @@ impl Groups {
 }
 
 /// The scalar products of the models' vectors.
-pub struct Gram<'g> {
+pub(crate) struct Gram<'g> {
     models: usize,
     /// Of every pair, the second no less than the first.
     products: &'g [f64],
@@ -45,7 +45,7 @@ impl Gram<'_> {
     /// # Panics
     /// If `one` is larger than `other`, or there are not so many models.
     #[must_use]
-    pub fn dot(&self, one: usize, other: usize) -> f64 {
+    pub(crate) fn dot(&self, one: usize, other: usize) -> f64 {
         assert!(one <= other && other < self.models);
         // After the pairs of the models before it.
         let before: usize = (0..one).map(|model| self.models - model).sum();
@@ -54,7 +54,7 @@ impl Gram<'_> {
 
     /// `‖x_model‖₂`.
     #[must_use]
-    pub fn norm(&self, model: usize) -> f64 {
+    pub(crate) fn norm(&self, model: usize) -> f64 {
         self.dot(model, model).sqrt()
     }
 }
@@ -65,13 +65,13 @@ fn pairs(models: usize) -> impl Iterator<Item = (usize, usize)> {
 }
 
 /// A weighted sum whose weights are made from the Gram matrix.
-pub struct WeightedByGram {
+pub(crate) struct WeightedByGram {
     /// The method's name.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// Which entries make one vector.
-    pub groups: Groups,
+    pub(crate) groups: Groups,
     /// The weight of every model, from the products of one vector.
-    pub weigh: fn(&Gram, &Subject) -> Vec<f64>,
+    pub(crate) weigh: fn(&Gram, &Subject) -> Vec<f64>,
 }
 
 impl std::fmt::Debug for WeightedByGram {

@@ -10,31 +10,29 @@
 //! A new part is one file here. It is generic over the computing type; [`Step`] and [`Combine`] put
 //! both instances behind one name.
 
-pub mod block;
-pub mod disjoint;
-pub mod gram;
-pub mod idle;
-pub mod random_drop;
-pub mod rescale;
+pub(crate) mod block;
+pub(crate) mod disjoint;
+pub(crate) mod gram;
+pub(crate) mod idle;
+pub(crate) mod random_drop;
+pub(crate) mod rescale;
 mod sample;
 mod select;
-pub mod sum;
-pub mod sweep;
-pub mod trim;
+pub(crate) mod sum;
+pub(crate) mod sweep;
+pub(crate) mod trim;
 
-use std::collections::BTreeMap;
 use std::fmt::Debug;
-
-use serde::{Deserialize, Serialize};
 
 use crate::dtype::Real;
 use crate::error::Result;
+use crate::numbers::{Number, Numbers};
 use block::Block;
-pub use sweep::{Reduction, Sweep};
+pub(crate) use sweep::{Reduction, Sweep};
 
 /// What is combined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operand {
+pub(crate) enum Operand {
     /// The models' parameters themselves.
     Parameters,
     /// Their differences from the base. The combination is multiplied by `lambda`, where the method
@@ -44,7 +42,7 @@ pub enum Operand {
 
 /// How many entries a reduction looks at before it can say anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Scope {
+pub(crate) enum Scope {
     /// Those of one tensor.
     Tensor,
     /// Those of all tensors.
@@ -53,7 +51,7 @@ pub enum Scope {
 
 /// How a tensor is cut into blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Blocks {
+pub(crate) enum Blocks {
     /// Runs of entries, wherever rows end.
     Flat,
     /// Runs within a row (along the last axis), and whole rows in a chunk.
@@ -62,18 +60,18 @@ pub enum Blocks {
 
 /// A method with its choices made.
 #[derive(Debug)]
-pub struct Program {
+pub(crate) struct Program {
     /// What is combined.
-    pub operand: Operand,
+    pub(crate) operand: Operand,
     /// How task vectors are made sparse, in this order.
-    pub steps: Vec<Box<dyn Step>>,
+    pub(crate) steps: Vec<Box<dyn Step>>,
     /// How they are combined.
-    pub combine: Box<dyn Combine>,
+    pub(crate) combine: Box<dyn Combine>,
 }
 
 impl Program {
     /// Put a program together.
-    pub fn new(
+    pub(crate) fn new(
         operand: Operand,
         steps: Vec<Box<dyn Step>>,
         combine: impl Combine + 'static,
@@ -83,26 +81,26 @@ impl Program {
 
     /// The widest scope of its reductions.
     #[must_use]
-    pub fn scope(&self) -> Scope {
+    pub(crate) fn scope(&self) -> Scope {
         let steps = self.steps.iter().map(|step| step.scope()).max();
         steps.unwrap_or(Scope::Tensor).max(self.combine.scope())
     }
 
     /// The parameters that decide which entries are kept, and what they are multiplied by.
     #[must_use]
-    pub fn sparsifying_parameters(&self) -> Vec<&'static str> {
+    pub(crate) fn sparsifying_parameters(&self) -> Vec<&'static str> {
         self.steps.iter().flat_map(|step| step.parameters()).collect()
     }
 
     /// How often the inputs are read for the reductions that these `subjects` need, as a rule.
     #[must_use]
-    pub fn sweeps(&self, subjects: &[Subject]) -> u64 {
+    pub(crate) fn sweeps(&self, subjects: &[Subject]) -> u64 {
         self.steps.iter().map(|step| step.sweeps(subjects)).sum::<u64>() + self.combine.sweeps()
     }
 }
 
 /// A part of a program that changes task vectors entry by entry.
-pub trait Step: StepOn<f32> + StepOn<f64> + Debug {
+pub(crate) trait Step: StepOn<f32> + StepOn<f64> + Debug {
     /// The scope of its reductions.
     fn scope(&self) -> Scope {
         Scope::Tensor
@@ -116,7 +114,7 @@ pub trait Step: StepOn<f32> + StepOn<f64> + Debug {
 }
 
 /// A [`Step`] in one computing type.
-pub trait StepOn<T: Real>: Send + Sync {
+pub(crate) trait StepOn<T: Real>: Send + Sync {
     /// Do the reductions that are needed before any entry can be changed.
     ///
     /// The rows that `sweep` reads are as the steps before this one leave them.
@@ -130,7 +128,7 @@ pub trait StepOn<T: Real>: Send + Sync {
 }
 
 /// The computing types, which know their own instance of every part.
-pub trait Computed: Real {
+pub(crate) trait Computed: Real {
     /// A step in this type.
     fn step(step: &dyn Step) -> &dyn StepOn<Self>;
     /// A combination in this type.
@@ -154,10 +152,10 @@ computed!(f32);
 computed!(f64);
 
 /// A step that is decided for one tensor.
-pub type Decision<T> = Box<dyn Apply<T>>;
+pub(crate) type Decision<T> = Box<dyn Apply<T>>;
 
 /// What a decided step does to the rows of one tensor.
-pub trait Apply<T: Real>: Send + Sync {
+pub(crate) trait Apply<T: Real>: Send + Sync {
     /// Whether it changes the rows of a model at all.
     fn changes(&self, model: usize) -> bool;
 
@@ -178,7 +176,7 @@ pub trait Apply<T: Real>: Send + Sync {
 }
 
 /// A part of a program that makes one row of several.
-pub trait Combine: CombineOn<f32> + CombineOn<f64> + Debug {
+pub(crate) trait Combine: CombineOn<f32> + CombineOn<f64> + Debug {
     /// The scope of its reductions.
     fn scope(&self) -> Scope {
         Scope::Tensor
@@ -210,7 +208,7 @@ pub trait Combine: CombineOn<f32> + CombineOn<f64> + Debug {
 }
 
 /// A [`Combine`] in one computing type.
-pub trait CombineOn<T: Real>: Send + Sync {
+pub(crate) trait CombineOn<T: Real>: Send + Sync {
     /// Do the reductions that are needed before any row can be combined. No weight has a say in
     /// them, so that they serve merges with other weights too.
     ///
@@ -228,7 +226,7 @@ pub trait CombineOn<T: Real>: Send + Sync {
 }
 
 /// Combines the rows of one tensor.
-pub trait Join<T: Real>: Send + Sync {
+pub(crate) trait Join<T: Real>: Send + Sync {
     /// Combine the rows of a block into its output.
     fn join(&self, block: &mut Block<T>);
 
@@ -243,29 +241,29 @@ pub trait Join<T: Real>: Send + Sync {
 
 /// What a program may know of a tensor besides its entries.
 #[derive(Clone, Copy, Debug)]
-pub struct Subject<'s> {
+pub(crate) struct Subject<'s> {
     /// Its name.
-    pub name: &'s str,
+    pub(crate) name: &'s str,
     /// Its shape.
-    pub shape: &'s [usize],
+    pub(crate) shape: &'s [usize],
     /// How many models are merged in it.
-    pub models: usize,
+    pub(crate) models: usize,
     /// Its numbers, by parameter.
-    pub numbers: &'s Numbers,
+    pub(crate) numbers: &'s Numbers,
     /// Key of the random streams.
-    pub seed: u64,
+    pub(crate) seed: u64,
 }
 
 impl Subject<'_> {
     /// Number of entries.
     #[must_use]
-    pub fn elements(&self) -> usize {
+    pub(crate) fn elements(&self) -> usize {
         self.shape.iter().product()
     }
 
     /// Length of a row: of the last axis, of which a scalar has one entry.
     #[must_use]
-    pub fn row_length(&self) -> usize {
+    pub(crate) fn row_length(&self) -> usize {
         self.shape.last().copied().unwrap_or(1)
     }
 
@@ -274,7 +272,7 @@ impl Subject<'_> {
     /// # Panics
     /// If the manifest has none; it is checked against the method's schema.
     #[must_use]
-    pub fn number(&self, parameter: &str) -> f64 {
+    pub(crate) fn number(&self, parameter: &str) -> f64 {
         match self.numbers.get(parameter) {
             Some(Number::Merge(number)) => *number,
             _ => panic!("'{}' has no number for {parameter}", self.name),
@@ -283,7 +281,7 @@ impl Subject<'_> {
 
     /// The merge's number for a parameter that not every method has.
     #[must_use]
-    pub fn number_or(&self, parameter: &str, default: f64) -> f64 {
+    pub(crate) fn number_or(&self, parameter: &str, default: f64) -> f64 {
         if self.numbers.contains_key(parameter) { self.number(parameter) } else { default }
     }
 
@@ -292,23 +290,10 @@ impl Subject<'_> {
     /// # Panics
     /// If the manifest has none; it is checked against the method's schema.
     #[must_use]
-    pub fn numbers(&self, parameter: &str) -> &[f64] {
+    pub(crate) fn numbers(&self, parameter: &str) -> &[f64] {
         match self.numbers.get(parameter) {
             Some(Number::Models(numbers)) => numbers,
             _ => panic!("'{}' has no numbers for {parameter}", self.name),
         }
     }
-}
-
-/// The numbers of one tensor, by the name of their parameter.
-pub type Numbers = BTreeMap<String, Number>;
-
-/// A parameter's value for one tensor.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Number {
-    /// The merge's.
-    Merge(f64),
-    /// Every model's, in the order of the models.
-    Models(Vec<f64>),
 }

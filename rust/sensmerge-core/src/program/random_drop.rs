@@ -12,9 +12,9 @@ use crate::random::Stream;
 /// Whether an entry stays depends on the seed, the model's place, the tensor's name and the entry's
 /// place, and on nothing else.
 #[derive(Debug)]
-pub struct RandomDrop {
+pub(crate) struct RandomDrop {
     /// The parameter that holds the fraction of entries kept.
-    pub density: &'static str,
+    pub(crate) density: &'static str,
 }
 
 impl Step for RandomDrop {

@@ -14,13 +14,13 @@ const SMALLEST_NORM: f64 = 1e-7;
 /// A step whose survivors are multiplied by the factor that restores the L1 norm that each model's
 /// task vector had in the tensor (mergekit's `rescale`).
 #[derive(Debug)]
-pub struct PreserveL1 {
+pub(crate) struct PreserveL1 {
     inner: Box<dyn Step>,
 }
 
 impl PreserveL1 {
     /// Restore the norm that `inner` takes away.
-    pub fn of(inner: impl Step + 'static) -> Self {
+    pub(crate) fn of(inner: impl Step + 'static) -> Self {
         Self { inner: Box::new(inner) }
     }
 }
@@ -108,14 +108,14 @@ impl<T: Real> Reduction<T> for Norms<'_, T> {
 /// A step whose survivors are divided by a density, so that their expectation is what it was
 /// (Yu et al. 2024).
 #[derive(Debug)]
-pub struct DivideByDensity {
+pub(crate) struct DivideByDensity {
     inner: Box<dyn Step>,
     density: &'static str,
 }
 
 impl DivideByDensity {
     /// Divide what `inner` leaves by the parameter `density`.
-    pub fn of(inner: impl Step + 'static, density: &'static str) -> Self {
+    pub(crate) fn of(inner: impl Step + 'static, density: &'static str) -> Self {
         Self { inner: Box::new(inner), density }
     }
 }

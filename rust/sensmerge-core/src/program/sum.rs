@@ -12,16 +12,16 @@ const SMALLEST_DIVISOR: f64 = 1e-8;
 
 /// `Σ w_i x_i`, divided by `Σ w_i` with `normalize`.
 #[derive(Debug)]
-pub struct WeightedSum {
+pub(crate) struct WeightedSum {
     /// Whether it is divided.
-    pub normalize: bool,
+    pub(crate) normalize: bool,
     /// What is done where it is to be divided and the weights cancel.
-    pub cancelling: Cancelling,
+    pub(crate) cancelling: Cancelling,
 }
 
 /// What is done with weights that sum to 0 and are to be divided by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cancelling {
+pub(crate) enum Cancelling {
     /// They are refused: a mean of parameters without them is no model.
     Refused,
     /// Nothing is divided.
@@ -59,9 +59,9 @@ impl<T: Real> CombineOn<T> for WeightedSum {
 
 /// One model, multiplied by a parameter of its own.
 #[derive(Debug)]
-pub struct Scaled {
+pub(crate) struct Scaled {
     /// The parameter.
-    pub by: &'static str,
+    pub(crate) by: &'static str,
 }
 
 impl Combine for Scaled {}

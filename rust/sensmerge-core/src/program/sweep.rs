@@ -20,26 +20,26 @@ use crate::error::Result;
 
 /// A run of entries of one tensor: what one thread does at a time.
 #[derive(Clone, Debug)]
-pub struct Chunk {
+pub(crate) struct Chunk {
     /// The tensor's place among the subjects.
-    pub tensor: usize,
+    pub(crate) tensor: usize,
     /// The chunk's place in its tensor.
-    pub place: usize,
+    pub(crate) place: usize,
     /// Its entries.
-    pub entries: Range<usize>,
+    pub(crate) entries: Range<usize>,
 }
 
 /// Which rows are to be read: told a tensor's place and a model's.
-pub type Wants<'w> = &'w (dyn Fn(usize, usize) -> bool + Sync);
+pub(crate) type Wants<'w> = &'w (dyn Fn(usize, usize) -> bool + Sync);
 
 /// Told a chunk's place among all chunks, the chunk, and its blocks.
-pub type LookAtChunk<'l, T> = &'l (dyn Fn(usize, &Chunk, &mut dyn Blocks<T>) + Sync);
+pub(crate) type LookAtChunk<'l, T> = &'l (dyn Fn(usize, &Chunk, &mut dyn Blocks<T>) + Sync);
 
 /// Told a tensor's place, and where to read from it.
-pub type LookAtTensor<'l, T> = &'l (dyn Fn(usize, &mut dyn Reader<T>) + Sync);
+pub(crate) type LookAtTensor<'l, T> = &'l (dyn Fn(usize, &mut dyn Reader<T>) + Sync);
 
 /// The tensors that are decided together, to be read as often as needed.
-pub trait Sweep<T: Real>: Sync {
+pub(crate) trait Sweep<T: Real>: Sync {
     /// The tensors.
     fn subjects(&self) -> &[Subject<'_>];
 
@@ -60,20 +60,20 @@ pub trait Sweep<T: Real>: Sync {
 }
 
 /// The blocks of a chunk, one after the other.
-pub trait Blocks<T: Real> {
+pub(crate) trait Blocks<T: Real> {
     /// The next block, its rows as the steps that are decided leave them.
     fn next(&mut self) -> Option<&mut Block<T>>;
 }
 
 /// Reads from any place of a tensor.
-pub trait Reader<T: Real> {
+pub(crate) trait Reader<T: Real> {
     /// Some entries of all models, as the steps that are decided leave them. These must not carry
     /// anything from block to block.
     fn read(&mut self, entries: Range<usize>) -> &mut Block<T>;
 }
 
 /// A look at all entries whose partial results can be merged.
-pub trait Reduction<T: Real>: Sync {
+pub(crate) trait Reduction<T: Real>: Sync {
     /// A partial result.
     type Partial: Send + Sync;
 
@@ -98,7 +98,7 @@ pub trait Reduction<T: Real>: Sync {
 ///
 /// # Errors
 /// What the sweep finds.
-pub fn reduce_tensors<T: Real, R: Reduction<T>>(
+pub(crate) fn reduce_tensors<T: Real, R: Reduction<T>>(
     sweep: &dyn Sweep<T>,
     reduction: &R,
 ) -> Result<Vec<R::Partial>> {
@@ -127,7 +127,7 @@ pub fn reduce_tensors<T: Real, R: Reduction<T>>(
 ///
 /// # Errors
 /// What the sweep finds.
-pub fn reduce_model<T: Real, R: Reduction<T>>(
+pub(crate) fn reduce_model<T: Real, R: Reduction<T>>(
     sweep: &dyn Sweep<T>,
     reduction: &R,
 ) -> Result<R::Partial> {

@@ -33,6 +33,7 @@ use crate::dtype::Real;
 use crate::error::Result;
 use crate::kernel::bracket::{Bracket, Counts, count_and_collect};
 use crate::kernel::trim::{count_equal, trim, trim_exact};
+use crate::numbers::Number;
 
 /// Tensors of up to this many entries are selected from in memory.
 const SMALL: usize = 1 << 16;
@@ -55,11 +56,11 @@ const MODEL_MARGIN: f64 = 0.004;
 /// - Over the model: with `k = n - floor(density * n)`, entries at or above the k-th smallest
 ///   magnitude of a model's whole task vector stay, ties included.
 #[derive(Debug)]
-pub struct Trim {
+pub(crate) struct Trim {
     /// The parameter that holds the fraction of entries kept.
-    pub density: &'static str,
+    pub(crate) density: &'static str,
     /// What magnitudes are compared with.
-    pub scope: Scope,
+    pub(crate) scope: Scope,
 }
 
 impl Step for Trim {
@@ -154,7 +155,7 @@ impl Trim {
     fn densities<'s>(&self, subject: &Subject<'s>) -> &'s [f64] {
         // A subject's numbers outlive it.
         match subject.numbers.get(self.density) {
-            Some(super::Number::Models(densities)) => densities,
+            Some(Number::Models(densities)) => densities,
             _ => &[],
         }
     }

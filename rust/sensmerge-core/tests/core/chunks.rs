@@ -4,7 +4,7 @@ use std::fs;
 
 use sensmerge_core::engine::{Monitor, Options, execute};
 use sensmerge_core::manifest::Builder;
-use sensmerge_core::method::{Base, METHODS, Owner, Semantics};
+use sensmerge_core::method::{Base, Owner, Semantics, schemas};
 use tempfile::tempdir;
 
 use crate::files::{f32s, open, plan, write_model};
@@ -36,9 +36,8 @@ fn bytes_depend_on_no_option() {
     }
     let checkpoints = open(&paths).unwrap();
     let (base, experts) = checkpoints.split_first().unwrap();
-    for method in METHODS {
-        for semantics in [Semantics::Mergekit, Semantics::Original] {
-            let schema = method.schema(semantics);
+    for semantics in [Semantics::Mergekit, Semantics::Original] {
+        for schema in schemas(semantics) {
             let mut builder = Builder::new(schema.name).semantics(semantics).seed(3);
             let models = schema.models.most.unwrap_or(3).min(3);
             let models = if schema.base == Base::Merged { models - 1 } else { models };
