@@ -1,8 +1,7 @@
 """Calibration samples: read, drawn, tokenised.
 
-What a row may look like is in ``forms``. What is scored: the completion's tokens where a sample
-has a prompt and a completion, the assistant's turns where it is a conversation, every token but
-the first where it has only text.
+Scored are the completion's tokens where a sample has a prompt and a completion, the assistant's
+turns where it is a conversation, every token but the first where it is text alone (``forms``).
 
 Tokens of a prompt and completion: the prompt with the tokenizer's special tokens, the completion
 without, EOS where the tokenizer has one. Text: with its special tokens, then EOS. Conversations:
@@ -194,7 +193,7 @@ def encode(row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int, positi
 
 
 def _written(row: Row, tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The tokens of a text without special ones; a measurement of EOS alone would mean nothing."""
+    """The tokens of a text without special ones; refuses a text that has none."""
     ids = _tokens(tokenizer, text, add_special_tokens=False)
     if not ids:
         key = [key for key, value in row.data.items() if value == text][-1]
@@ -206,7 +205,7 @@ def _written(row: Row, tokenizer: PreTrainedTokenizerBase, text: str) -> list[in
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> list[int]:
-    # Not verbose: a text that is longer than the tokenizer thinks fit is cut here, not there.
+    # Not verbose: it would warn of texts that are too long for the model, which are cut later.
     return list(tokenizer(text, verbose=False, **options)["input_ids"])
 
 

@@ -1,7 +1,8 @@
-"""Whether experts know the samples by heart: then a search on them finds what memorised them best.
+"""Warnings about experts that have memorised the samples.
 
-Measured on a small family: with samples from the experts' own training data Sens-Merging does as
-well as with fresh ones, and learned weights make the merge worse.
+A search on memorised samples favours the experts that know them by heart. Measured on a small
+family: with samples from the experts' own training data Sens-Merging does as well as with fresh
+ones, and learned weights make the merge worse.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
     from sensmerge.search.tasks import Task
 
 # An expert whose loss on the samples learned from is below this share of its loss on the validation
-# samples knows the former by heart, if their difference is as many standard errors.
+# samples knows the former by heart, if the losses are also this many standard errors apart.
 OF_VALIDATION = 0.7
 STANDARD_ERRORS = 3.0
 
-# Of the base's loss on the same samples. A skill may bring an expert to a tenth (word problems do),
-# so this alone proves nothing; below it, memory is the likelier reason.
+# An expert whose loss is below this share of the base's on the same samples may know them by heart.
+# A skill alone can bring it to a tenth (of word problems, for instance), hardly below this.
 OF_BASE = 0.05
 
 
@@ -47,7 +48,7 @@ def notes(models: Models, tasks: list[Task]) -> list[str]:
 def judge(
     name: str, search: list[float], validation: list[float], base: list[float] | None
 ) -> list[str]:
-    """What losses tell of one expert.
+    """Warn about an expert whose losses suggest that it has memorised samples.
 
     Args:
         name: The expert.
