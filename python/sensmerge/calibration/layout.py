@@ -39,13 +39,13 @@ def lay_out(
         )
     layout = _Layout(conversation, tokenizer, place)
     whole = layout.text(len(conversation.messages))
-    ids = _tokens(tokenizer, whole)
+    ids = tokens(tokenizer, whole)
     marked = layout.marked()
     pieces = layout.added(whole) if marked is None else marked
 
     def tokens_of(text: str) -> int:
         """How many tokens of the conversation lie within its first part, ``text``."""
-        part = _tokens(tokenizer, text)
+        part = tokens(tokenizer, text)
         pairs = enumerate(zip(part, ids, strict=False))
         return next((place for place, (one, other) in pairs if one != other), len(part))
 
@@ -128,5 +128,7 @@ class _Layout:
         return InputError(f"{self.place}: the chat template refuses it: {error}")
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text, verbose=False, add_special_tokens=False)["input_ids"])
+def tokens(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = False) -> list[int]:
+    """The token ids of a text, with the tokenizer's special tokens or without."""
+    # Not verbose: it would warn of texts that are too long for the model, which are cut later.
+    return list(tokenizer(text, verbose=False, add_special_tokens=special)["input_ids"])

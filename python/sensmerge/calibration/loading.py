@@ -15,7 +15,7 @@ import transformers
 from sensmerge import _core
 from sensmerge.calibration.mapped import mapped
 from sensmerge.calibration.surroundings import quiet_transformers
-from sensmerge.errors import InputError
+from sensmerge.errors import InputError, first_line
 from sensmerge.models.dtypes import STORED, is_float
 from sensmerge.models.folders import tokenizer_files
 from sensmerge.models.layers import layer_of
@@ -83,7 +83,9 @@ def open_source(name: str, path: Path, base: Path | None) -> Source:
                 home, local_files_only=True, trust_remote_code=False
             )
         except Exception as error:
-            raise InputError(f"{home}: its tokenizer cannot be loaded: {_first(error)}") from None
+            raise InputError(
+                f"{home}: its tokenizer cannot be loaded: {first_line(error)}"
+            ) from None
     return Source(name, path, tokenizer, borrowed)
 
 
@@ -131,7 +133,7 @@ def assemble(path: Path, weights: dict[str, torch.Tensor], dtype: torch.dtype) -
                 f"{path}: transformers has no causal language model for its config"
             ) from None
         except Exception as error:
-            raise InputError(f"{path}: cannot be loaded: {_first(error)}") from None
+            raise InputError(f"{path}: cannot be loaded: {first_line(error)}") from None
     model: PreTrainedModel = loaded[0]
     _check_loaded(path, loaded[1])
     model.eval()
@@ -275,7 +277,7 @@ def known_tokens(source: Source) -> int:
                 source.path, local_files_only=True, trust_remote_code=False
             )
         except Exception as error:
-            raise InputError(f"{source.path}: cannot be loaded: {_first(error)}") from None
+            raise InputError(f"{source.path}: cannot be loaded: {first_line(error)}") from None
     return int(config.get_text_config().vocab_size)
 
 
@@ -296,8 +298,3 @@ def check_same_tokens(one: Source, other: Source) -> None:
 
 def _tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     return {place: token for token, place in tokenizer.get_vocab().items()}
-
-
-def _first(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -12,7 +12,7 @@ import torch
 from sensmerge import _core
 from sensmerge.calibration import alignment, loading, sensitivity
 from sensmerge.calibration.stream import Stream
-from sensmerge.errors import InputError
+from sensmerge.errors import InputError, first_line
 from sensmerge.models.dtypes import STORED
 
 if TYPE_CHECKING:
@@ -170,8 +170,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"device: '{name}' cannot be used: {first}") from None
+        raise InputError(f"device: '{name}' cannot be used: {first_line(error)}") from None
     return device
 
 

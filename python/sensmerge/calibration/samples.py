@@ -16,10 +16,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sensmerge.calibration.forms import EXPECTED, Conversation, Pair, form
-from sensmerge.calibration.layout import lay_out
+from sensmerge.calibration.layout import lay_out, tokens
 from sensmerge.calibration.record import SampleFile, TaskRecord
 from sensmerge.calibration.rows import Row, rows
 from sensmerge.errors import InputError
@@ -177,13 +177,13 @@ def encode(row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int, positi
     if isinstance(said, Conversation):
         ids, scored = lay_out(said, tokenizer, row.place)
     elif isinstance(said, Pair):
-        prompt = _tokens(tokenizer, said.prompt)
+        prompt = tokens(tokenizer, said.prompt, special=True)
         completion = _written(row, tokenizer, said.completion)
         ids = [*prompt, *completion, *_end(tokenizer)]
         scored = range(len(prompt), len(ids))
     else:
         _written(row, tokenizer, said.text)
-        ids = [*_tokens(tokenizer, said.text), *_end(tokenizer)]
+        ids = [*tokens(tokenizer, said.text, special=True), *_end(tokenizer)]
         scored = range(1, len(ids))
     ids = ids[:max_length]
     if positions == "all":
@@ -194,7 +194,7 @@ def encode(row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int, positi
 
 def _written(row: Row, tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The tokens of a text without special ones; refuses a text that has none."""
-    ids = _tokens(tokenizer, text, add_special_tokens=False)
+    ids = tokens(tokenizer, text)
     if not ids:
         key = [key for key, value in row.data.items() if value == text][-1]
         raise InputError(
@@ -202,11 +202,6 @@ def _written(row: Row, tokenizer: PreTrainedTokenizerBase, text: str) -> list[in
             "knows, or see whether its files belong to the model"
         )
     return ids
-
-
-def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> list[int]:
-    # Not verbose: it would warn of texts that are too long for the model, which are cut later.
-    return list(tokenizer(text, verbose=False, **options)["input_ids"])
 
 
 def _end(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sensmerge.calibration import loading
-from sensmerge.search.tasks import sample_losses
+from sensmerge.search.tasks import mean, sample_losses
 
 if TYPE_CHECKING:
     from sensmerge.models import Models
@@ -57,25 +57,21 @@ def judge(
         base: The base's loss on every sample that is learned from; None without a base.
     """
     advice = "learned weights then do worse on others; use samples that no expert was trained on"
-    ours = _mean(search)
+    ours = mean(search)
     if len(search) > 1 and len(validation) > 1:
-        theirs = _mean(validation)
+        theirs = mean(validation)
         error = math.hypot(_error(search), _error(validation))
         if ours < OF_VALIDATION * theirs and theirs - ours > STANDARD_ERRORS * error:
             return [
                 f"expert '{name}' seems to have memorised its samples: its loss on those learned "
                 f"from is {ours:.3f}, on the validation samples {theirs:.3f}; {advice}"
             ]
-    if base is not None and ours < OF_BASE * _mean(base):
+    if base is not None and ours < OF_BASE * mean(base):
         return [
             f"expert '{name}' may have memorised its samples: its loss on them is {ours:.4f}, "
-            f"below {OF_BASE:g} times the base's {_mean(base):.3f}; {advice}"
+            f"below {OF_BASE:g} times the base's {mean(base):.3f}; {advice}"
         ]
     return []
-
-
-def _mean(losses: list[float]) -> float:
-    return math.fsum(losses) / len(losses)
 
 
 def _error(losses: list[float]) -> float:

@@ -127,6 +127,11 @@ def sample_losses(
     return found
 
 
+def mean(losses: list[float]) -> float:
+    """The mean of losses."""
+    return math.fsum(losses) / len(losses)
+
+
 def means(losses: list[list[float]]) -> list[float]:
     """The mean of every list."""
-    return [math.fsum(ours) / len(ours) for ours in losses]
+    return [mean(ours) for ours in losses]
