@@ -152,6 +152,7 @@ def dots(experts: int) -> Callable[[argparse.Namespace], dict[str, Any]]:
     def measured(options: argparse.Namespace) -> dict[str, Any]:
         import numpy as np
 
+        from sensmerge.merging.manifest import Request
         from sensmerge.search import descent
         from sensmerge.search.candidates import Candidate
 
@@ -161,9 +162,9 @@ def dots(experts: int) -> Callable[[argparse.Namespace], dict[str, Any]]:
         merging: list[float] = []
         merge = Candidate.merge
 
-        def timed(candidate: Candidate, core: dict[str, Any]) -> None:
+        def timed(candidate: Candidate, asked: Request) -> None:
             start = time.perf_counter()
-            merge(candidate, core)
+            merge(candidate, asked)
             merging.append(time.perf_counter() - start)
 
         def passes() -> float:
@@ -219,7 +220,7 @@ def candidates(options: argparse.Namespace) -> dict[str, Any]:
                 # Another density decides anew what is kept, as a search that tries it has to.
                 other = None if density is None else density + 0.01 * place
                 with _timed(whole):
-                    judge.losses(Settings(method, 0.3 + 0.01 * place, other))  # type: ignore[arg-type]
+                    judge.losses(Settings(method, 0.3 + 0.01 * place, other))
         # The first one loads the model.
         found[method] = {"whole": whole[1:], "passes": passes[1:], "floor": floor[1:]}
     return found

@@ -43,7 +43,10 @@ def refused(
     code = run("merge", str(path), str(out), *options)
     said = capsys.readouterr().err
     assert code == 2, said
-    assert said.splitlines()[-1].startswith("error: "), said
+    # A hint may follow.
+    assert [line for line in said.splitlines() if not line.startswith("hint: ")][-1].startswith(
+        "error: "
+    ), said
     assert "Traceback" not in said
     assert out.exists() == existed
     return said
@@ -154,6 +157,7 @@ def test_an_index_that_leaves_the_folder(
     target = target.replace("{absolute}", str(models / "base" / "model.safetensors"))
     index = {"weight_map": {"a.w": target, "b.w": target}}
     (models / "e1" / "model.safetensors.index.json").write_text(json.dumps(index))
+    (models / "e1" / "model.safetensors").rename(models / "e1" / "part.safetensors")
     assert "no file name in this folder" in refused(models, capsys)
 
 
@@ -163,6 +167,15 @@ def test_a_tokenizer_file_that_leaves_the_folder(
     (models / "secret").write_text("secret")
     (models / "base" / "tokenizer.json").symlink_to(models / "secret")
     assert "leads outside" in refused(models, capsys)
+
+
+def test_all_refusals_of_a_recipe_are_errors(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(models, capsys, recipe(merge_method="dare", dtype="int8", lamda=1)).splitlines()
+    assert len(said) == 3
+    assert all(line.startswith(f"error: {models / 'recipe.yaml'}: ") for line in said)
+    assert "merge_method: unknown value 'dare'" in said[0]
 
 
 @pytest.mark.parametrize(
@@ -207,7 +220,9 @@ def test_configs_of_another_architecture(models: Path, capsys: pytest.CaptureFix
 def test_an_output_that_is_not_empty(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (models / "out").mkdir()
     (models / "out" / "mine.txt").write_text("mine")
-    assert "--force" in refused(models, capsys)
+    said = refused(models, capsys)
+    assert "is not empty; name another folder" in said
+    assert "hint: --force replaces" in said
     path = models / "recipe.yaml"
     assert run("merge", str(path), str(models / "out"), "--force", "--quiet") == 0
     assert (models / "out" / "mine.txt").read_text() == "mine"

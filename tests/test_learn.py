@@ -17,9 +17,10 @@ import torch_oracle as oracle
 from families import Family, llama_family
 from sensmerge import InputError, Recipe
 from sensmerge.cli import commands
+from sensmerge.models.layers import layer_of
+from sensmerge.recipe.numbers import said_of
 from sensmerge.search import descent, memorised, tasks
 from sensmerge.search.descent import Options, Problem
-from sensmerge.search.groups import setting
 from sensmerge.search.history import History, Step
 
 SAMPLES = {"samples": 4, "mode": "off"}
@@ -270,10 +271,10 @@ def test_weights_are_written_as_they_are_read() -> None:
         "model.layers.11.a.weight": 3.0,
         "model.layers.11.b.weight": 4.0,
     }
-    found = setting(weights)
+    found = said_of(weights, layer_of)
     assert {"filter": "model.layers.1.", "value": 2.0} in found
     assert {"filter": "model.layers.11.b.weight", "value": 4.0} in found
-    assert setting({"a.weight": 0.5, "b.weight": 0.5}) == 0.5
+    assert said_of({"a.weight": 0.5, "b.weight": 0.5}, layer_of) == 0.5
 
 
 def test_the_command(family: Family, tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sensmerge import InputError, Recipe
 
@@ -189,7 +192,7 @@ def test_the_source_is_the_recipes_own() -> None:
         ({"parameters": {"weight": [1, float("inf")]}}, "parameters.weight: inf is not"),
         ({"parameters": {"weight": "heavy"}}, "parameters.weight"),
         ({"parameters": {"weight": True}}, "parameters.weight"),
-        ({"parameters": {"density": 0}}, "parameters.density: 0 is not a fraction"),
+        ({"parameters": {"density": 0}}, "parameters.density: 0 is not above 0 and at most 1"),
         ({"parameters": {"density": 1.01}}, "parameters.density: 1.01 is not"),
         ({"parameters": {"density": [0.5, -0.1]}}, "parameters.density: -0.1 is not"),
         ({"dtype": "int8"}, "dtype: unknown value 'int8'"),
@@ -199,6 +202,37 @@ def test_the_source_is_the_recipes_own() -> None:
         ({"parameters": {"rescale": True}, "semantics": "original"}, "parameters.rescale"),
         ({"parameters": {"density": [0.5, 1]}, "semantics": "original"}, "parameters.density"),
         ({"merge_method": "linear", "parameters": {"lambda": 2}}, "linear has no lambda"),
+        (
+            {"merge_method": "linear", "parameters": {"lambda": "auto"}},
+            "auto: linear has no lambda",
+        ),
+        ({"merge_method": "karcher"}, "merge_method: 'karcher' is mergekit's and not available"),
+        ({"merge_method": None}, "merge_method: is missing"),
+        ({"merge_method": ["ties"]}, "merge_method: unknown value '['ties']'"),
+        ({"merge_method": "Dare-Ties"}, "did you mean 'dare_ties'?"),
+        ({"dtype": "q4_k_m"}, "dtype: unknown value 'q4_k_m'; known: bfloat16,"),
+        ({"models": None}, "models: input should be a valid list"),
+        ({"parameters": {"lamda": 1}}, "parameters.lamda: unknown key; did you mean 'lambda'?"),
+        ({"lamda": 1}, "lamda: unknown key; did you mean 'parameters.lambda'?"),
+        ({"parameters": {"dtype": "x"}}, "parameters.dtype: unknown key; did you mean 'dtype'?"),
+        ({"parameters": {"normalize": "maybe"}}, "parameters.normalize: expected true or false"),
+        ({"parameters": {"weight": "auto"}}, "parameters.weight: expected a number"),
+        (
+            {"semantics": "original", "parameters": {"density": [0.5, 1]}},
+            "ties with semantics: original takes one number for the whole model; give one, or use "
+            "semantics: mergekit",
+        ),
+        ({"semantics": "original", "out_path": "x"}, "out_path: unknown key"),
+        ({"semantics": "original", "parameters": {"filter_wise": True}}, "has no filter_wise"),
+        ({"merge_method": "slerp", "models": [{"model": "x"}]}, "parameters.t: is missing; slerp"),
+        (
+            {"merge_method": "slerp", "models": [{"model": "x"}, {"model": "y"}]},
+            "models: slerp merges exactly 2, the base among them, and here are 3",
+        ),
+        ({"merge_method": "model_stock"}, "merges at least 2 besides the base, and here are 1"),
+        ({"merge_method": "model_stock", "base_model": None}, "base_model: model_stock adds"),
+        ({"merge_method": "passthrough", "models": [{"model": "x"}] * 2}, "merges exactly 1,"),
+        ({"merge_method": "slerp", "sensitivity": {}}, "sensitivity: slerp has no weights that"),
     ],
 )
 def test_refusals_name_the_key(change: dict[str, Any], said: str) -> None:
@@ -214,6 +248,7 @@ def test_refusals_name_the_key(change: dict[str, Any], said: str) -> None:
         ("a: 1\na: 2\n", "line 2"),
         ("- just a list", "mapping"),
         ("", "mapping"),
+        ("a: 1\n---\nb: 2\n", "holds several documents"),
         ("!!python/object/apply:os.system [x]", "recipe.yaml"),
     ],
 )
@@ -229,3 +264,180 @@ def test_files_that_are_no_recipe(tmp_path: Path, text: str, said: str) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nothing\.yaml"):
         Recipe.load(tmp_path / "nothing.yaml")
+
+
+def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "models: [{model: x, weight: 1}, {model: y, parameters: {wieght: 1, density: 2}}]\n"
+        "dtype: int8\n"
+        "merge_method: karcher\n"
+        "tokenizer_source: union\n"
+        "chat_template: chatml\n"
+        "parameters: {normalize: 3, lambda: heavy, unheard_of: 1}\n"
+        "sensitivity: {temprature: 1, samples: 0}\n"
+    )
+    with pytest.raises(InputError) as refused:
+        Recipe.load(path)
+    lines = str(refused.value).splitlines()
+    assert all(line.startswith(f"{path}: ") for line in lines)
+    assert [line.removeprefix(f"{path}: ").split(": ")[0] for line in lines] == [
+        "merge_method",
+        "models[0].weight",
+        "models[1].parameters.wieght",
+        "models[1].parameters.density",
+        "dtype",
+        "tokenizer_source",
+        "chat_template",
+        "parameters.normalize",
+        "parameters.lambda",
+        "sensitivity.temprature",
+        "sensitivity.samples",
+    ]
+
+
+def test_a_key_that_cannot_be_read_does_not_hide_the_others() -> None:
+    with pytest.raises(InputError) as refused:
+        Recipe.from_dict({"merge_method": "ties", "models": "x", "semantics": "both"})
+    assert [line.split(": ")[0] for line in str(refused.value).splitlines()] == [
+        "models", "semantics", "base_model",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "notes"),
+    [
+        ({"parameters": {"int8_mask": True}}, ["parameters.int8_mask: ties does not use it"]),
+        (
+            {"merge_method": "task_arithmetic", "parameters": {"rescale": True}},
+            ["parameters.rescale: task_arithmetic does not use it"],
+        ),
+        (
+            {"merge_method": "linear", "parameters": {"lambda": 1, "density": 0.5}},
+            [f"parameters.{key}: linear does not use it" for key in ("lambda", "density")],
+        ),
+        (
+            {"merge_method": "model_stock", "models": [
+                {"model": "x", "parameters": {"weight": 1}},
+                {"model": "y", "parameters": {"weight": 1}},
+            ]},
+            ["models[0].parameters.weight and 1 more like it: model_stock does not use it"],
+        ),
+        ({"out_path": "x"}, ["out_path: unknown key, not used"]),
+        ({"parameters": {"random_seed": 5}}, ["parameters.random_seed: unknown key, not used"]),
+        ({"semantics": "original", "parameters": {"rescale": False}},
+         ["parameters.rescale: ties does not use it"]),
+        (
+            {"models": [{"model": "b", "parameters": {"weight": 0.2}}, {"model": "x"}]},
+            ["models[0].parameters: not used, since this is the base"],
+        ),
+        ({"models": [{"model": "x"}, {"model": "./x"}, {"model": "y"}, {"model": "x//"}]},
+         [f"models[{place}]: is the same model as models[0]" for place in (1, 3)]),
+    ],
+)  # fmt: skip
+def test_what_changes_nothing_is_noted(change: dict[str, Any], notes: list[str]) -> None:
+    recipe = Recipe.from_dict(valid(**change))
+    assert recipe.notes == notes
+    for name in ("rescale", "density", "lambda", "int8_mask"):
+        if recipe.method.parameter(name) is None:
+            assert recipe.parameters.get(name) is None
+
+
+def test_switches_as_mergekits_yaml_has_them() -> None:
+    for written, value in [(True, True), ("yes", True), ("Off", False), (0, False), (None, None)]:
+        assert Recipe.from_dict(valid(parameters={"normalize": written})).parameters.get(
+            "normalize"
+        ) in (value, value is True if value is not None else None)
+
+
+def test_values_and_defaults_are_the_methods() -> None:
+    recipe = Recipe.from_dict(valid(parameters={"lambda": 0.5}))
+    assert (recipe.value("lambda"), recipe.value("density"), recipe.value("normalize")) == (
+        0.5, recipe.default("density"), True,
+    )  # fmt: skip
+    assert recipe.default("t") is None
+    assert recipe.parameters.lambda_ == recipe.parameters.get("lambda")
+    with pytest.raises(AttributeError, match="no method has a parameter 'lamda'"):
+        _ = recipe.parameters.lamda
+
+
+BASES = [
+    ("ties", ["x"], ["b", "x"]),
+    ("ties", ["x"], ["x"]),
+    ("slerp", ["b", "x"], ["x"]),
+    ("slerp", ["b", "x"], ["x", "b"]),
+    ("nuslerp", ["x", "y"], ["b", "x", "y"]),
+    ("linear", ["x"], ["x"]),
+    ("linear", ["x", "b"], ["x", "b"]),
+    ("passthrough", ["b"], ["b"]),
+]
+
+
+@pytest.mark.parametrize(("method", "merged", "listed"), BASES)
+def test_the_part_of_the_base(method: str, merged: list[str], listed: list[str]) -> None:
+    models = [{"model": name} for name in listed]
+    parameters = {"t": 0.5} if method == "slerp" else {}
+    recipe = Recipe.from_dict(valid(merge_method=method, models=models, parameters=parameters))
+    assert [expert.model for expert in recipe.experts] == merged
+
+
+def test_some_methods_need_no_base() -> None:
+    models = [{"model": "x"}, {"model": "y"}]
+    for method, parameters in [("slerp", {"t": [0, 1]}), ("nuslerp", {}), ("linear", {})]:
+        data = {"merge_method": method, "models": models, "parameters": parameters}
+        assert [expert.model for expert in Recipe.from_dict(data).experts] == ["x", "y"]
+
+
+@pytest.mark.parametrize("spelling", ["base", "./base", "models/..//base", "{folder}/base", "link",
+                                      "~/base", "models/link"])  # fmt: skip
+def test_a_model_is_what_its_name_resolves_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("base", "models/x", "models/y"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "link").symlink_to("base")
+    (tmp_path / "models" / "link").symlink_to("../base")
+    models = [{"model": spelling.format(folder=tmp_path)}, {"model": "models/x"}]
+    for base in ("base", "./base//", "link"):
+        data = valid(base_model=base, models=models, tokenizer_source="./link")
+        recipe = Recipe.from_dict(data, folder=tmp_path)
+        assert [expert.model for expert in recipe.experts] == ["models/x"]
+    data = valid(base_model="models/y", models=[{"model": "base"}, *models])
+    assert Recipe.from_dict(data, folder=tmp_path).notes == [
+        "models[1]: is the same model as models[0]"
+    ]
+
+
+def test_names_on_the_hub_are_told_apart_by_revision() -> None:
+    models = [{"model": "org/b@v1"}, {"model": "org/b"}, {"model": "org/B"}]
+    recipe = Recipe.from_dict(valid(base_model="org/b", models=models))
+    assert [expert.model for expert in recipe.experts] == ["org/b@v1", "org/B"]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.sampled_from(
+        ["auto", "ties", "slerp", "karcher", "x", "", "base", "union", "original", "1e-3"]
+    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from([
+            "model", "parameters", "weight", "density", "lambda", "t", "filter", "value", "path",
+            "normalize", "int8_mask", "mode", "temperature", "calibration", "wieght", "odd",
+        ]) | st.integers(0, 2), inner, max_size=4,
+    ),
+    max_leaves=12,
+)  # fmt: skip
+KEYS = st.sampled_from([
+    "merge_method", "models", "base_model", "parameters", "dtype", "tokenizer_source", "tokenizer",
+    "sensitivity", "semantics", "seed", "slices", "chat_template", "odd_key", "lamda",
+]) | st.integers(0, 2)  # fmt: skip
+
+
+@given(data=st.dictionaries(KEYS, JSON, max_size=6), method=st.sampled_from(["ties", "slerp"]))
+@settings(max_examples=300, deadline=None)
+def test_whatever_is_written_is_read_or_refused(data: dict[Any, Any], method: str) -> None:
+    before = repr(data)
+    for recipe in (data, valid() | data, data | {"merge_method": method}):
+        with suppress(InputError):
+            Recipe.from_dict(recipe)
+    assert repr(data) == before

@@ -110,3 +110,161 @@ def test_masks_are_keyed_by_seed_place_and_tensor() -> None:
         same = (first == reference.keep_mask(*other, 2000, 0.5)).mean()
         assert 0.4 < same < 0.6
     np.testing.assert_array_equal(first[:100], reference.keep_mask(1, 0, "a", 100, 0.5))
+
+
+HALF = np.sqrt(0.5)
+
+
+@pytest.mark.parametrize(
+    ("base", "other", "t", "expected"),
+    [
+        ([1, 0], [0, 1], 0.0, [1, 0]),
+        ([1, 0], [0, 1], 1.0, [0, 1]),
+        ([1, 0], [0, 1], 1 / 3, [np.sqrt(0.75), 0.5]),
+        # Norms take no part in the angle, but are interpolated.
+        ([2, 0], [0, 4], 0.5, [2 * HALF, 4 * HALF]),
+        ([1, 0], [0.5, np.sqrt(0.75)], 0.5, [np.sqrt(0.75), 0.5]),
+        # Parallel and opposite: a straight line.
+        ([1, 0], [3, 0], 0.25, [1.5, 0]),
+        ([1, 0], [-1, 0], 0.25, [0.5, 0]),
+        # A zero vector is taken to be at a right angle to everything.
+        ([0, 0], [3, 4], 1 / 3, [1.5, 2]),
+        ([3, 4], [0, 0], 2 / 3, [1.5, 2]),
+        ([0, 0], [0, 0], 0.5, [0, 0]),
+    ],
+)
+def test_slerp_by_hand(
+    base: list[float], other: list[float], t: float, expected: list[float]
+) -> None:
+    found = reference.slerp(np.array(base, dtype=float), np.array(other, dtype=float), t)
+    np.testing.assert_allclose(found, expected, atol=1e-15)
+
+
+def test_slerp_changes_to_a_straight_line_at_its_threshold() -> None:
+    for cosine, straight in ((0.9996, True), (0.9994, False), (-0.9994, False), (-0.9996, True)):
+        a, b = np.array([1.0, 0.0]), np.array([cosine, np.sqrt(1 - cosine**2)])
+        found = reference.slerp(a, b, 0.5)
+        assert (np.abs(found - (a + b) / 2).max() < 1e-12) == straight
+        if not straight:
+            assert np.linalg.norm(found) == pytest.approx(1)
+
+
+def test_slerp_takes_a_tensor_as_one_vector() -> None:
+    a, b = np.random.default_rng(0).standard_normal((2, 3, 4, 5))
+    np.testing.assert_array_equal(
+        reference.slerp(a, b, 0.3).ravel(), reference.slerp(a.ravel(), b.ravel(), 0.3)
+    )
+    assert reference.slerp(np.array(1.0), np.array(3.0), 0.25) == 1.5
+
+
+def test_nuslerp_weighs_by_the_second_models_share() -> None:
+    first, second = np.array([1.0, 0.0]), np.array([0.0, 1.0])
+    for weights, expected in (
+        ([2.0, 1.0], [np.sqrt(0.75), 0.5]),
+        ([1.0, 0.0], [1, 0]),
+        ([0.0, 5.0], [0, 1]),
+        # Weights that sum to 0 do not divide: half and half.
+        ([1.0, -1.0], [HALF, HALF]),
+        ([0.0, 0.0], [HALF, HALF]),
+    ):
+        found = reference.nuslerp(first, second, weights)
+        np.testing.assert_allclose(found, expected, atol=1e-15)
+
+
+def test_nuslerp_over_rows_columns_or_the_whole() -> None:
+    first, second = np.array([[1.0, 1.0], [0.0, 0.0]]), np.eye(2)
+    weights = [1.0, 1.0]
+    # One vector: 60 degrees, sin 30 / sin 60.
+    whole = reference.nuslerp(first, second, weights, row_wise=True)
+    np.testing.assert_allclose(whole, np.array([[2, 1], [0, 1]]) / np.sqrt(3))
+    # Rows: 45 degrees, and a zero row.
+    rows = reference.nuslerp(first, second, weights, flatten=False)
+    share = np.sin(np.pi / 8) / np.sin(np.pi / 4)
+    np.testing.assert_allclose(rows, [[2 * share, share], [0, HALF]])
+    # What mergekit calls row-wise are columns: one parallel, one at a right angle.
+    columns = reference.nuslerp(first, second, weights, flatten=False, row_wise=True)
+    np.testing.assert_allclose(columns, [[1, HALF], [0, HALF]])
+
+
+def test_nuslerp_of_a_tensor_of_one_axis_is_the_same_in_every_setting() -> None:
+    for shape in ((), (5,)):
+        first, second = np.random.default_rng(0).standard_normal((2, *shape))
+        whole = reference.nuslerp(first, second, [1.0, 2.0])
+        for row_wise in (False, True):
+            found = reference.nuslerp(first, second, [1.0, 2.0], flatten=False, row_wise=row_wise)
+            np.testing.assert_array_equal(found, whole)
+
+
+def test_nuslerp_with_a_base_turns_task_vectors() -> None:
+    base = np.array([1.0, 1.0])
+    found = reference.nuslerp(np.array([2.0, 1.0]), np.array([1.0, 2.0]), [1.0, 1.0], base=base)
+    np.testing.assert_allclose(found, [1 + HALF, 1 + HALF])
+    # An expert that is the base: its task vector has no direction.
+    found = reference.nuslerp(base, np.array([3.0, 1.0]), [2.0, 1.0], base=base)
+    np.testing.assert_allclose(found, [1 + 2 * np.sin(np.pi / 6), 1])
+    found = reference.nuslerp(base, base, [1.0, 1.0], base=base)
+    np.testing.assert_array_equal(found, base)
+
+
+@pytest.mark.parametrize("factor", [1.0, 3.0, -1.0, -3.0])
+def test_nuslerp_of_parallel_and_opposite_vectors_is_a_straight_line(factor: float) -> None:
+    first = np.random.default_rng(0).standard_normal(1000)
+    found = reference.nuslerp(first, factor * first, [3.0, 1.0])
+    np.testing.assert_allclose(found, (0.75 + 0.25 * factor) * first, atol=1e-12)
+
+
+def test_model_stock_by_hand() -> None:
+    base = np.array([1.0, 2.0, 3.0])
+
+    def merged(*deltas: list[float]) -> reference.Array:
+        experts = [base + np.array(delta) for delta in deltas]
+        return np.asarray(reference.model_stock(base, experts) - base)
+
+    # Equal experts are trusted, those at a right angle are not.
+    np.testing.assert_allclose(merged([1, 2, 3], [1, 2, 3]), [1, 2, 3])
+    np.testing.assert_allclose(merged([1, 0, 0], [0, 4, 0]), [0, 0, 0], atol=1e-15)
+    # 60 degrees: t = 2 * 0.5 / 1.5.
+    sixty = [0.5, np.sqrt(0.75), 0]
+    np.testing.assert_allclose(
+        merged([1, 0, 0], sixty), [2 / 3 * 0.75, 2 / 3 * np.sqrt(0.75) / 2, 0], atol=1e-15
+    )
+    # Three: cosines 1, 0 and 0 have the mean 1/3; t = 3 * 1/3 / (1 + 2/3) = 0.6.
+    np.testing.assert_allclose(merged([1, 0, 0], [1, 0, 0], [0, 1, 0]), [0.4, 0.2, 0], atol=1e-15)
+    # An untouched expert agrees with nobody.
+    np.testing.assert_allclose(merged([0, 0, 0], [1, 2, 3]), [0, 0, 0], atol=1e-15)
+
+
+def test_model_stock_keeps_the_base_where_experts_cancel() -> None:
+    base = np.array([1.0, 2.0])
+    corners = [[np.cos(a), np.sin(a)] for a in (0, 2 * np.pi / 3, 4 * np.pi / 3)]
+    for deltas in ([[1.0, 0.0], [-2.0, 0.0]], corners):
+        found = reference.model_stock(base, [base + delta for delta in deltas])
+        np.testing.assert_array_equal(found, base)
+
+
+def test_model_stock_by_filter() -> None:
+    base = np.zeros((2, 2))
+    experts = [np.array([[2.0, 0.0], [1.0, 0.0]]), np.array([[2.0, 0.0], [0.0, 1.0]])]
+    by_filter = reference.model_stock(base, experts, filter_wise=True)
+    np.testing.assert_allclose(by_filter, [[2, 0], [0, 0]], atol=1e-15)
+    # The whole: cos = 4/5, t = 2 * 0.8 / 1.8.
+    whole = reference.model_stock(base, experts)
+    np.testing.assert_allclose(whole, 8 / 9 * np.array([[2, 0], [0.5, 0.5]]))
+    row = [expert[1] for expert in experts]
+    np.testing.assert_array_equal(
+        reference.model_stock(base[0], row, filter_wise=True), reference.model_stock(base[0], row)
+    )
+
+
+def test_model_stock_trusts_tiny_task_vectors_less() -> None:
+    delta = np.array([1e-4, 0.0])
+    found = reference.model_stock(np.zeros(2), [delta, delta])
+    # The product of the norms, 1e-8, counts as 1e-6: cos = 0.01.
+    np.testing.assert_allclose(found, 0.02 / 1.01 * delta)
+
+
+def test_passthrough_scales_where_it_is_told_to() -> None:
+    tensor = np.array([1.0, -2.0])
+    np.testing.assert_array_equal(reference.passthrough(tensor), [1, -2])
+    np.testing.assert_array_equal(reference.passthrough(tensor, 0.5), [0.5, -1])
+    np.testing.assert_array_equal(reference.passthrough(tensor, 0.0), [0, 0])

@@ -11,12 +11,14 @@ from _typeshed import SupportsGetItem
 
 __all__ = [
     "Checkpoint",
+    "Manifest",
+    "OutputTensor",
     "Prepared",
     "TensorInfo",
     "check_output",
     "merge",
     "merge_into",
-    "plan",
+    "methods",
     "row_distances",
     "sum_abs_product",
 ]
@@ -30,6 +32,7 @@ class Checkpoint:
 
     Raises:
         InputError: A file is missing, truncated or malformed.
+        OSError: A file cannot be looked at or read.
     """
 
     def __new__(cls, /, path: str | PathLike[str]) -> Checkpoint: ...
@@ -61,9 +64,23 @@ class Checkpoint:
     def in_memory(self, /) -> bool:
         """Whether it lies in memory rather than on disk."""
 
+    def is_zero(self, /) -> bool:
+        """Whether it holds floats, and all of them are zero: no model, and nothing to merge."""
+
+    @property
+    def notes(self, /) -> list[str]:
+        """What the caller should be told about which files were read: one sentence each."""
+
     @property
     def path(self, /) -> str:
         """The folder or file that was opened."""
+
+    def suspicions(self, /) -> list[str]:
+        """What a sound file can hold and a trained model does not, one sentence each: tensors of no
+        entries, or zeros throughout.
+
+        Data is read until an entry is found that is not zero: one page of a sound model.
+        """
 
     @property
     def tensors(self, /) -> list[TensorInfo]:
@@ -74,12 +91,84 @@ class Checkpoint:
         """Names of tensors in memory that share another's bytes, and that other's name."""
 
 @final
+class Manifest:
+    """A merge in plain data: every output tensor with its inputs by role and its numbers.
+
+    Complete, with nothing held open: another process can carry it out.
+    """
+
+    @staticmethod
+    def build(request: str, models: SupportsGetItem[int, Checkpoint]) -> Manifest:
+        """Decide what every output tensor is made of, from headers alone.
+
+        Args:
+            request: JSON: ``method``, ``semantics``, ``switches``, ``base`` (whether the first model is
+                the base), ``models`` (``aliases`` and ``leading_rows`` of each), ``seed``,
+                ``out_dtype``, and ``tensors``: the numbers of every output tensor, by parameter.
+            models: The base, where there is one, and the models that are merged.
+
+        Raises:
+            InputError: They cannot be merged as asked.
+        """
+
+    def files(self, /, max_shard_bytes: SupportsIndex) -> list[tuple[str, list[str]]]:
+        """The weight files that an output folder would have, and the names of the tensors in each."""
+
+    @staticmethod
+    def from_json(text: str) -> Manifest:
+        """Read a manifest that was written as JSON.
+
+        Raises:
+            InputError: The text is no manifest, or one of another version.
+        """
+
+    @property
+    def notes(self, /) -> list[str]:
+        """What the user should be told: rules that were applied."""
+
+    @property
+    def tensors(self, /) -> list[OutputTensor]:
+        """Every output tensor, by name."""
+
+    def to_json(self, /) -> str:
+        """The manifest as JSON."""
+
+    def with_fingerprints(self, /, models: SupportsGetItem[int, Checkpoint]) -> Manifest:
+        """The same with digests of the models' weights, so that whoever carries it out can tell whether
+        they are still the same.
+        """
+
+@final
+class OutputTensor:
+    """One output tensor of a manifest."""
+
+    @property
+    def dtype(self, /) -> str:
+        """Name of the dtype in the safetensors format, such as ``BF16``."""
+
+    @property
+    def merged(self, /) -> bool:
+        """Whether the method makes it; a copy if not."""
+
+    @property
+    def name(self, /) -> str:
+        """Its name."""
+
+    @property
+    def nbytes(self, /) -> int:
+        """Size of its data in bytes."""
+
+    @property
+    def shape(self, /) -> list[int]:
+        """Shape."""
+
+@final
 class Prepared:
     """A merge whose sparsification is decided, for searches over its weights.
 
     Args:
-        recipe: The core's recipe as JSON; its paths are not looked at.
-        models: The base, where the recipe has one, and the experts in its order.
+        manifest: What to merge.
+        models: The manifest's models, open.
         threads: Threads to use; all cores by default.
         allow_nan: Let NaN through instead of refusing it.
 
@@ -91,7 +180,7 @@ class Prepared:
     def __new__(
         cls,
         /,
-        recipe: str,
+        manifest: Manifest,
         models: SupportsGetItem[int, Checkpoint],
         *,
         threads: SupportsIndex | None = None,
@@ -130,18 +219,14 @@ class Prepared:
             KeyboardInterrupt: Ctrl-C was pressed; some outputs are written, others are not.
         """
 
-    def reweigh(self, /, recipe: str) -> bool:
-        """Take the weights of another recipe for the same models.
+    def reweigh(self, /, manifest: Manifest) -> bool:
+        """Take the weights of another manifest of the same models.
 
         Args:
-            recipe: The core's recipe as JSON. It may differ in weights, lambda, normalize and the
-                output's dtype.
+            manifest: It may differ in weights, lambda, normalize and the output's dtype.
 
         Returns:
             Whether it was taken: not where other entries would be kept.
-
-        Raises:
-            InputError: The checkpoints cannot be merged as asked.
         """
 
 @final
@@ -182,16 +267,19 @@ def check_output(
     Args:
         output: The folder.
         inputs: Folders and files that are merged.
-        overwrite: Whether a model in the folder may be replaced.
+        overwrite: Whether what an earlier merge wrote there may be replaced.
 
     Raises:
-        InputError: The folder is not empty, is no folder, or belongs to an input.
+        InputError: The folder is not empty, is no folder, holds weights that no merge listed, or
+            is, contains or lies in an input.
+        OSError: The folder or an input cannot be looked at.
     """
 
 def merge(
-    recipe: str,
+    manifest: Manifest,
     output: str | PathLike[str],
     max_shard_bytes: SupportsIndex,
+    models: SupportsGetItem[int, Checkpoint] | None = None,
     *,
     copies: collections.abc.Sequence[tuple[str, str | os.PathLike[str]]] = ...,
     texts: collections.abc.Sequence[tuple[str, str]] = ...,
@@ -202,12 +290,13 @@ def merge(
     allow_nan: bool = False,
     progress: collections.abc.Callable[[int, int], object] | None = None,
 ) -> str:
-    """Merge checkpoints and write the result.
+    """Carry a manifest out and write the model.
 
     Args:
-        recipe: The core's recipe as JSON.
+        manifest: What to merge.
         output: The folder to write.
         max_shard_bytes: Upper bound on the size of an output file.
+        models: The manifest's models, where they are open already; its own files by default.
         copies: Files to copy beside the weights: pairs of name and path.
         texts: Files to write beside the weights: pairs of name and content.
         threads: Threads to use; all cores by default.
@@ -227,23 +316,26 @@ def merge(
     """
 
 def merge_into(
-    recipe: str,
+    manifest: Manifest,
     models: SupportsGetItem[int, Checkpoint],
     outputs: collections.abc.Mapping[str, numpy.typing.NDArray[numpy.uint8]],
     *,
     threads: SupportsIndex | None = None,
     chunk_bytes: SupportsIndex | None = None,
     allow_nan: bool = False,
-) -> None:
-    """Merge checkpoints into memory.
+) -> list[str]:
+    """Carry a manifest out into memory.
 
     Args:
-        recipe: The core's recipe as JSON; its paths are not looked at.
-        models: The base, where the recipe has one, and the experts in its order.
+        manifest: What to merge.
+        models: The manifest's models, open.
         outputs: A contiguous, writable uint8 view for every tensor of the merged model, by name.
         threads: Threads to use; all cores by default.
         chunk_bytes: Bytes a thread works on at a time; does not change the output.
         allow_nan: Let NaN through instead of refusing it.
+
+    Returns:
+        What the user should be told: rules that were applied, and what was found in the inputs.
 
     Raises:
         InputError: The checkpoints cannot be merged as asked, or an output is missing, of another
@@ -251,25 +343,12 @@ def merge_into(
         KeyboardInterrupt: Ctrl-C was pressed; some outputs are written, others are not.
     """
 
-def plan(
-    recipe: str,
-    max_shard_bytes: SupportsIndex,
-    models: SupportsGetItem[int, Checkpoint] | None = None,
-) -> str:
-    """Plan a merge without reading or writing tensor data.
-
-    Args:
-        recipe: The core's recipe as JSON.
-        max_shard_bytes: Upper bound on the size of an output file.
-        models: The base, where the recipe has one, and the experts in its order, where they are open
-            already; the recipe's paths are then not looked at.
+def methods() -> str:
+    """Describe every merge method.
 
     Returns:
-        JSON: every output tensor with its dtype, file and the terms it is made of, the output
-        files, and notes.
-
-    Raises:
-        InputError: The checkpoints cannot be merged as asked.
+        JSON: for each of the two semantics, ``mergekit`` and ``original``, a list of the methods with
+        their parameters, ranges and defaults.
     """
 
 def row_distances(

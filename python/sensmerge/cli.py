@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,10 +14,16 @@ from sensmerge import InputError, __version__
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
-    from sensmerge.recipe import MethodName, Recipe
+    from sensmerge.recipe import Recipe
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+
+# What would let a refusal pass, by the keyword that the refusal names.
+_HINTS = {
+    "allow_nan": "--allow-nan lets it through",
+    "overwrite": "--force replaces what an earlier merge wrote",
+}
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -46,7 +53,7 @@ def main() -> None:
         if isinstance(error, click.UsageError) and error.ctx is not None:
             click.echo(error.ctx.get_usage(), err=True)
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        _fail(message, EXIT_BAD_INPUT)
+        _fail(message, EXIT_BAD_INPUT, _HINTS.get(getattr(error, "option", None) or ""))
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
@@ -57,8 +64,12 @@ def main() -> None:
         _fail(f"{type(error).__name__}: {error}", 1)
 
 
-def _fail(message: str, code: int) -> None:
-    click.echo(f"error: {message}", err=True)
+def _fail(message: str, code: int, hint: str | None = None) -> None:
+    # A recipe may have several things wrong with it, a line each.
+    for line in message.splitlines() or [""]:
+        click.echo(f"error: {line}", err=True)
+    if hint is not None:
+        click.echo(f"hint: {hint}", err=True)
     sys.exit(code)
 
 
@@ -81,7 +92,7 @@ def commands() -> None:
 )
 @click.option("--no-sync", is_flag=True, help="Do not flush the output to disk.")
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan; write nothing.")
-@click.option("--force", is_flag=True, help="Replace a model that is already in OUT.")
+@click.option("--force", is_flag=True, help="Replace what an earlier merge wrote into OUT.")
 @click.option("--allow-nan", is_flag=True, help="Let NaN through instead of refusing it.")
 @_quiet
 def merge(
@@ -128,6 +139,28 @@ def merge(
 
 @commands.command()
 @click.argument("recipe", type=_FILE)
+@click.option("-o", "--output", type=_FILE, required=True, help="The plan.json to write.")
+@_calibration
+@_quiet
+def plan(recipe: Path, output: Path, calibration: Path | None, quiet: bool) -> None:
+    """Write what the merge of RECIPE is made of: every output tensor, its inputs and its numbers.
+
+    No tensor is merged. The file names the models' files and tells whether they have changed since.
+    """
+    from sensmerge import workflow
+    from sensmerge.files import write_atomically
+
+    _check_writable(output)
+    planned = workflow.plan(_load(recipe), calibration=_load_calibration(calibration))
+    write_atomically(output, planned.to_json())
+    if not quiet:
+        for note in planned.notes:
+            click.echo(f"note: {note}", err=True)
+        click.echo(f"wrote {output}")
+
+
+@commands.command()
+@click.argument("recipe", type=_FILE)
 @click.option("-o", "--output", type=_FILE, required=True, help="The calibration.json to write.")
 @click.option(
     "--memory",
@@ -149,7 +182,7 @@ def calibrate(
     from sensmerge.calibration import calibrate as run
     from sensmerge.calibration import forget
 
-    loaded = _load(recipe)
+    loaded = _load(recipe, say=not quiet)
     _check_writable(output)
     calibration = run(
         loaded, progress=not quiet, threads=threads, memory=memory, device=device, keep=output
@@ -178,7 +211,7 @@ def coefficients(recipe: Path, calibration: Path | None, form: str) -> None:
     from sensmerge.scaling import sigma
     from sensmerge.scaling.matching import matching
 
-    loaded = _load(recipe)
+    loaded = _load(recipe, say=True)
     if calibration is None:
         raise InputError("--calibration: name the file that `sensmerge calibrate` wrote")
     measured = matching(loaded, _require_calibration(calibration))
@@ -246,7 +279,7 @@ def learn(
 
     options = Options(steps, groups, loss, validation, learning_rate, pull)
     _check_writable(output)
-    loaded = _load(recipe)
+    loaded = _load(recipe, say=not quiet)
     found = run(
         loaded,
         options,
@@ -339,7 +372,7 @@ def tune(
         seed=seed,
     )
     _check_writable(output)
-    loaded = _load(recipe)
+    loaded = _load(recipe, say=not quiet)
     found = run(
         loaded,
         options,
@@ -382,6 +415,40 @@ def inspect(model: Path) -> None:
 
 
 @commands.command()
+@click.argument("name", required=False)
+@click.option(
+    "--semantics",
+    type=click.Choice(["mergekit", "original"]),
+    default="mergekit",
+    show_default=True,
+    help="Whose reading of the methods.",
+)
+def methods(name: str | None, semantics: Any) -> None:
+    """List the merge methods and their parameters; say all of one, NAME."""
+    from sensmerge.recipe import tables
+
+    if name is None:
+        click.echo(tables.listed(semantics))
+    else:
+        click.echo(tables.described(name, semantics))
+
+
+@commands.command()
+@click.option("-o", "--output", type=_FILE, help="The file to write; printed otherwise.")
+def schema(output: Path | None) -> None:
+    """Print a JSON Schema of recipes, for editors."""
+    from sensmerge.recipe.schema import recipe_schema
+
+    text = json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    _check_writable(output)
+    output.write_text(text, encoding="utf-8")
+    click.echo(f"wrote {output}")
+
+
+@commands.command()
 @click.argument("folder", metavar="[DIR]", type=_FOLDER, default=Path("demo"), required=False)
 @click.option("--seed", default=0, show_default=True, help="Seed of training and merging.")
 @_threads
@@ -413,18 +480,15 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _methods(text: str | None) -> tuple[MethodName, ...] | None:
-    from typing import get_args
-
-    from sensmerge.recipe import MethodName
-
+def _methods(text: str | None) -> tuple[str, ...] | None:
     if text is None:
         return None
-    known = get_args(MethodName)
+    from sensmerge.recipe import methods
+
     for name in _names(text):
-        if name not in known:
-            raise InputError(f"--methods: '{name}' is none of {', '.join(known)}")
-    return _names(text)  # type: ignore[return-value]
+        if methods.find(name) is None:
+            raise InputError(f"--methods: '{name}' is none of {', '.join(methods.names())}")
+    return _names(text)
 
 
 def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
@@ -443,10 +507,14 @@ def _check_writable(output: Path) -> None:
         raise InputError(f"{output}: cannot be written there")
 
 
-def _load(path: Path) -> Recipe:
+def _load(path: Path, *, say: bool = False) -> Recipe:
+    """Read a recipe; where its notes are no part of what the verb returns, say them here."""
     from sensmerge.recipe import Recipe
 
-    return Recipe.load(path)
+    recipe = Recipe.load(path)
+    for note in recipe.notes if say else []:
+        click.echo(f"note: {note}", err=True)
+    return recipe
 
 
 def _load_calibration(path: Path | None) -> Calibration | None:

@@ -2,7 +2,8 @@
 
 Nothing here is fast, and nothing in the package calls it. Sources: Sens-Merging (Liu et al.),
 task arithmetic (Ilharco et al. 2023), TIES (Yadav et al. 2023), DARE (Yu et al. 2024),
-Philox (Salmon et al. 2011).
+spherical interpolation (Shoemake 1985), Model Stock (Jang et al. 2024), Philox (Salmon et al.
+2011).
 
 A model is a dict of arrays by tensor name. ``weights[name]`` holds one weight an expert: the
 recipe's weight times K·σ of the tensor's layer (Eq. 7).
@@ -21,6 +22,18 @@ Model = Mapping[str, Array]
 
 SMALLEST_NORM = 1e-7
 SMALLEST_DIVISOR = 1e-8
+
+# slerp: shorter tensors are not normalised; nearly parallel ones are interpolated straight.
+SLERP_SHORTEST = 1e-8
+SLERP_PARALLEL = 0.9995
+# nuslerp: shorter vectors are divided by this; a sum of weights below the other means t = 1/2.
+NUSLERP_SHORTEST = 1e-7
+NUSLERP_SMALLEST_SUM = 1e-6
+# 1 - cos² that counts as 0: what float32, in which mergekit compares cos² with 1, cannot hold.
+NUSLERP_PARALLEL = 2.0**-24
+# model_stock: product of two norms, and size of the denominator of t.
+STOCK_SMALLEST_PRODUCT = 1e-6
+STOCK_SMALLEST_DENOMINATOR = 1e-6
 
 
 # Sens-Merging: what the coefficients are --------------------------------------------------------
@@ -169,7 +182,7 @@ def merge(
     rescale: bool | None = None,
     seed: int = 0,
 ) -> dict[str, Array]:
-    """Merge experts by one of five methods, in either semantics; see docs/methods.md.
+    """Merge experts by one of five methods, in either semantics; see docs/methods/README.md.
 
     Args:
         method: linear, task_arithmetic, ties, dare_linear or dare_ties.
@@ -267,3 +280,87 @@ def drop(
     if not rescale:
         return sparse
     return sparse / density if original else preserve_l1(delta, sparse)
+
+
+# The methods without a weighted sum: one tensor of every model in, one tensor out ----------------
+
+
+def slerp(base: Array, other: Array, t: float) -> Array:
+    """From the base (t = 0) to the other model (t = 1) along an arc; the tensor is one vector.
+
+    Nearly parallel tensors, and nearly opposite ones, are interpolated in a straight line.
+    """
+
+    def unit(tensor: Array) -> Array:
+        norm = np.sqrt((tensor**2).sum())
+        return np.asarray(tensor / (norm if norm > SLERP_SHORTEST else 1.0))
+
+    cosine = np.clip((unit(base) * unit(other)).sum(), -1.0, 1.0)
+    if abs(cosine) > SLERP_PARALLEL:
+        return np.asarray((1 - t) * base + t * other)
+    angle = np.arccos(cosine)
+    arc = np.sin((1 - t) * angle) * base + np.sin(t * angle) * other
+    return np.asarray(arc / np.sin(angle))
+
+
+def nuslerp(
+    first: Array,
+    second: Array,
+    weights: Sequence[float],
+    *,
+    base: Array | None = None,
+    flatten: bool = True,
+    row_wise: bool = False,
+) -> Array:
+    """Spherical interpolation of two models or, with a base, of their task vectors.
+
+    One vector is the whole tensor (``flatten``), what lies along the last axis (a row of a matrix)
+    or, with ``row_wise``, what lies along the first axis (a column; the name is mergekit's). A
+    tensor of one axis is one vector in any case.
+    """
+    if base is not None:
+        return base + nuslerp(
+            first - base, second - base, weights, flatten=flatten, row_wise=row_wise
+        )
+    total = weights[0] + weights[1]
+    t = 0.5 if abs(total) < NUSLERP_SMALLEST_SUM else weights[1] / total
+    axis = None if flatten or first.ndim < 2 else 0 if row_wise else -1
+
+    def unit(vectors: Array) -> Array:
+        norms = np.sqrt((vectors**2).sum(axis=axis, keepdims=True))
+        return np.asarray(vectors / np.maximum(norms, NUSLERP_SHORTEST))
+
+    cosine = np.clip((unit(first) * unit(second)).sum(axis=axis, keepdims=True), -1.0, 1.0)
+    parallel = 1 - cosine**2 <= NUSLERP_PARALLEL
+    angle = np.arccos(np.where(parallel, 0.0, cosine))
+    arc = (np.sin((1 - t) * angle) * first + np.sin(t * angle) * second) / np.sin(angle)
+    return np.where(parallel, (1 - t) * first + t * second, arc)
+
+
+def model_stock(base: Array, experts: Sequence[Array], *, filter_wise: bool = False) -> Array:
+    """Between the base and the experts' mean, by how well their task vectors agree.
+
+    t = N cos / (1 + (N − 1) cos), where cos is the mean over all pairs of the N experts: of the
+    whole tensor or, ``filter_wise``, of what lies along the last axis (a row of a matrix). Where
+    task vectors oppose each other so that t has no finite value, the base stays.
+    """
+    count = len(experts)
+    axis = -1 if filter_wise and base.ndim > 1 else None
+    deltas = [expert - base for expert in experts]
+    norms = [np.sqrt((delta**2).sum(axis=axis, keepdims=True)) for delta in deltas]
+    cosines = []
+    for i in range(count):
+        for j in range(i + 1, count):
+            product = np.maximum(norms[i] * norms[j], STOCK_SMALLEST_PRODUCT)
+            dot = (deltas[i] * deltas[j]).sum(axis=axis, keepdims=True)
+            cosines.append(np.clip(dot / product, -1.0, 1.0))
+    cosine = np.mean(cosines, axis=0)
+    denominator = 1 + (count - 1) * cosine
+    singular = np.abs(denominator) < STOCK_SMALLEST_DENOMINATOR
+    t = np.where(singular, 0.0, count * cosine / np.where(singular, 1.0, denominator))
+    return np.asarray(t * np.mean(experts, axis=0) + (1 - t) * base)
+
+
+def passthrough(tensor: Array, scale: float | None = None) -> Array:
+    """One model's tensor, times a factor where one is given."""
+    return tensor if scale is None else np.asarray(scale * tensor)

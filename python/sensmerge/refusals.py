@@ -1,14 +1,42 @@
-"""What is wrong with a file that pydantic read, said by its key, with what was probably meant."""
+"""What is wrong with a file that was read, said by its key, with what was probably meant."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 Location = tuple[int | str, ...]
+
+# Names shorter than this are taken for others at no slip, up to the second at one, beyond at two.
+_TINY, _SHORT = 3, 7
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One thing that is wrong.
+
+    Attributes:
+        location: Where: the keys and places that lead to it.
+        reason: What is wrong there, and what would be right.
+    """
+
+    location: Location
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{key_of(self.location)}: {self.reason}"
+
+
+def key_of(location: Location) -> str:
+    """A location as people write it, such as ``models[0].parameters.weight``."""
+    key = ""
+    for part in location:
+        key += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return key.removeprefix(".") or "recipe"
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> str:
@@ -18,41 +46,92 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
         error: What pydantic found.
         root: The model that the file was read into.
     """
-    first = error.errors()[0]
-    location = first["loc"]
-    key = _key(location)
-    if first["type"] == "extra_forbidden":
-        return f"{key}: unknown key{_meant(location, root)}"
-    if first["type"] == "missing":
-        return f"{key}: is missing"
-    if first["type"] == "literal_error":
-        expected = first["ctx"]["expected"].replace(" or ", ", ").split(",")
-        known = [part.strip(" '") for part in expected]
-        hint = f"; did you mean '{_nearest(str(first['input']), known)}'?"
-        return f"{key}: unknown value '{first['input']}'{hint}; known: {', '.join(known)}"
-    if first["type"] in ("model_type", "dict_type"):
-        return f"{key}: expected a mapping of keys to values, not '{first['input']}'"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{key}: {message[:1].lower()}{message[1:]}"
+    return str(refusal(error.errors()[0], root))
 
 
-def _key(location: Location) -> str:
-    key = ""
-    for part in location:
-        key += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return key.removeprefix(".") or "recipe"
+def refusal(found: ErrorDetails, root: type[BaseModel]) -> Refusal:
+    """One thing that pydantic found, in plain words.
+
+    Args:
+        found: Of ``ValidationError.errors()``.
+        root: The model that the file was read into.
+    """
+    return Refusal(found["loc"], _reason(found, root))
 
 
-def _meant(location: Location, root: type[BaseModel]) -> str:
-    """The same key where it belongs or, where it belongs nowhere, the nearest key."""
-    name = str(location[-1])
-    place = _model_at(location[:-1], root)
-    for start, prefix in ((place, _key(location[:-1]) if len(location) > 1 else ""), (root, "")):
-        for section, model in _sections(start):
-            if name in _keys(model):
-                where = ".".join(part for part in (prefix, section, name) if part)
-                return f"; did you mean '{where}'?"
-    return f"; did you mean '{_nearest(name, _keys(place))}'?"
+def _reason(found: ErrorDetails, root: type[BaseModel]) -> str:
+    given = found.get("input")
+    if found["type"] == "extra_forbidden":
+        return unknown_key(found["loc"], root)
+    if found["type"] == "missing":
+        return "is missing"
+    if found["type"] == "literal_error":
+        expected = found["ctx"]["expected"].replace(" or ", ", ").split(",")
+        return unknown_value(given, [part.strip(" '") for part in expected])
+    if found["type"] in ("model_type", "dict_type"):
+        return f"expected a mapping of keys to values, not '{given}'"
+    message = found["msg"].removeprefix("Value error, ")
+    return f"{message[:1].lower()}{message[1:]}"
+
+
+def unknown_value(given: Any, known: list[str]) -> str:
+    """That a value is none of those that are known, and which was probably meant."""
+    near = nearest(str(given), known)
+    hint = "" if near is None else f"; did you mean '{near}'?"
+    return f"unknown value '{given}'{hint}; known: {', '.join(known)}"
+
+
+def unknown_key(location: Location, root: type[BaseModel]) -> str:
+    """That a key is unknown, and which was probably meant."""
+    key = meant(location, root)
+    return "unknown key" + ("" if key is None else f"; did you mean '{key}'?")
+
+
+def meant(location: Location, root: type[BaseModel]) -> str | None:
+    """What was probably meant by an unknown key; None where nothing is near.
+
+    The same key where it belongs, else one that is spelled nearly so: first beside it, then
+    elsewhere.
+    """
+    name, place = str(location[-1]), _model_at(location[:-1], root)
+    beside = key_of(location[:-1]) if len(location) > 1 else ""
+    known = {
+        key: ".".join(part for part in (prefix, section, key) if part)
+        for start, prefix in ((root, ""), (place, beside))
+        for section, model in reversed(list(_sections(start)))
+        for key in _keys(model)
+    }
+    if name in known:
+        return known[name]
+    near = nearest(name, _keys(place))
+    if near is not None:
+        return near
+    elsewhere = nearest(name, known)
+    return None if elsewhere is None else known[elsewhere]
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The name that ``name`` is probably a misspelling of; None where none is near."""
+    most = 0 if len(name) < _TINY else 1 if len(name) <= _SHORT else 2
+    distances = [(slips(name.lower(), other.lower()), other) for other in known]
+    distance, other = min(distances, key=lambda each: each[0], default=(most + 1, ""))
+    return other if distance <= most else None
+
+
+def slips(one: str, other: str) -> int:
+    """How many letters are wrong, missing, too many, or swapped with the next."""
+    before: list[int] = []
+    row = list(range(len(other) + 1))
+    for place, letter in enumerate(one, start=1):
+        earlier, before, row = before, row, [place]
+        for column, match in enumerate(other, start=1):
+            least = min(
+                before[column] + 1, row[column - 1] + 1, before[column - 1] + (letter != match)
+            )
+            if min(place, column) > 1 and one[place - 2 : place] == match + other[column - 2]:
+                least = min(least, earlier[column - 2] + 1)
+            row.append(least)
+    return row[-1]
 
 
 def _sections(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
@@ -75,6 +154,9 @@ def _model_at(location: Location, root: type[BaseModel]) -> type[BaseModel]:
 
 
 def _keys(model: type[BaseModel]) -> list[str]:
+    known = getattr(model, "known_keys", None)
+    if known is not None:
+        return list(known())
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
@@ -83,7 +165,3 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for part in get_args(annotation):
         yield from _models(part)
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    return difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]

@@ -5,15 +5,17 @@ The rooms that do the work do not know of each other's order; this module does.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sensmerge import _core
 from sensmerge.merging import disk
-from sensmerge.merging.disk import DEFAULT_SHARD_SIZE, MergePlan, MergeResult
-from sensmerge.merging.numbers import core_recipe, model_paths, parse_size, template, template_names
+from sensmerge.merging.disk import DEFAULT_SHARD_SIZE, MergeResult
+from sensmerge.merging.manifest import request
+from sensmerge.merging.plan import MergePlan, parse_size
+from sensmerge.merging.sidecars import check_vocabulary
+from sensmerge.models import Models, open_models
 from sensmerge.recipe import DEFAULT_TEMPERATURE, Recipe
 from sensmerge.scaling.matching import matching, needs_calibration
 from sensmerge.scaling.required import coefficients_for
@@ -62,12 +64,14 @@ def merge(
         KeyboardInterrupt: Ctrl-C was pressed; nothing is left behind.
     """
     recipe = Recipe.of(recipe)
-    shard_bytes = parse_size(max_shard_size)
+    parse_size(max_shard_size)
+    models = open_models(recipe)
     if recipe.auto or (calibration is None and needs_calibration(recipe)):
         # What cannot be merged or written is refused before the long measurement, not after.
-        _core.plan(json.dumps(core_recipe(_provisional(recipe), None)), shard_bytes)
-        _core.check_output(str(out), [str(path) for path in model_paths(recipe)], overwrite)
-    measured, notes = _measured(recipe, calibration, threads=threads, progress=progress)
+        request(_provisional(recipe), None, models).manifest()
+        check_vocabulary(recipe, models)
+        _core.check_output(str(out), [str(model.path) for model in models.all], overwrite)
+    measured, notes = _measured(recipe, models, calibration, threads=threads, progress=progress)
     if recipe.auto:
         from sensmerge.search.auto import choose
 
@@ -75,9 +79,10 @@ def merge(
         notes += chosen
     result = disk.write(
         recipe,
+        models,
         out,
         measured,
-        coefficients_for(recipe, measured),
+        _coefficients(measured, recipe),
         threads=threads,
         progress=progress,
         max_shard_size=max_shard_size,
@@ -101,7 +106,8 @@ def plan(
         InputError: Recipe, calibration or checkpoints cannot be used as they are.
     """
     recipe = Recipe.of(recipe)
-    found, notes = None, []
+    models = open_models(recipe)
+    found, notes = None, list(recipe.notes)
     if recipe.auto:
         keys = " and ".join(recipe.auto)
         recipe = _provisional(recipe)
@@ -110,13 +116,20 @@ def plan(
             f"{1 / len(recipe.experts):.3g} and temperature {DEFAULT_TEMPERATURE:g}"
         )
     if calibration is not None and needs_calibration(recipe):
-        found = coefficients_for(recipe, calibration)
+        found = coefficients_for(recipe, calibration, models)
         notes += [] if found is None else found.notes()
     elif needs_calibration(recipe):
         notes.append("the recipe asks for sensitivity: weights are shown before calibration")
-    core = _core.plan(json.dumps(core_recipe(recipe, found)), parse_size(max_shard_size))
-    described = json.loads(core)
-    return MergePlan(core=described, coefficients=found, notes=[*notes, *described["notes"]])
+    asked = request(recipe, found, models)
+    manifest = asked.manifest()
+    notes += models.notes + check_vocabulary(recipe, models)
+    return MergePlan(
+        manifest=manifest,
+        models=asked.models,
+        max_shard_bytes=parse_size(max_shard_size),
+        coefficients=found,
+        notes=[*notes, *manifest.notes],
+    )
 
 
 def _provisional(recipe: Recipe) -> Recipe:
@@ -128,12 +141,23 @@ def as_mergekit(recipe: Recipe, found: Coefficients) -> str:
     """A plain mergekit recipe with one weight a layer, for the same merged blocks."""
     from sensmerge.scaling.mergekit import mergekit_recipe
 
-    stored = {tensor.dtype for tensor in _core.Checkpoint(str(template(recipe))).tensors}
-    return mergekit_recipe(recipe, found, template_names(recipe), stored)
+    tensors = open_models(recipe).template.checkpoint.tensors
+    names, stored = [tensor.name for tensor in tensors], {tensor.dtype for tensor in tensors}
+    return mergekit_recipe(recipe, found, names, stored)
+
+
+def _coefficients(measured: Calibration | None, recipe: Recipe) -> Coefficients | None:
+    if measured is None:
+        return None
+    # NumPy is loaded only where it is needed: it doubles the time a plain merge takes to start.
+    from sensmerge.scaling.sigma import coefficients
+
+    return coefficients(measured, recipe)
 
 
 def _measured(
     recipe: Recipe,
+    models: Models,
     calibration: Calibration | str | Path | None,
     *,
     threads: int | None,
@@ -144,7 +168,7 @@ def _measured(
             return None, []
         return None, ["the recipe has no sensitivity section: the calibration was not used"]
     if calibration is not None:
-        return matching(recipe, calibration), []
+        return matching(recipe, calibration, models), []
     from sensmerge.calibration import calibrate
 
     measured = calibrate(recipe, progress=progress, threads=threads)

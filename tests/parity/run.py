@@ -1,71 +1,123 @@
-"""Parity with mergekit 0.1.5, run by hand: ``python tests/parity/run.py [WORK_FOLDER]``.
+"""Parity with mergekit 0.1.5, run by hand: ``python tests/parity/run.py [WORK_FOLDER [NAME ...]]``.
 
-mergekit is installed into an environment of its own (it and the package never meet), a sharded
-bfloat16 Llama family is made, and both merge it with the same recipes
-(``dtype: float32, out_dtype: bfloat16``). Compared entry by entry:
+Every case is run or, with names, those whose name has one of them in it. mergekit is installed
+into an environment of its own (it and the package never meet), a sharded bfloat16 Llama family is
+made, and both merge it with the same recipes (``dtype: float32, out_dtype: bfloat16``). Compared
+entry by entry:
 
 - linear, task_arithmetic and ties, and the dare methods at density 1: within one unit in the last
   place of bfloat16, but for ties between equal magnitudes at the trim's threshold, whose order in
   mergekit is undefined;
 - the dare methods at density 0.5: share of entries kept, mean and spread of what is kept, by
-  tensor, since no two generators draw alike.
+  tensor, since no two generators draw alike;
+- slerp, nuslerp, model_stock and passthrough (``interpolation.py``): within one unit, and both
+  within one unit of the float64 reference too.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import sensmerge
 from families import llama_family
+from parity import interpolation
+from parity.interpolation import tensors
 from sensmerge import Recipe
+from sensmerge.errors import InputError
 from sensmerge.workflow import as_mergekit
 
 MERGEKIT = "mergekit==0.1.5"
 WEIGHTS = [0.6, 0.9, 1.3]
 
+Tensors = dict[str, torch.Tensor]
+# What was found, and whether it is parity.
+Verdict = tuple[str, bool]
+Comparison = Callable[[Path, float, Tensors, Tensors], Verdict]
+
 
 def main() -> None:
-    """Compare every method; exit 1 where one is not at parity."""
+    """Compare every case; exit 1 where one is not at parity."""
     work = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp(prefix="parity-"))
+    wanted = sys.argv[2:]
     work.mkdir(parents=True, exist_ok=True)
-    program = install(work / "environment")
-    family = work / "family"
+    environment = install(work / "environment")
+    family, edges = work / "family", work / "edges"
     if not family.exists():
         llama_family(family, dtype="bfloat16", max_shard_size="20KB", layers=4)
+    if not edges.exists():
+        interpolation.with_edges(family, edges)
+    chosen = [
+        (folder, compared)
+        for folder, compared in comparisons(environment, work)
+        if not wanted or any(part in folder.name for part in wanted)
+    ]
+    run_mergekit(environment, [folder for folder, _ in chosen])
     failed = 0
-    for name, recipe, compare in cases():
-        theirs, ours = merge_twice(program, work, name, recipe)
-        density = recipe["models"][0]["parameters"].get("density", 1.0)
-        said, good = compare(family, density, theirs, ours)
-        print(f"{'ok  ' if good else 'FAIL'} {name:<40} {said}")
+    for folder, compared in chosen:
+        said, good = compared()
+        print(f"{'ok  ' if good else 'FAIL'} {folder.name:<48} {said}", flush=True)
         failed += not good
-    said, good = by_exported_recipe(program, work)
-    print(f"{'ok  ' if good else 'FAIL'} {'Sens-Merging as a mergekit recipe':<40} {said}")
-    sys.exit(failed > 0 or not good)
+    sys.exit(failed > 0)
+
+
+def comparisons(python: Path, work: Path) -> Iterator[tuple[Path, Callable[[], Verdict]]]:
+    """Every case: a folder named after it, with its recipe, and what compares the two merges."""
+    family, edges = work / "family", work / "edges"
+    for name, data, compare in cases():
+        folder = prepare(work / name.replace(" ", "-"), data, family)
+        density = data["models"][0]["parameters"].get("density", 1.0)
+        yield folder, partial(by_pair, folder, family, density, compare)
+    exported = work / "Sens-Merging-as-a-mergekit-recipe"
+    yield exported, partial(by_exported_recipe, python, exported, family)
+    for name, data in interpolation.cases():
+        folder = prepare(work / name.replace(" ", "-"), data, edges)
+        yield folder, partial(by_interpolation, folder, edges, data)
 
 
 def install(folder: Path) -> Path:
-    """mergekit's command, in an environment of its own."""
-    program = folder / "bin" / "mergekit-yaml"
-    if not program.exists():
+    """Python with mergekit, in an environment of its own."""
+    python = folder / "bin" / "python"
+    if not (folder / "bin" / "mergekit-yaml").exists():
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, MERGEKIT], check=True)
-    return program
+        subprocess.run([python, "-m", "pip", "install", "--quiet", MERGEKIT], check=True)
+    return python
 
 
-def cases() -> Any:
+# mergekit's own command, for many recipes in one process.
+COMMAND = """
+import sys
+from mergekit.scripts.run_yaml import main
+for folder in sys.argv[1:]:
+    options = ["--no-cuda", "--quiet"]
+    main([f"{folder}/recipe.yaml", f"{folder}/theirs", *options], standalone_mode=False)
+"""
+
+
+def run_mergekit(python: Path, folders: list[Path]) -> None:
+    """Merge the recipes that there are and that no earlier run merged."""
+    missing = [
+        str(folder)
+        for folder in folders
+        if (folder / "recipe.yaml").exists() and not (folder / "theirs").exists()
+    ]
+    if missing:
+        subprocess.run([str(python), "-c", COMMAND, *missing], check=True, capture_output=True)
+
+
+def cases() -> Iterator[tuple[str, dict[str, Any], Comparison]]:
     """Name, recipe and comparison of every case."""
     for method in ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"):
         for normalize in (None, True, False):
@@ -103,49 +155,76 @@ def recipe(method: str, density: float, options: dict[str, Any]) -> dict[str, An
     return data | {"parameters": options, "dtype": "float32", "out_dtype": "bfloat16"}
 
 
-def merge_twice(
-    program: Path, work: Path, name: str, data: dict[str, Any]
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    folder = work / name.replace(" ", "-")
-    folder.mkdir(exist_ok=True)
-    family = work / "family"
+def prepare(folder: Path, data: dict[str, Any], family: Path) -> Path:
+    """A folder with the recipe; what was merged there by another recipe is thrown away."""
     absolute = json.loads(json.dumps(data))
     for model in absolute["models"]:
         model["model"] = str(family / model["model"])
     if "base_model" in absolute:
         absolute["base_model"] = str(family / absolute["base_model"])
-    (folder / "recipe.yaml").write_text(json.dumps(absolute))
-    if not (folder / "theirs").exists():
-        command = [program, folder / "recipe.yaml", folder / "theirs", "--no-cuda", "--quiet"]
-        subprocess.run([str(part) for part in command], check=True, capture_output=True)
-    ours = folder / "ours"
-    sensmerge.merge(Recipe.load(folder / "recipe.yaml"), ours, progress=False, overwrite=True)
-    return tensors(folder / "theirs"), tensors(ours)
+    return write(folder, json.dumps(absolute))
 
 
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        found |= load_file(path)
-    return found
+def write(folder: Path, recipe: str) -> Path:
+    path = folder / "recipe.yaml"
+    if not path.exists() or path.read_text() != recipe:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        path.write_text(recipe)
+    return folder
 
 
-def by_exported_recipe(program: Path, work: Path) -> tuple[str, bool]:
+def ours(folder: Path) -> Tensors:
+    made = folder / "ours"
+    sensmerge.merge(Recipe.load(folder / "recipe.yaml"), made, progress=False, overwrite=True)
+    return tensors(made)
+
+
+def by_pair(folder: Path, family: Path, density: float, compare: Comparison) -> Verdict:
+    """Our merge against mergekit's."""
+    return compare(family, density, tensors(folder / "theirs"), ours(folder))
+
+
+def by_interpolation(folder: Path, family: Path, data: dict[str, Any]) -> Verdict:
+    """mergekit's merge against the reference, and ours against both."""
+    wanted, largest = interpolation.expected(data, family)
+    theirs = tensors(folder / "theirs")
+    said, good = interpolation.by_reference(theirs, wanted, largest)
+    said = f"mergekit, reference: {said}"
+    if not is_known(data["merge_method"]):
+        return f"{said}; sensmerge: not yet", good
+    made = ours(folder)
+    for peer, (more, fine) in (
+        ("reference", interpolation.by_reference(made, wanted, largest)),
+        ("mergekit", by_entry(family, 1.0, theirs, made)),
+    ):
+        said, good = f"{said}; sensmerge, {peer}: {more}", good and fine
+    return said, good
+
+
+def is_known(method: str) -> bool:
+    """Whether sensmerge has a method; its refusal of any other begins with the key."""
+    try:
+        Recipe.from_dict({"merge_method": method, "models": [{"model": "a"}]})
+    except InputError as error:
+        return not str(error).startswith("merge_method: unknown")
+    return True
+
+
+def by_exported_recipe(python: Path, folder: Path, family: Path) -> Verdict:
     """What `coefficients --format mergekit` writes, run by mergekit, against our own merge."""
-    family, folder = work / "family", work / "exported"
-    folder.mkdir(exist_ok=True)
     data = recipe("ties", 0.5, {"lambda": 0.8}) | {"sensitivity": {"temperature": 0.02}}
     data["base_model"] = str(family / data["base_model"])
     for place, model in enumerate(data["models"]):
         model["model"] = str(family / model["model"])
         model["calibration"] = str(family / f"t{place}.jsonl")
-    ours = Recipe.from_dict(data, folder=folder)
-    merged = sensmerge.merge(ours, folder / "ours", progress=False, overwrite=True)
+    known = Recipe.from_dict(data)
+    merged = sensmerge.merge(known, folder / "ours", progress=False, overwrite=True)
     assert merged.coefficients is not None
-    (folder / "recipe.yaml").write_text(as_mergekit(ours, merged.coefficients))
-    command = [program, folder / "recipe.yaml", folder / "theirs", "--no-cuda", "--quiet"]
-    subprocess.run([str(part) for part in command], check=True, capture_output=True)
-    return by_entry(family, 0.5, tensors(folder / "theirs"), tensors(folder / "ours"))
+    made = tensors(folder / "ours")
+    write(folder, as_mergekit(known, merged.coefficients))
+    run_mergekit(python, [folder])
+    return by_entry(family, 0.5, tensors(folder / "theirs"), made)
 
 
 def at_threshold(delta: torch.Tensor, density: float) -> torch.Tensor:
@@ -155,9 +234,7 @@ def at_threshold(delta: torch.Tensor, density: float) -> torch.Tensor:
     return magnitude == magnitude.flatten().sort(descending=True).values[kept - 1]
 
 
-def by_entry(
-    family: Path, density: float, theirs: dict[str, torch.Tensor], ours: dict[str, torch.Tensor]
-) -> tuple[str, bool]:
+def by_entry(family: Path, density: float, theirs: Tensors, ours: Tensors) -> Verdict:
     apart = different = total = 0
     missing = theirs.keys() ^ ours.keys()
     base = tensors(family / "base")
@@ -175,9 +252,7 @@ def by_entry(
     return said, not missing and apart <= total / 2000
 
 
-def in_distribution(
-    family: Path, density: float, theirs: dict[str, torch.Tensor], ours: dict[str, torch.Tensor]
-) -> tuple[str, bool]:
+def in_distribution(family: Path, density: float, theirs: Tensors, ours: Tensors) -> Verdict:
     base = tensors(family / "base")
     worst = 0.0
     for name, their in theirs.items():

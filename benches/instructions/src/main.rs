@@ -11,13 +11,15 @@ use sensmerge_core::kernel::derivative::{disjoint_derivative, dot};
 use sensmerge_core::kernel::disjoint::{Agreement, Divisor, disjoint};
 use sensmerge_core::kernel::distance::{squared_distance, squared_distance_stored};
 use sensmerge_core::kernel::elect::{elect_sign, sum_of_signs};
-use sensmerge_core::kernel::finite::{has_infinite, has_nan};
+use sensmerge_core::kernel::finite::{all_finite, has_infinite, has_nan};
 use sensmerge_core::kernel::random_drop::drop_and_rescale;
 use sensmerge_core::kernel::sensitivity::{sum_abs_product, sum_abs_product_stored};
 use sensmerge_core::kernel::sum::l1;
 use sensmerge_core::kernel::task_vector::subtract;
 use sensmerge_core::kernel::trim::{count_equal, trim, trim_exact};
-use sensmerge_core::kernel::weighted_sum::{divide, multiply, scale_and_add, weighted_sum};
+use sensmerge_core::kernel::weighted_sum::{
+    add_product, divide, multiply, scale_and_add, weighted_sum,
+};
 use sensmerge_core::processor::level;
 use sensmerge_core::random::Stream;
 
@@ -40,6 +42,7 @@ const KERNELS: &[(&str, Kernel)] = &[
     ("narrow float32", |b| f32::narrow(&b.delta, Float::F32, &mut b.float32)),
     ("subtract", |b| subtract(&mut b.delta, &b.base)),
     ("has_nan", |b| keep_result(has_nan(&b.delta))),
+    ("all_finite", |b| keep_result(all_finite(&b.delta))),
     ("has_infinite", |b| keep_result(has_infinite(&b.delta))),
     ("keep, density 0.5", |b| Stream::new(1, 2, "w").keep(0, black_box(0.5), &mut b.keep)),
     ("keep, density 0.9", |b| Stream::new(1, 2, "w").keep(0, black_box(0.9), &mut b.keep)),
@@ -56,6 +59,7 @@ const KERNELS: &[(&str, Kernel)] = &[
     ("trim_exact, no tie stays", |b| trim_exact(&mut b.delta, b.threshold, &mut black_box(0))),
     ("l1", |b| keep_result(l1(&b.delta))),
     ("multiply", |b| multiply(&mut b.delta, b.factor)),
+    ("add_product", |b| add_product(&b.base, &b.delta, &mut b.out)),
     ("divide", |b| divide(&mut b.delta, b.factor)),
     ("elect_sign", |b| elect_sign(&b.rows, &b.weights, b.zero_sign, &mut b.signs)),
     ("sum_of_signs", |b| keep_result(sum_of_signs(&b.rows, &b.weights, b.out.len()))),

@@ -17,7 +17,7 @@ from sensmerge.calibration.mapped import mapped
 from sensmerge.calibration.surroundings import quiet_transformers
 from sensmerge.errors import InputError, first_line
 from sensmerge.models.dtypes import STORED, is_float
-from sensmerge.models.folders import tokenizer_files
+from sensmerge.models.folders import is_folder, mode_of, tokenizer_files
 from sensmerge.models.layers import layer_of
 
 if TYPE_CHECKING:
@@ -60,12 +60,13 @@ def open_source(name: str, path: Path, base: Path | None) -> Source:
 
     Raises:
         InputError: It is no model folder, or neither it nor the base has a tokenizer.
+        OSError: A file of it cannot be looked at.
     """
-    if not path.is_dir():
+    if not is_folder(path):
         raise InputError(f"expert '{name}': calibration needs the model's folder, not {path}")
-    if not (path / "config.json").exists():
+    if mode_of(path / "config.json") is None:
         raise InputError(f"{path}: has no config.json, so the expert cannot be run")
-    if (path / "adapter_config.json").exists() and find_spec("peft"):
+    if mode_of(path / "adapter_config.json") is not None and find_spec("peft"):
         raise InputError(
             f"{path}: transformers would apply the adapter of its adapter_config.json when running "
             "the expert, and a merge would not; move that file elsewhere"

@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sensmerge import _core
-from sensmerge.merging.numbers import core_recipe, parse_size
+from sensmerge.merging.manifest import request
+from sensmerge.merging.plan import parse_size
 from sensmerge.merging.sidecars import sidecars
 from sensmerge.progress import bytes_bar
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
+    from sensmerge.models import Models
     from sensmerge.recipe import Recipe
     from sensmerge.scaling.sigma import Coefficients
 
@@ -58,35 +60,9 @@ class MergeResult:
         )
 
 
-@dataclass(frozen=True)
-class MergePlan:
-    """What a merge would write: the core's plan and the coefficients in it."""
-
-    core: dict[str, Any]
-    coefficients: Coefficients | None
-    notes: list[str]
-
-    def describe(self) -> str:
-        """The plan as text, one line a tensor."""
-        lines = []
-        for tensor in self.core["tensors"]:
-            if tensor["content"] == "copy":
-                made_of = "copied"
-            else:
-                weights = ", ".join(f"{weight:.4f}" for weight in tensor["weights"])
-                made_of = f"{tensor['dtype']}  weights {weights}  lambda {tensor['lambda']:g}"
-            lines.append(f"{tensor['file']}  {tensor['name']}  {made_of}")
-        total = sum(tensor["bytes"] for tensor in self.core["tensors"])
-        lines.append(
-            f"{len(self.core['tensors'])} tensors, {total / 1e9:.2f} GB in "
-            f"{len(self.core['files'])} files; nothing was written"
-        )
-        lines.extend(f"note: {note}" for note in self.notes)
-        return "\n".join(lines)
-
-
 def write(
     recipe: Recipe,
+    models: Models,
     out: str | Path,
     measured: Calibration | None = None,
     found: Coefficients | None = None,
@@ -103,6 +79,7 @@ def write(
 
     Args:
         recipe: The recipe.
+        models: Its models.
         out: The folder to write.
         measured: What the coefficients were made from; it is kept beside the weights.
         found: The coefficients; None for a plain merge.
@@ -120,14 +97,17 @@ def write(
         KeyboardInterrupt: Ctrl-C was pressed; nothing is left behind.
     """
     shard_bytes = parse_size(max_shard_size)
-    notes = [] if found is None else found.notes()
-    copies, texts, left_out = sidecars(recipe, found, measured)
+    notes = [*recipe.notes, *models.notes, *([] if found is None else found.notes())]
+    asked = request(recipe, found, models)
+    manifest = asked.manifest()
+    copies, texts, left_out = sidecars(recipe, models, found, measured)
     with bytes_bar("merging", enabled=progress) as report:
         written = json.loads(
             _core.merge(
-                json.dumps(core_recipe(recipe, found)),
+                manifest,
                 str(out),
                 shard_bytes,
+                asked.checkpoints,
                 copies=copies,
                 texts=texts,
                 threads=threads,

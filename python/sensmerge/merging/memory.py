@@ -7,7 +7,6 @@ searches, where a candidate is to cost one pass; open the models once with :func
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Mapping
@@ -16,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from sensmerge import _core
 from sensmerge.errors import InputError
-from sensmerge.merging.numbers import core_recipe
+from sensmerge.merging.manifest import Request, request
 from sensmerge.models import Models, open_models
 from sensmerge.models.dtypes import STORED, TORCH, dtype_name
+from sensmerge.recipe import Recipe
 from sensmerge.scaling.required import coefficients_for
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
-    from sensmerge.recipe import Recipe
 
 Tensors = Mapping[str, Any]
 Given = Models | Mapping[str, Tensors | _core.Checkpoint] | None
@@ -59,11 +58,13 @@ def merge_tensors(
     """
     recipe = Recipe.of(recipe)
     models = _models(recipe, tensors)
-    core = core_recipe(recipe, coefficients_for(recipe, calibration), models)
-    planned = _planned(core, models)
-    merged = {name: _empty(name, *planned[name]) for name in planned}
+    asked = request(recipe, coefficients_for(recipe, calibration, models), models)
+    manifest = asked.manifest()
+    merged = {
+        tensor.name: _empty(tensor.name, tensor.dtype, tensor.shape) for tensor in manifest.tensors
+    }
     outputs = {name: _bytes(name, tensor) for name, tensor in merged.items()}
-    _run(core, models, outputs, threads, allow_nan)
+    _run(asked, manifest, outputs, threads, allow_nan)
     return merged
 
 
@@ -97,16 +98,16 @@ def merge_into(
     """
     recipe = Recipe.of(recipe)
     models = _models(recipe, tensors)
-    core = core_recipe(recipe, coefficients_for(recipe, calibration), models)
+    asked = request(recipe, coefficients_for(recipe, calibration, models), models)
     places: Tensors = model if isinstance(model, Mapping) else model.state_dict()
-    planned = _planned(core, models)
-    core["out_dtype"] = _one_dtype(places, planned)
+    planned = asked.manifest().tensors
     outputs: dict[str, Any] = {}
     taken: dict[int, str] = {}
-    for name, (dtype, shape) in planned.items():
+    for tensor in planned:
+        name = tensor.name
         if name not in places:
             raise InputError(f"'{name}': the model has no such parameter")
-        _check_place(name, places[name], dtype, shape)
+        _check_place(name, places[name], tensor.dtype, tensor.shape)
         view = _bytes(name, places[name])
         address = view.ctypes.data
         if taken.setdefault(address, name) != name and view.size:
@@ -114,8 +115,9 @@ def merge_into(
             view = view.copy()
         outputs[name] = view
     if not isinstance(model, Mapping):
-        _check_whole(model, planned, taken)
-    _run(core, models, outputs, threads, allow_nan)
+        _check_whole(model, {tensor.name for tensor in planned}, taken)
+    asked = asked.with_dtype(_one_dtype(places, [tensor.name for tensor in planned]))
+    _run(asked, asked.manifest(), outputs, threads, allow_nan)
 
 
 def _models(recipe: Recipe, given: Given) -> Models:
@@ -137,29 +139,14 @@ def _in_memory(model: str, tensors: Tensors) -> _core.Checkpoint:
     return _core.Checkpoint.from_memory(model, described)
 
 
-def _planned(core: dict[str, Any], models: Models) -> dict[str, tuple[str, list[int]]]:
-    """Dtype and shape of every tensor that a merge makes."""
-    opened = [model.checkpoint for model in models.all]
-    plan = json.loads(_core.plan(json.dumps(core), sys.maxsize, opened))
-    stored = {tensor.name: tensor for tensor in models.template.checkpoint.tensors}
-    return {
-        step["name"]: (
-            TORCH[step["dtype"]].stored if "dtype" in step else stored[step["name"]].dtype,
-            list(stored[step["name"]].shape),
-        )
-        for step in plan["tensors"]
-    }
-
-
 def _run(
-    core: dict[str, Any],
-    models: Models,
+    asked: Request,
+    manifest: _core.Manifest,
     outputs: dict[str, Any],
     threads: int | None,
     allow_nan: bool,
 ) -> None:
-    opened = [model.checkpoint for model in models.all]
-    _core.merge_into(json.dumps(core), opened, outputs, threads=threads, allow_nan=allow_nan)
+    _core.merge_into(manifest, asked.checkpoints, outputs, threads=threads, allow_nan=allow_nan)
 
 
 def _empty(name: str, dtype: str, shape: list[int]) -> Any:
@@ -176,7 +163,7 @@ def _empty(name: str, dtype: str, shape: list[int]) -> Any:
     return np.empty(shape, dtype=known.numpy)
 
 
-def _one_dtype(places: Tensors, planned: Mapping[str, tuple[str, list[int]]]) -> str | None:
+def _one_dtype(places: Tensors, planned: list[str]) -> str | None:
     found = {
         STORED[dtype].torch: name
         for name in planned
@@ -198,7 +185,7 @@ def _check_place(name: str, tensor: Any, dtype: str, shape: list[int]) -> None:
         raise InputError(f"'{name}': the model's is {found}, the merge's {dtype}")
 
 
-def _check_whole(model: Any, planned: Mapping[str, Any], taken: Mapping[int, str]) -> None:
+def _check_whole(model: Any, planned: set[str], taken: Mapping[int, str]) -> None:
     """Refuse a module with a parameter that would keep its old value."""
     for name, parameter in model.named_parameters():
         if name not in planned and parameter.data_ptr() not in taken:

@@ -6,11 +6,15 @@ import json
 from typing import TYPE_CHECKING
 
 from sensmerge import __version__
-from sensmerge.merging.numbers import model_paths, template
-from sensmerge.models.folders import own_file, read_config, resolve, tokenizer_files
+from sensmerge.errors import InputError
+from sensmerge.models import vocabulary
+from sensmerge.models.folders import is_folder, mode_of, own_file, resolve, tokenizer_files
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sensmerge.calibration import Calibration
+    from sensmerge.models import Models
     from sensmerge.recipe import Recipe
     from sensmerge.scaling.sigma import Coefficients
 
@@ -19,7 +23,10 @@ CALIBRATION_FILE = "sensmerge_calibration.json"
 
 
 def sidecars(
-    recipe: Recipe, found: Coefficients | None, calibration: Calibration | None
+    recipe: Recipe,
+    models: Models,
+    found: Coefficients | None,
+    calibration: Calibration | None,
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]], list[str]]:
     """The files beside the weights.
 
@@ -28,36 +35,64 @@ def sidecars(
         what the model will lack.
 
     Raises:
-        InputError: A file of the base's folder leads outside it, or cannot be read.
+        InputError: A file of the base's folder leads outside it, or is no regular file; or the
+            tokenizer has tokens that the model has no rows for.
+        OSError: A file cannot be looked at or read.
     """
-    home = template(recipe)
+    home = models.template.path
     copies, texts, notes = [], [], []
-    if home.is_dir():
-        source = recipe.tokenizer_source
-        tokenizer = home if source in (None, "base") else resolve(source, recipe.folder)
+    if is_folder(home):
+        tokenizer = _tokenizer(recipe, models)
         files = tokenizer_files(tokenizer)
+        notes += check_vocabulary(recipe, models)
         if not files:
             notes.append(f"{tokenizer}: has no tokenizer files, so the merged model has none")
         generation = own_file(home, "generation_config.json")
         files += [generation] if generation is not None else []
         copies = [(path.name, str(path)) for path in files]
-        config, text = own_file(home, "config.json"), config_text(recipe)
+        config, text = own_file(home, "config.json"), config_text(recipe, models)
         if config is None:
             notes.append(f"{home}: has no config.json, so transformers cannot load the result")
         elif text is None:
             copies.append((config.name, str(config)))
         else:
             texts.append((config.name, text))
-    texts.append(("README.md", model_card(recipe, found)))
+    texts.append(("README.md", model_card(recipe, models, found)))
     texts.append((RECIPE_FILE, recipe.to_yaml()))
     if calibration is not None:
         texts.append((CALIBRATION_FILE, calibration.to_json()))
     return copies, texts, notes
 
 
-def config_text(recipe: Recipe) -> str | None:
+def check_vocabulary(recipe: Recipe, models: Models) -> list[str]:
+    """Look at the output's tokenizer and at those of all models; worth doing before long work.
+
+    Returns:
+        Notes on tokens that the models do not agree on.
+
+    Raises:
+        InputError: The tokenizer has tokens that the model has no rows for.
+    """
+    home = models.template.path
+    if not is_folder(home):
+        return []
+    named = {model.name: model.path for model in models.all}
+    refusal, notes = vocabulary.check(home, _tokenizer(recipe, models), list(named.items()))
+    if refusal is not None:
+        raise InputError(refusal)
+    return notes
+
+
+def _tokenizer(recipe: Recipe, models: Models) -> Path:
+    source = recipe.tokenizer_source
+    if source in (None, "base"):
+        return models.template.path
+    return resolve(str(source), recipe.folder)
+
+
+def config_text(recipe: Recipe, models: Models) -> str | None:
     """The base's config with the output's dtype; None where it already says so."""
-    config = read_config(template(recipe))
+    config = models.template.config
     asked = recipe.out_dtype or recipe.dtype
     keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
     changed = dict(config)
@@ -68,25 +103,24 @@ def config_text(recipe: Recipe) -> str | None:
     return None if changed == config else json.dumps(changed, indent=2) + "\n"
 
 
-def model_card(recipe: Recipe, found: Coefficients | None) -> str:
+def model_card(recipe: Recipe, models: Models, found: Coefficients | None) -> str:
     """The README.md of the merged model, with the front matter that the Hub reads."""
-    names = [name for name in [recipe.base_model] if name is not None]
-    names += [expert.model for expert in recipe.experts]
     method = recipe.merge_method + (" with Sens-Merging" if found is not None else "")
     lines = ["---", "library_name: transformers", "tags:", "- merge", "- sensmerge"]
     hub_names = [
-        name
-        for name, path in zip(names, model_paths(recipe), strict=True)
-        if not (recipe.folder / name).exists() and not path.samefile(recipe.folder)
+        model.name
+        for model in models.all
+        if mode_of(recipe.folder / model.name) is None and not model.path.samefile(recipe.folder)
     ]
     if hub_names:
         lines += ["base_model:", *(f"- {json.dumps(name)}" for name in hub_names)]
     lines += ["---", "", "# Merged model", "", f"Merged by sensmerge {__version__}: {method}."]
     lines += ["", f"Semantics: {recipe.semantics}. Seed: {recipe.seed}.", "", "| model | role |"]
     lines += ["|---|---|"]
-    if recipe.base_model is not None:
-        lines.append(f"| {_cell(recipe.base_model)} | base |")
-    lines += [f"| {_cell(expert.model)} | expert |" for expert in recipe.experts]
+    base = models.base
+    lines += [] if base is None else [f"| {_cell(base.name)} | base |"]
+    experts = [model for model in models.experts if base is None or model.path != base.path]
+    lines += [f"| {_cell(model.name)} | expert |" for model in experts]
     if found is not None:
         lines += ["", "## Coefficients", "", *(f"{sentence}." for sentence in found.sentences())]
         lines += ["", f"What was measured is in `{CALIBRATION_FILE}`."]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,38 @@ TOKENIZER_FILES = (
 )
 
 
+def mode_of(path: Path, *, follow: bool = True) -> int | None:
+    """A path's ``st_mode``, or None where there is no such file.
+
+    A file that cannot be looked at is not taken for one that is not there, as ``Path.exists`` does:
+    on a disk or network that fails, a model would lose its tokenizer without a word.
+
+    Args:
+        path: The path.
+        follow: Whether links are followed.
+
+    Raises:
+        OSError: The operating system says neither that it is there nor that it is not.
+    """
+    try:
+        return path.stat(follow_symlinks=follow).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        # A name that no file can have.
+        return None
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path is a folder.
+
+    Raises:
+        OSError: It cannot be looked at.
+    """
+    mode = mode_of(path)
+    return mode is not None and stat.S_ISDIR(mode)
+
+
 def resolve(model: str, folder: Path) -> Path:
     """Find the local folder (or single safetensors file) of a model.
 
@@ -41,16 +73,17 @@ def resolve(model: str, folder: Path) -> Path:
 
     Raises:
         InputError: There is no such folder, or it cannot be merged as it is.
+        OSError: It cannot be looked at.
     """
-    if "+" in model and not (folder / Path(model).expanduser()).exists():
+    path = folder / Path(model).expanduser()
+    if mode_of(path) is not None:
+        return path
+    if "+" in model:
         whole, adapter = model.split("+", 1)
         raise InputError(
             f"model '{model}': the LoRA adapter '{adapter}' has to be merged into '{whole}' first; "
             "load both with PEFT, call merge_and_unload() and save the result"
         )
-    path = folder / Path(model).expanduser()
-    if path.exists():
-        return path
     if _HUB_ID.fullmatch(model):
         return _from_hub(model)
     raise InputError(f"model '{model}': no such folder: {path}")
@@ -81,13 +114,18 @@ def read_config(model: Path) -> dict[str, Any]:
 
     Raises:
         InputError: The file is not a JSON object.
+        OSError: It cannot be looked at or read.
     """
     path = model / "config.json"
-    if not model.is_dir() or not path.exists():
+    mode = mode_of(path) if is_folder(model) else None
+    if mode is None:
         return {}
+    # Asked before opening: to open a pipe would wait for its writer.
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path}: is not a regular file")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (RecursionError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(config, dict):
         raise InputError(f"{path}: expected a JSON object")
@@ -110,15 +148,19 @@ def own_file(model: Path, name: str) -> Path | None:
 
     Raises:
         InputError: It is a link that leads outside, or no regular file.
+        OSError: It cannot be looked at.
     """
     path = model / name
-    if not os.path.lexists(path):
+    if mode_of(path, follow=False) is None:
         return None
-    target, home = path.resolve(), model.resolve()
+    mode = mode_of(path)
+    if mode is None:
+        raise InputError(f"{path}: is a link to nothing")
+    target, home = path.resolve(strict=True), model.resolve(strict=True)
     # A Hub cache holds models--org--name/snapshots/<commit>/ beside models--org--name/blobs/.
     blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
     if not (target.is_relative_to(home) or target.is_relative_to(blobs)):
         raise InputError(f"{path}: is a link that leads outside the model's folder")
-    if not target.is_file():
+    if not stat.S_ISREG(mode):
         raise InputError(f"{path}: is not a regular file")
     return path

@@ -14,7 +14,7 @@ _BYTES_PER_UNIT = 1000
 
 
 def describe(model: str | Path) -> str:
-    """A table of a model's tensors, then its layers and totals.
+    """A table of a model's tensors, then its layers, totals, and what is odd about its files.
 
     Raises:
         InputError: The checkpoint cannot be read as it is.
@@ -45,6 +45,7 @@ def describe(model: str | Path) -> str:
         f"{len(tensors)} tensors, {parameters:,} parameters, {human_size(total)} in {files} "
         f"{'file' if files == 1 else 'files'}; {dtypes}; {len(inner)} blocks",
         f"fingerprint {checkpoint.fingerprint()}",
+        *(f"note: {note}" for note in [*checkpoint.notes, *checkpoint.suspicions()]),
     ]
     return "\n".join(lines)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sensmerge import _core
 from sensmerge.errors import InputError
 from sensmerge.models.folders import read_config, resolve
+from sensmerge.recipe.places import place_of
 
 if TYPE_CHECKING:
     from sensmerge.recipe import Recipe
@@ -61,6 +62,27 @@ class Models:
         """The model whose tensors the output has: the base, or the first expert."""
         return self.all[0]
 
+    def check_filled(self) -> None:
+        """Refuse models without content, of which no merge can be right.
+
+        Raises:
+            InputError: Every tensor of a model is zero.
+        """
+        empty = [model for model in self.all if model.checkpoint.is_zero()]
+        if empty:
+            found = [said for model in empty for said in model.checkpoint.suspicions()]
+            raise InputError("\n".join(dict.fromkeys(found)))
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know about their files and what is in them, each said once."""
+        said = [
+            note
+            for model in self.all
+            for note in [*model.checkpoint.notes, *model.checkpoint.suspicions()]
+        ]
+        return list(dict.fromkeys(said))
+
 
 def open_models(recipe: Recipe, given: Mapping[str, _core.Checkpoint] | None = None) -> Models:
     """Open the models of a recipe.
@@ -73,16 +95,22 @@ def open_models(recipe: Recipe, given: Mapping[str, _core.Checkpoint] | None = N
         InputError: A model is not there or malformed, or ``given`` names one that the recipe does
             not.
     """
-    given = given or {}
     base = recipe.base_model
     names = [*([] if base is None else [base]), *(expert.model for expert in recipe.experts)]
-    for name in given:
-        if name not in names:
+    # One model may have several spellings; it is opened once.
+    places = {name: place_of(name, recipe.folder) for name in names}
+    held = {}
+    for name, checkpoint in (given or {}).items():
+        held[place_of(name, recipe.folder)] = checkpoint
+        if place_of(name, recipe.folder) not in places.values():
             raise InputError(f"'{name}' is no model of the recipe; it has {', '.join(names)}")
-    opened = {name: _open(recipe, name, given.get(name)) for name in names}
+    opened: dict[str, Model] = {}
+    for name, place in places.items():
+        if place not in opened:
+            opened[place] = _open(recipe, name, held.get(place))
     return Models(
-        base=None if base is None else opened[base],
-        experts=[opened[expert.model] for expert in recipe.experts],
+        base=None if base is None else opened[places[base]],
+        experts=[opened[places[expert.model]] for expert in recipe.experts],
     )
 
 

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from sensmerge.recipe.recipe import (
-    AUTO,
-    DEFAULT_TEMPERATURE,
-    Dtype,
-    MethodName,
-    Model,
-    Recipe,
-    Sensitivity,
-    Task,
-    to_yaml,
-)
+from sensmerge.recipe.fields import DEFAULT_TEMPERATURE, Dtype, Model, Sensitivity, Task
+from sensmerge.recipe.parameters import AUTO
+from sensmerge.recipe.recipe import Recipe
+from sensmerge.recipe.yaml import to_yaml
 
 __all__ = [
     "AUTO",
     "DEFAULT_TEMPERATURE",
     "Dtype",
-    "MethodName",
     "Model",
     "Recipe",
     "Sensitivity",

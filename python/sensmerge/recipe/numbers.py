@@ -7,11 +7,58 @@ name counts (no filter, or ``*``, is part of every name).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 Condition = Mapping[str, Any]
 Setting = float | Sequence[float] | Condition | Sequence[Condition]
+
+_FORMS = "a number, a list of numbers, or a list of {filter, value}"
+
+
+def read(value: Any) -> Any:
+    """What a recipe says, with numbers as numbers and a single condition as a list of one.
+
+    Raises:
+        ValueError: It is no setting, or a number in it is not finite.
+    """
+    if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
+        return [_condition(part) for part in value]
+    if isinstance(value, dict):
+        return read([value])
+    if isinstance(value, list) and value:
+        return [read_number(part) for part in value]
+    return read_number(value)
+
+
+def read_number(value: Any, expected: str = _FORMS) -> float:
+    """A finite number; YAML 1.1 files write 1e-3, which is text there.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"expected {expected}")
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError(f"expected {expected}, not '{value}'") from None
+    except OverflowError:
+        raise ValueError("the number is too large") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{value} is not a finite number")
+    return number
+
+
+def _condition(part: dict[str, Any]) -> dict[str, Any]:
+    if "value" not in part or not set(part) <= {"filter", "value"}:
+        raise ValueError("each condition has a value and, if not for all, a filter")
+    if not isinstance(part.get("filter"), str | None):
+        raise ValueError(
+            f"filter: {part['filter']} is no text; a filter is part of a tensor's name"
+        )
+    return part | {"value": read(part["value"])}
 
 
 def resolve(setting: Setting | None, tensor: str, position: float, default: float) -> float:
@@ -79,3 +126,43 @@ def _interpolate(values: list[float], position: float) -> float:
     high = min(len(values) - 1, low + 1)
     share = scaled - low
     return (1 - share) * values[low] + share * values[high]
+
+
+def said_of(numbers: Mapping[str, float], part_of: Callable[[str], str]) -> Any:
+    """Numbers of tensors as a recipe says them: one for all, or conditions.
+
+    Conditions are of parts of the model where these tell all tensors apart, and of single tensors
+    elsewhere.
+
+    Args:
+        numbers: The number of every tensor, by its name.
+        part_of: The part of the model that a tensor lies in, from its name.
+    """
+    values = set(numbers.values())
+    if len(values) == 1:
+        return next(iter(values))
+    by_part: dict[str, set[float]] = {}
+    for name, number in numbers.items():
+        by_part.setdefault(part_of(name), set()).add(number)
+    conditions = {
+        f"{part_of(name)}." if len(by_part[part_of(name)]) == 1 else name: number
+        for name, number in numbers.items()
+    }
+    found = by_name(conditions)
+    if any(resolve(found, name, 0.0, math.nan) != number for name, number in numbers.items()):
+        # The name of a part is in the name of a tensor elsewhere.
+        found = by_name(numbers)
+    return found
+
+
+def by_name(conditions: Mapping[str, float]) -> list[dict[str, Any]]:
+    """A condition for each name of a tensor or part, in an order that tells them apart.
+
+    A name that holds another one goes before it, since the first that matches counts.
+    """
+    contained = [
+        name for name in conditions if any(name != other and name in other for other in conditions)
+    ]
+    first = [name for name in conditions if name not in contained]
+    names = [*first, *sorted(contained, key=len, reverse=True)]
+    return [{"filter": name, "value": conditions[name]} for name in names]

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sensmerge import _core
 from sensmerge.errors import InputError
-from sensmerge.models.folders import resolve
+from sensmerge.models import open_models
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
+    from sensmerge.models import Models
     from sensmerge.recipe import Recipe
 
 
@@ -21,8 +21,15 @@ def needs_calibration(recipe: Recipe) -> bool:
     return recipe.sensitivity is not None and recipe.sensitivity.mode != "off"
 
 
-def matching(recipe: Recipe, calibration: Calibration | str | Path) -> Calibration:
+def matching(
+    recipe: Recipe, calibration: Calibration | str | Path, models: Models | None = None
+) -> Calibration:
     """The part of a calibration that belongs to a recipe's experts, in the recipe's order.
+
+    Args:
+        recipe: The recipe.
+        calibration: The calibration, or its path.
+        models: The recipe's models, where they are open already.
 
     Raises:
         InputError: An expert is not in it, or it was measured with other options than the recipe
@@ -39,9 +46,9 @@ def matching(recipe: Recipe, calibration: Calibration | str | Path) -> Calibrati
                 f"sensitivity.{name}: the recipe says {getattr(asked, name)} and the calibration "
                 f"was measured with {calibration.options[name]}; calibrate again or change the key"
             )
-    paths = [resolve(expert.model, recipe.folder) for expert in recipe.experts]
+    opened = (models or open_models(recipe)).experts
     with ThreadPoolExecutor() as pool:
-        fingerprints = list(pool.map(lambda path: _core.Checkpoint(str(path)).fingerprint(), paths))
+        fingerprints = list(pool.map(lambda model: model.checkpoint.fingerprint(), opened))
     selected = calibration.select(fingerprints)
     # The weights may have had other names when they were measured.
     experts = [

@@ -7,19 +7,17 @@ Tensors outside the blocks are evaluated at 0, so they get conditions of their o
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ruamel.yaml import YAML
-
 from sensmerge.errors import InputError
 from sensmerge.models.dtypes import STORED
 from sensmerge.models.layers import block_of, blocks, layer_of
-from sensmerge.recipe.numbers import resolve, resolve_first
+from sensmerge.recipe import methods, to_yaml
+from sensmerge.recipe.numbers import by_name, resolve, resolve_first
 
 if TYPE_CHECKING:
     from sensmerge.recipe import Recipe
@@ -44,13 +42,11 @@ def mergekit_recipe(
         stored: Dtypes of the base's tensors, by the names that checkpoints use.
 
     Raises:
-        InputError: mergekit has no such semantics, or its filters cannot tell the layers apart.
+        InputError: mergekit has no such semantics.
     """
-    if recipe.semantics == "original" and recipe.merge_method in (
-        "ties",
-        "dare_linear",
-        "dare_ties",
-    ):
+    method = recipe.method
+    # What the papers' code and mergekit compute differently is how task vectors are made sparse.
+    if method.semantics == "original" and method.parameter("density") is not None:
         raise InputError(
             f"semantics: mergekit has no original {recipe.merge_method}; only semantics: mergekit "
             "can be written as its recipe"
@@ -58,25 +54,28 @@ def mergekit_recipe(
     data = {key: value for key, value in recipe.source.items() if key not in _OURS}
     data |= _dtypes(recipe, stored)
     data["models"] = []
-    if recipe.merge_method == "linear":
+    if method.base == "unused":
         # mergekit would merge the base too.
         data.pop("base_model", None)
-    else:
-        data["base_model"] = _place(str(recipe.base_model), recipe.folder)
+    elif recipe.base_model is not None:
+        data["base_model"] = _place(recipe.base_model, recipe.folder)
         data["models"].append({"model": data["base_model"]})
     if recipe.tokenizer_source is not None:
         data["tokenizer_source"] = _tokenizer(recipe)
     for place, expert in enumerate(recipe.experts):
-        said = recipe.settings(expert, "weight")
-        parameters: dict[str, Any] = {"weight": _weight(said, found, place, tensors)}
-        if expert.parameters.density is not None:
-            parameters["density"] = expert.parameters.density
+        said = [*recipe.settings(expert, "weight"), recipe.default("weight")]
+        weight = _weight(said, found, place, tensors)
+        parameters: dict[str, Any] = expert.parameters.root | {"weight": weight}
         model = _place(expert.model, recipe.folder)
         data["models"].append({"model": model, "parameters": parameters})
     if isinstance(data.get("parameters"), dict):
-        shared = data["parameters"].items()
-        data["parameters"] = {k: v for k, v in shared if k not in ("weight", "ties_density")}
-    return _to_yaml(data)
+        unused = [name for name in methods.parameter_names() if method.parameter(name) is None]
+        data["parameters"] = {
+            key: value
+            for key, value in data["parameters"].items()
+            if key not in ("weight", *unused)
+        }
+    return to_yaml(data, flow=None, width=2**16)
 
 
 def _dtypes(recipe: Recipe, stored: Iterable[str]) -> dict[str, str]:
@@ -89,7 +88,7 @@ def _dtypes(recipe: Recipe, stored: Iterable[str]) -> dict[str, str]:
 
 def _tokenizer(recipe: Recipe) -> str:
     source = recipe.tokenizer_source
-    if source == "base" and (recipe.merge_method != "linear" or recipe.base_model is None):
+    if source == "base" and (recipe.method.base != "unused" or recipe.base_model is None):
         return "base"
     return _place(str(recipe.base_model if source == "base" else source), recipe.folder)
 
@@ -108,24 +107,22 @@ def _weight(
         block: row / (len(depth) - 1) if len(depth) > 1 else 1.0 for row, block in enumerate(depth)
     }
     wanted = {
-        name: resolve_first(said, name, positions.get(block_of(name) or "", 0.0), 1.0)
+        name: resolve_first(said, name, positions.get(block_of(name) or "", 0.0), math.nan)
         * float(found.scale_of(layer_of(name))[place])
         for name in tensors
     }
     scale = [float(found.scale_of(block)[place]) for block in depth]
     conditions = _outside(wanted)
     for name, value in _conditions(said):
-        at_blocks = [resolve(value, "", positions[block], 1.0) for block in depth]
+        at_blocks = [resolve(value, "", positions[block], math.nan) for block in depth]
         weights = [weight * factor for weight, factor in zip(at_blocks, scale, strict=True)]
         if weights:
             conditions.append(({} if name is None else {"filter": name}) | {"value": weights})
     for name, weight in wanted.items():
         reached = resolve(conditions, name, positions.get(block_of(name) or "", 0.0), math.nan)
         if not math.isclose(reached, weight, rel_tol=1e-12, abs_tol=1e-15):
-            raise InputError(
-                f"tensor '{name}': mergekit's filters match any part of a name and cannot tell it "
-                "from those of other layers"
-            )
+            # A filter matches any part of a name, and reached a tensor of another layer.
+            return by_name(wanted)
     return conditions
 
 
@@ -139,14 +136,12 @@ def _outside(wanted: dict[str, float]) -> list[dict[str, Any]]:
     for layer, weights in by_layer.items():
         same = len(set(weights.values())) == 1
         said |= {layer: next(iter(weights.values()))} if same else weights
-    # A name that holds another one is longer, and the first that matches counts.
-    ordered = sorted(said.items(), key=lambda item: -len(item[0]))
-    return [{"filter": name, "value": weight} for name, weight in ordered]
+    return by_name(said)
 
 
 def _conditions(said: list[Any]) -> Iterator[tuple[str | None, Any]]:
     """Filters and values in the order in which they are asked, up to the first without a filter."""
-    for setting in [*said, 1.0]:
+    for setting in said:
         if isinstance(setting, list) and isinstance(setting[0], dict):
             for condition in setting:
                 if condition.get("filter") in (None, "*"):
@@ -156,13 +151,3 @@ def _conditions(said: list[Any]) -> Iterator[tuple[str | None, Any]]:
         elif setting is not None:
             yield None, setting
             return
-
-
-def _to_yaml(data: dict[str, Any]) -> str:
-    text = io.StringIO()
-    yaml = YAML(typ="safe", pure=True)
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    yaml.default_flow_style = None
-    yaml.width = 2**16
-    yaml.dump(data, text)
-    return text.getvalue()

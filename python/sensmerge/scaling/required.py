@@ -10,14 +10,22 @@ from sensmerge.scaling.matching import matching, needs_calibration
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
+    from sensmerge.models import Models
     from sensmerge.recipe import Recipe
     from sensmerge.scaling.sigma import Coefficients
 
 
 def coefficients_for(
-    recipe: Recipe, calibration: Calibration | str | Path | None
+    recipe: Recipe,
+    calibration: Calibration | str | Path | None,
+    models: Models | None = None,
 ) -> Coefficients | None:
     """The coefficients that a recipe asks for, from a calibration; None for a plain merge.
+
+    Args:
+        recipe: The recipe.
+        calibration: A calibration of its experts, or its path.
+        models: The recipe's models, where they are open already.
 
     Raises:
         InputError: The recipe asks for some and there is no calibration, or not of its experts.
@@ -31,4 +39,4 @@ def coefficients_for(
     # NumPy is loaded only where it is needed: it doubles the time a plain merge takes to start.
     from sensmerge.scaling.sigma import coefficients
 
-    return coefficients(matching(recipe, calibration), recipe)
+    return coefficients(matching(recipe, calibration, models), recipe)

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 from sensmerge.calibration.surroundings import quiet_transformers, torch_threads
 from sensmerge.progress import bar
 from sensmerge.recipe import DEFAULT_TEMPERATURE
+from sensmerge.recipe.parameters import SCALE
 from sensmerge.search.judge import Judge
 from sensmerge.search.lines import EVALUATIONS, minimise
-from sensmerge.search.settings import Settings
-from sensmerge.search.trials import TEMPERATURES, lambdas
+from sensmerge.search.settings import Settings, searched
+from sensmerge.search.trials import TEMPERATURES, bounds
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
@@ -72,11 +73,12 @@ def choose(
                 )
                 return best
 
-            if "parameters.lambda" in asked:
+            scaled = searched(recipe.method, SCALE)
+            if f"parameters.{SCALE}" in asked and scaled is not None:
                 scale = search(
-                    "lambda",
+                    SCALE,
                     lambda place: recipe.chosen(place, temperature),
-                    *lambdas(len(recipe.experts)),
+                    *bounds(scaled, len(recipe.experts)),
                     share,
                 )
             if "sensitivity.temperature" in asked:

@@ -6,7 +6,6 @@ mapped inputs and no copy.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from sensmerge.models.dtypes import dtype_name
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from sensmerge.merging.manifest import Request
     from sensmerge.models import Models
 
 
@@ -32,14 +32,12 @@ class Candidate:
         model: The merged model, ready to be run; what it computes changes with every merge.
     """
 
-    def __init__(
-        self, models: Models, core: dict[str, Any], *, dtype: str, threads: int | None
-    ) -> None:
+    def __init__(self, models: Models, asked: Request, *, dtype: str, threads: int | None) -> None:
         """Merge for the first time.
 
         Args:
             models: The recipe's models.
-            core: The core's recipe.
+            asked: The merge.
             dtype: ``stored`` or ``float32``: in which dtype candidates run.
             threads: Threads to merge with; all cores by default.
 
@@ -47,7 +45,6 @@ class Candidate:
             InputError: The models cannot be merged, or the result not be run.
         """
         self._models = models
-        self._opened = [model.checkpoint for model in models.all]
         self._threads = threads
         self._path = models.template.path
         if not self._path.is_dir():
@@ -56,7 +53,7 @@ class Candidate:
         described = [
             (tensor.name, list(tensor.shape)) for tensor in models.template.checkpoint.tensors
         ]
-        merged = self._merged_names(core)
+        merged = {tensor.name for tensor in asked.manifest().tensors if tensor.merged}
         stored = mapped(self._path)
         # What is not merged is copied, whatever its dtype.
         self._tensors = {
@@ -68,16 +65,16 @@ class Candidate:
             tensor.data_ptr(): name for name, tensor in self._tensors.items() if tensor.numel()
         }
         self._prepared: _core.Prepared | None = None
-        self._merge(core)
+        self._merge(asked)
         self.model: PreTrainedModel = self._assembled()
         # Weights that transformers converts when it loads them are converted after every merge.
         self._converted = any(
             parameter.data_ptr() not in self._homes for parameter in self.model.parameters()
         )
 
-    def merge(self, core: dict[str, Any]) -> None:
-        """Merge with other numbers; ``core`` is the core's recipe."""
-        self._merge(core)
+    def merge(self, asked: Request) -> None:
+        """Merge with other numbers."""
+        self._merge(asked)
         if self._converted:
             fresh = self._assembled()
             for ours, theirs in zip(self.model.parameters(), fresh.parameters(), strict=True):
@@ -105,17 +102,13 @@ class Candidate:
             for name, g in tensors.items()
         }
 
-    def _merge(self, core: dict[str, Any]) -> None:
-        text = json.dumps(core | {"out_dtype": dtype_name(torch.empty(0, dtype=self._dtype))})
-        if self._prepared is None or not self._prepared.reweigh(text):
+    def _merge(self, asked: Request) -> None:
+        manifest = asked.with_dtype(dtype_name(torch.empty(0, dtype=self._dtype))).manifest()
+        if self._prepared is None or not self._prepared.reweigh(manifest):
             # Before another is made: it holds what it decided.
             self._prepared = None
-            self._prepared = _core.Prepared(text, self._opened, threads=self._threads)
+            self._prepared = _core.Prepared(manifest, asked.checkpoints, threads=self._threads)
         self._prepared.merge_into(self._outputs)
-
-    def _merged_names(self, core: dict[str, Any]) -> set[str]:
-        plan = json.loads(_core.plan(json.dumps(core), 2**63, self._opened))
-        return {step["name"] for step in plan["tensors"] if step["content"] == "merge"}
 
     def _assembled(self) -> PreTrainedModel:
         return loading.assemble(self._path, dict(self._tensors), self._dtype)

@@ -30,10 +30,11 @@ from sensmerge.calibration.stream import Stream
 from sensmerge.calibration.surroundings import quiet_transformers, torch_threads
 from sensmerge.errors import InputError
 from sensmerge.files import write_atomically
-from sensmerge.merging.numbers import core_recipe
+from sensmerge.merging.manifest import request
 from sensmerge.models import open_models
 from sensmerge.progress import bar
 from sensmerge.recipe import Recipe, Sensitivity, to_yaml
+from sensmerge.recipe.parameters import SCALE
 from sensmerge.scaling.matching import needs_calibration
 from sensmerge.scaling.required import coefficients_for
 from sensmerge.search import distill, memorised, tasks
@@ -152,11 +153,11 @@ class Problem:
         """
         sensitivity = recipe.sensitivity or Sensitivity()
         self.models: Models = open_models(recipe)
-        found = coefficients_for(recipe, calibration)
-        core = core_recipe(recipe, found, self.models)
-        self.weights = Weights(core, self.models, options.groups)
+        found = coefficients_for(recipe, calibration, self.models)
+        asked = request(recipe, found, self.models)
+        self.weights = Weights(asked, options.groups)
         self.tasks = tasks.load(recipe, sensitivity, self.models, options.validation)
-        self._candidate = Candidate(self.models, core, dtype=sensitivity.dtype, threads=threads)
+        self._candidate = Candidate(self.models, asked, dtype=sensitivity.dtype, threads=threads)
         model = self._candidate.model
         layers = loading.parameter_layers(model, self.models.template.path)
         try:
@@ -174,7 +175,7 @@ class Problem:
         self, offsets: Matrix, advance: Callable[[int], None] = lambda _: None
     ) -> tuple[list[float], Matrix]:
         """Every task's loss on its search samples, and the gradient of their mean for offsets."""
-        self._candidate.merge(self.weights.core(offsets))
+        self._candidate.merge(self.weights.asked(offsets))
         gradient = np.zeros_like(self.weights.start)
 
         def look(parameter: str, found: torch.Tensor) -> None:
@@ -248,6 +249,11 @@ def learn(
     """
     recipe, options = Recipe.of(recipe), options or Options()
     options.check()
+    if not recipe.method.learnable:
+        raise InputError(
+            f"merge_method: the weights of {recipe.merge_method} cannot be learned; those of a "
+            "method that sums task vectors can"
+        )
     recipe, notes = started(recipe)
     if calibration is None and needs_calibration(recipe):
         from sensmerge.calibration import calibrate
@@ -265,9 +271,9 @@ def learn(
 
 def started(recipe: Recipe) -> tuple[Recipe, list[str]]:
     """The recipe that learning starts from: weights of 1/K where it says neither weight nor λ."""
-    said = [recipe.parameters.lambda_, recipe.parameters.weight]
-    said += [expert.parameters.weight for expert in recipe.experts]
-    if recipe.merge_method == "linear" or any(each is not None for each in said):
+    said = [recipe.parameters.get(SCALE), recipe.parameters.get("weight")]
+    said += [expert.parameters.get("weight") for expert in recipe.experts]
+    if recipe.method.parameter(SCALE) is None or any(each is not None for each in said):
         return recipe, []
     share = 1 / len(recipe.experts)
     data = dict(recipe.source)

@@ -7,7 +7,6 @@ merge is the recipe's.
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
 from collections.abc import Callable
@@ -17,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sensmerge import _core
 from sensmerge.errors import InputError
+from sensmerge.merging.manifest import WEIGHT
 from sensmerge.models.layers import layer_of
-from sensmerge.recipe.numbers import resolve
+from sensmerge.recipe.numbers import said_of
+from sensmerge.recipe.parameters import SCALE
 
 if TYPE_CHECKING:
-    from sensmerge.models import Models
+    from sensmerge.merging.manifest import Request
     from sensmerge.recipe import Recipe
 
 Matrix = NDArray[np.float64]
@@ -47,45 +47,40 @@ class Weights:
         scale: The mean of |λ| over all entries: what a weight is multiplied by.
     """
 
-    def __init__(self, core: dict[str, Any], models: Models, groups: str) -> None:
-        """Look at the weights of a core's recipe.
+    def __init__(self, asked: Request, groups: str) -> None:
+        """Look at the weights that a merge is asked for.
 
         Raises:
             InputError: λ is 0 everywhere, so that no weight matters.
         """
-        self._core = core
-        opened = [model.checkpoint for model in models.all]
-        plan = json.loads(_core.plan(json.dumps(core), 2**63, opened))
-        steps = [step for step in plan["tensors"] if step["content"] == "merge"]
+        self._asked = asked
+        merged = [tensor for tensor in asked.manifest().tensors if tensor.merged]
         # As the model runs, which files need not be sorted by.
-        steps.sort(key=lambda step: _natural(step["name"]))
-        self._weights = {step["name"]: step["weights"] for step in steps}
+        merged.sort(key=lambda tensor: _natural(tensor.name))
+        self._weights: dict[str, list[float]] = {
+            tensor.name: asked.numbers[tensor.name][WEIGHT]  # type: ignore[misc]
+            for tensor in merged
+        }
         group_of = _GROUP_OF[groups]
         self.groups = list(dict.fromkeys(group_of(name) for name in self._weights))
         places = {group: place for place, group in enumerate(self.groups)}
         self._place = {name: places[group_of(name)] for name in self._weights}
-        entries = sum(step["elements"] for step in steps)
-        lambdas = [abs(step["lambda"]) * step["elements"] for step in steps]
-        self.scale = math.fsum(lambdas) / entries if entries else 0.0
+        elements = {tensor.name: math.prod(tensor.shape) for tensor in merged}
+        self.scale = _mean_scale(asked, elements)
         if self.scale == 0:
-            raise InputError("parameters.lambda: is 0, so no weight matters; give another")
-        experts = len(models.experts)
+            raise InputError(f"parameters.{SCALE}: is 0, so no weight matters; give another")
+        experts = len(next(iter(self._weights.values()), []))
         self.start: Matrix = np.zeros((experts, len(self.groups)))
         sizes = np.zeros(len(self.groups))
-        for step in steps:
-            place = self._place[step["name"]]
-            self.start[:, place] += np.array(step["weights"]) * step["elements"]
-            sizes[place] += step["elements"]
+        for name, entries in elements.items():
+            place = self._place[name]
+            self.start[:, place] += np.array(self._weights[name]) * entries
+            sizes[place] += entries
         self.start /= np.maximum(sizes, 1)
 
-    def core(self, offsets: Matrix) -> dict[str, Any]:
-        """The core's recipe with offsets, K × groups."""
-        by_tensor = self.by_tensor(offsets)
-        models = [
-            model | {"weight": {"value": 0.0, "layers": weights}}
-            for model, weights in zip(self._core["models"], by_tensor, strict=True)
-        ]
-        return self._core | {"models": models}
+    def asked(self, offsets: Matrix) -> Request:
+        """The merge with offsets, K × groups."""
+        return self._asked.with_weights(self.by_tensor(offsets))
 
     def by_tensor(self, offsets: Matrix) -> list[dict[str, float]]:
         """For every expert: the weight of every tensor."""
@@ -100,6 +95,16 @@ class Weights:
     def add(self, gradient: Matrix, tensor: str, derivatives: list[float]) -> None:
         """Add a tensor's derivatives to a gradient, K × groups, of the offsets."""
         gradient[:, self._place[tensor]] += derivatives
+
+
+def _mean_scale(asked: Request, elements: dict[str, int]) -> float:
+    """The mean of |λ| over all entries; 1 for a method that has none."""
+    entries = sum(elements.values())
+    scales = [
+        abs(float(asked.numbers[name].get(SCALE, 1.0))) * count  # type: ignore[arg-type]
+        for name, count in elements.items()
+    ]
+    return math.fsum(scales) / entries if entries else 0.0
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
@@ -119,13 +124,13 @@ def with_weights(recipe: Recipe, weights: list[dict[str, float]], home: Path) ->
     data.pop("sensitivity", None)
     shared = data.get("parameters")
     if isinstance(shared, dict):
-        data["parameters"] = {key: value for key, value in shared.items() if key != "weight"}
+        data["parameters"] = {key: value for key, value in shared.items() if key != WEIGHT}
     experts = {id(model): place for place, model in enumerate(recipe.experts)}
     for model, said in zip(recipe.models, data["models"], strict=True):
         place = experts.get(id(model))
         if place is not None:
             parameters = said.get("parameters") or {}
-            said["parameters"] = parameters | {"weight": setting(weights[place])}
+            said["parameters"] = parameters | {WEIGHT: said_of(weights[place], layer_of)}
     return data
 
 
@@ -153,32 +158,3 @@ def moved(recipe: Recipe, home: Path) -> dict[str, Any]:
             else:
                 said["calibration"] = path
     return data
-
-
-def setting(weights: dict[str, float]) -> Any:
-    """Weights by tensor as a recipe writes them: a number, or conditions by layer or tensor."""
-    values = set(weights.values())
-    if len(values) == 1:
-        return next(iter(values))
-    layers: dict[str, set[float]] = {}
-    for name, weight in weights.items():
-        layers.setdefault(layer_of(name), set()).add(weight)
-    conditions = {
-        f"{layer_of(name)}." if len(layers[layer_of(name)]) == 1 else name: weight
-        for name, weight in weights.items()
-    }
-    found = _sorted(conditions)
-    if any(resolve(found, name, 0.0, math.nan) != weight for name, weight in weights.items()):
-        # A layer's name is part of a tensor's elsewhere.
-        found = _sorted(weights)
-    return found
-
-
-def _sorted(conditions: dict[str, float]) -> list[dict[str, Any]]:
-    # A name that holds another one is longer, and the first that matches counts. Else in order.
-    contained = [
-        name for name in conditions if any(name != other and name in other for other in conditions)
-    ]
-    first = [name for name in conditions if name not in contained]
-    names = [*first, *sorted(contained, key=len, reverse=True)]
-    return [{"filter": name, "value": conditions[name]} for name in names]

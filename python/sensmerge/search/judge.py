@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sensmerge.errors import InputError
-from sensmerge.merging.numbers import core_recipe
+from sensmerge.merging.manifest import Request, request
 from sensmerge.models import open_models
 from sensmerge.recipe import Sensitivity
 from sensmerge.scaling.matching import matching, needs_calibration
@@ -93,7 +93,7 @@ class Judge:
         self.tasks = tasks.load(recipe, options, self._models, validation)
         self._calibration = None
         if calibration is not None and needs_calibration(recipe):
-            self._calibration = matching(recipe, calibration)
+            self._calibration = matching(recipe, calibration, self._models)
         self._dtype = options.dtype
         self._threads = threads
         self._candidate: Candidate | None = None
@@ -109,16 +109,16 @@ class Judge:
             part: ``search`` or ``validation``: which samples.
             advance: Told of every sample that is done.
         """
-        core = self._core(settings)
-        key = (json.dumps(core), part)
+        asked = self._asked(settings)
+        key = (json.dumps(asked.plain()), part)
         samples = self._samples(part)
         if key not in self._known:
             if self._candidate is None:
                 self._candidate = Candidate(
-                    self._models, core, dtype=self._dtype, threads=self._threads
+                    self._models, asked, dtype=self._dtype, threads=self._threads
                 )
             else:
-                self._candidate.merge(core)
+                self._candidate.merge(asked)
             found = tasks.sample_losses(self._candidate.model, samples, advance or (lambda _: None))
             self._known[key] = tasks.means(found)
         elif advance is not None:
@@ -141,11 +141,11 @@ class Judge:
     def _samples(self, part: str) -> list[list[Sample]]:
         return [task.search if part == "search" else task.validation for task in self.tasks]
 
-    def _core(self, settings: Settings) -> dict[str, object]:
+    def _asked(self, settings: Settings) -> Request:
         recipe = settings.recipe(self.recipe)
         found = None
         if needs_calibration(recipe):
             if self._calibration is None:
                 raise InputError("the recipe has a sensitivity section: give a calibration")
             found = coefficients(self._calibration, recipe)
-        return core_recipe(recipe, found, self._models)
+        return request(recipe, found, self._models)

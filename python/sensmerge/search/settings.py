@@ -5,12 +5,33 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from sensmerge.recipe import Recipe
+from sensmerge.errors import InputError
+from sensmerge.recipe import Recipe, methods
+from sensmerge.recipe.parameters import SCALE
 
 if TYPE_CHECKING:
-    from sensmerge.recipe import MethodName
+    from sensmerge.recipe.methods import Method, Parameter
 
-SPARSE = ("ties", "dare_linear", "dare_ties")
+# What is searched for besides the scale, where a method has it.
+DENSITY = "density"
+
+
+def method_of(recipe: Recipe, name: str) -> Method:
+    """A method by name, in the semantics of a recipe.
+
+    Raises:
+        InputError: There is none of that name.
+    """
+    found = methods.find(name, recipe.semantics)
+    if found is None:
+        raise InputError(f"methods: '{name}' is none of {', '.join(methods.names())}")
+    return found
+
+
+def searched(method: Method, name: str) -> Parameter | None:
+    """A parameter of a method, where it has one of that name and a search looks for it."""
+    parameter = method.parameter(name)
+    return parameter if parameter is not None and parameter.search is not None else None
 
 
 @dataclass(frozen=True)
@@ -27,7 +48,7 @@ class Settings:
         cross_task: Which Eq. 5; None where τ has no part.
     """
 
-    method: MethodName
+    method: str
     scale: float | None
     density: float | None = None
     mode: str = "off"
@@ -37,17 +58,13 @@ class Settings:
     @classmethod
     def of(cls, recipe: Recipe) -> Settings:
         """What a recipe says, where it says one number for all."""
-        said = recipe.parameters.lambda_
-        scale = 1.0 if said is None else said
-        linear = recipe.merge_method == "linear"
-        density = recipe.parameters.density
-        single = isinstance(density, float) and recipe.merge_method in SPARSE
+        scale, density = recipe.value(SCALE), recipe.parameters.get(DENSITY)
         sensitivity = recipe.sensitivity
         on = sensitivity is not None and sensitivity.mode != "off"
         return cls(
             method=recipe.merge_method,
-            scale=None if linear or not isinstance(scale, float) else scale,
-            density=density if single else None,
+            scale=scale if isinstance(scale, float) else None,
+            density=density if isinstance(density, float) else None,
             mode=sensitivity.mode if on and sensitivity else "off",
             temperature=_number(sensitivity.temperature) if on and sensitivity else None,
             cross_task=(
@@ -67,21 +84,22 @@ class Settings:
 
     def apply(self, recipe: Recipe, source: dict[str, Any]) -> dict[str, Any]:
         """The same as keys and values, from those of ``source``."""
+        method = method_of(recipe, self.method)
         data = dict(source) | {"merge_method": self.method}
         parameters = dict(data.get("parameters") or {})
-        if self.scale is not None:
-            parameters["lambda"] = self.scale
-        elif self.method == "linear":
-            parameters.pop("lambda", None)
         if self.method != recipe.merge_method:
             # Switches mean something else, or nothing, for another method.
-            for key in ("normalize", "rescale"):
-                parameters.pop(key, None)
-        if self.density is not None or self.method not in SPARSE:
-            parameters.pop("density", None)
-            data["models"] = [_without_density(model) for model in data["models"]]
-        if self.density is not None:
-            parameters["density"] = self.density
+            for key in methods.parameter_names():
+                if any(each.kind == "switch" for each in methods.parameters_named(key)):
+                    parameters.pop(key, None)
+        for key, number in ((SCALE, self.scale), (DENSITY, self.density)):
+            if number is None and method.parameter(key) is not None:
+                continue
+            parameters.pop(key, None)
+            if methods.parameters_named(key)[0].owner == "model":
+                data["models"] = [_without(key, model) for model in data["models"]]
+            if number is not None:
+                parameters[key] = number
         data.pop("parameters", None)
         if parameters:
             data["parameters"] = parameters
@@ -116,11 +134,11 @@ class Settings:
         return asdict(self)
 
 
-def _without_density(model: dict[str, Any]) -> dict[str, Any]:
+def _without(key: str, model: dict[str, Any]) -> dict[str, Any]:
     parameters = model.get("parameters")
-    if not isinstance(parameters, dict) or "density" not in parameters:
+    if not isinstance(parameters, dict) or key not in parameters:
         return model
-    return model | {"parameters": {k: v for k, v in parameters.items() if k != "density"}}
+    return model | {"parameters": {k: v for k, v in parameters.items() if k != key}}
 
 
 def _number(temperature: float | str) -> float:

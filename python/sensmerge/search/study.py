@@ -12,7 +12,8 @@ import numpy as np
 
 from sensmerge import __version__
 from sensmerge.errors import InputError
-from sensmerge.search.settings import SPARSE, Settings
+from sensmerge.recipe.parameters import SCALE
+from sensmerge.search.settings import DENSITY, Settings
 
 try:
     import cmaes  # noqa: F401 - asked for before an hour of trials, not after
@@ -31,11 +32,12 @@ _RESULT = "result"
 # Values of a grid, a few for each key.
 _GRID: dict[str, list[Any]] = {
     "temperature": [0.01, 0.02, 0.05, 0.1, 0.2],
-    "density": [0.2, 0.4, 0.6, 0.8],
     "cross_task": ["transfer", "distance"],
     "mode": ["full", "task", "cross"],
 }
-_LAMBDAS = 6
+# Of other numbers: so many in equal ratios, or the fifths of 1 between the bounds.
+_IN_EQUAL_RATIOS = 6
+_FIFTHS = (0.2, 0.4, 0.6, 0.8)
 
 
 class Study:
@@ -133,12 +135,14 @@ class Study:
             return values[0]
 
         def number(name: str, low: float, high: float, log: bool) -> float:
-            asked[name] = _GRID.get(name) or np.geomspace(low, high, _LAMBDAS).tolist()
+            equal_ratios = np.geomspace(low, high, _IN_EQUAL_RATIOS).tolist()
+            fifths = [fifth for fifth in _FIFTHS if low < fifth < high]
+            asked[name] = _GRID.get(name) or (equal_ratios if log else fifths)
             return low
 
         methods = self._space.methods
         # What only some methods ask for is in the grid if one of them does.
-        for method in sorted(methods, key=lambda each: each in SPARSE):
+        for method in sorted(methods, key=lambda each: self._space.density(each) is not None):
             space = self._space.only(method)
             space.choose(category, number)
         if len(methods) > 1:
@@ -151,7 +155,7 @@ class Study:
         asked: dict[str, Any] = {}
         own = {
             "method": start.method, "mode": start.mode, "temperature": start.temperature,
-            "cross_task": start.cross_task, "density": start.density,
+            "cross_task": start.cross_task, DENSITY: start.density,
         }  # fmt: skip
 
         def category(name: str, values: list[str]) -> str:
@@ -159,7 +163,7 @@ class Study:
             return str(asked[name])
 
         def number(name: str, low: float, high: float, log: bool) -> float:
-            said = start.scale if name == "lambda" else own[name]
+            said = start.scale if name == SCALE else own[name]
             asked[name] = min(max(low, high if said is None else said), high)
             return float(asked[name])
 

@@ -20,32 +20,26 @@ from sensmerge import __version__
 from sensmerge.calibration.surroundings import quiet_transformers, torch_threads
 from sensmerge.errors import InputError
 from sensmerge.progress import bar
-from sensmerge.recipe import DEFAULT_TEMPERATURE, to_yaml
+from sensmerge.recipe import DEFAULT_TEMPERATURE, Recipe, to_yaml
+from sensmerge.recipe.parameters import SCALE
 from sensmerge.scaling.matching import needs_calibration
 from sensmerge.search.groups import moved
 from sensmerge.search.judge import Judge, Objective
 from sensmerge.search.lines import EVALUATIONS, minimise
-from sensmerge.search.settings import SPARSE, Settings
+from sensmerge.search.settings import DENSITY, Settings, method_of, searched
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
-    from sensmerge.recipe import MethodName, Recipe
+    from sensmerge.recipe.methods import Parameter
     from sensmerge.search.study import Study
 
 SAMPLERS = ("tpe", "cmaes", "grid", "random")
-KEYS = ("temperature", "lambda", "density", "cross_task", "mode")
+KEYS = ("temperature", SCALE, DENSITY, "cross_task", "mode")
 
 TRIALS = 50
 VALIDATION = 0.3
 
 TEMPERATURES = (0.005, 1.0)
-DENSITIES = (0.1, 1.0)
-
-# Where the recipe names none for a method that needs one: TIES trims 0.7, DARE drops 0.5.
-_DENSITY = {"ties": 0.3, "dare_linear": 0.5, "dare_ties": 0.5}
-
-# λ is searched for around 1/K, up to a plain sum of task vectors and a little above.
-LAMBDA_LOW, LAMBDA_HIGH = 0.25, 1.5
 
 
 @dataclass(frozen=True)
@@ -64,7 +58,7 @@ class Options:
 
     trials: int = TRIALS
     keys: tuple[str, ...] = KEYS
-    methods: tuple[MethodName, ...] | None = None
+    methods: tuple[str, ...] | None = None
     sampler: str = "tpe"
     objective: Objective = field(default_factory=Objective)
     validation: float = VALIDATION
@@ -275,19 +269,20 @@ def _searched(
     return baselines, trials
 
 
-def _plain(method: MethodName, space: Space, result: Callable[[Settings], Result]) -> list[Result]:
+def _plain(method: str, space: Space, result: Callable[[Settings], Result]) -> list[Result]:
     """A method without sensitivity, at λ = 1/K and at its own best λ."""
     share = 1 / space.experts
-    at_share = replace(space.plain(method), scale=None if method == "linear" else share)
+    scaled = space.scale(method)
+    at_share = replace(space.plain(method), scale=None if scaled is None else share)
     found = [result(at_share)]
-    if method != "linear":
+    if scaled is not None:
         seen = {share: found[0]}
 
         def at(scale: float) -> float:
             seen[scale] = seen.get(scale) or result(replace(at_share, scale=scale))
             return seen[scale].objective
 
-        best = minimise(at, *space.lambdas, start=share)
+        best = minimise(at, *bounds(scaled, space.experts), start=share)
         if best != share:
             found.append(seen[best])
     return found
@@ -321,9 +316,10 @@ def _words(best: Result, plain: Result, tasks: list[str]) -> list[str]:
     return said
 
 
-def lambdas(experts: int) -> tuple[float, float]:
-    """Bounds of λ for so many experts."""
-    return LAMBDA_LOW / experts, LAMBDA_HIGH
+def bounds(parameter: Parameter, experts: int) -> tuple[float, float]:
+    """Where a parameter is looked for with so many experts."""
+    assert parameter.search is not None, "what is not searched for has no bounds"
+    return parameter.search.bounds(experts)
 
 
 class Space:
@@ -332,7 +328,6 @@ class Space:
     Attributes:
         methods: The methods.
         experts: How many experts there are.
-        lambdas: Bounds of λ.
         start: The recipe's own settings.
     """
 
@@ -342,16 +337,26 @@ class Space:
         self._keys = set(options.keys)
         self.methods = list(options.methods or [recipe.merge_method])
         self.experts = len(recipe.experts)
-        self.lambdas = lambdas(self.experts)
         self.start = Settings.of(recipe)
+        for method in self.methods:
+            # What makes no recipe is refused before an hour of trials, not after.
+            self.plain(method).recipe(recipe)
 
-    def only(self, method: MethodName) -> Space:
+    def scale(self, method: str) -> Parameter | None:
+        """λ, where the method has one."""
+        return searched(method_of(self._recipe, method), SCALE)
+
+    def density(self, method: str) -> Parameter | None:
+        """The density, where the method has one."""
+        return searched(method_of(self._recipe, method), DENSITY)
+
+    def only(self, method: str) -> Space:
         """The same for one of the methods."""
         other = copy(self)
         other.methods = [method]
         return other
 
-    def plain(self, method: MethodName) -> Settings:
+    def plain(self, method: str) -> Settings:
         """A method without sensitivity, as the recipe has it otherwise."""
         return Settings(method, self._own_scale(method), self._own_density(method))
 
@@ -370,11 +375,11 @@ class Space:
         if len(self.methods) > 1:
             method = category("method", [str(each) for each in self.methods])
         scale, density = self._own_scale(method), self._own_density(method)
-        if "lambda" in self._keys and method != "linear":
-            scale = number("lambda", *self.lambdas, True)
-        if "density" in self._keys and method in SPARSE:
-            density = number("density", *DENSITIES, False)
-        if self.start.mode == "off":
+        if SCALE in self._keys and (found := self.scale(method)) is not None:
+            scale = self._number(found, number)
+        if DENSITY in self._keys and (found := self.density(method)) is not None:
+            density = self._number(found, number)
+        if self.start.mode == "off" or not method_of(self._recipe, method).coefficients:
             return Settings(method, scale, density)
         mode = self.start.mode
         if "mode" in self._keys:
@@ -387,14 +392,23 @@ class Space:
             form = category("cross_task", ["transfer", "distance"])
         return Settings(method, scale, density, mode, temperature, form)
 
+    def _number(
+        self, parameter: Parameter, number: Callable[[str, float, float, bool], float]
+    ) -> float:
+        logarithmic = parameter.search is not None and parameter.search.log
+        return number(parameter.name, *bounds(parameter, self.experts), logarithmic)
+
     def _own_form(self) -> str:
         return self._recipe.sensitivity.cross_task if self._recipe.sensitivity else "transfer"
 
     def _own_scale(self, method: str) -> float | None:
-        return None if method == "linear" else self.start.scale
+        return None if self.scale(method) is None else self.start.scale
 
     def _own_density(self, method: str) -> float | None:
         if method == self._recipe.merge_method:
             return self.start.density
-        # The papers' where the recipe's own method keeps all.
-        return self.start.density or _DENSITY.get(method)
+        # Where a search starts, if the recipe's own method keeps all.
+        found = self.density(method)
+        if found is None or found.search is None:
+            return None
+        return self.start.density or found.search.start

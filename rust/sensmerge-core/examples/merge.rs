@@ -5,12 +5,13 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use sensmerge_core::execute::{Monitor, Options, execute};
-use sensmerge_core::method::{MethodName, Semantics};
-use sensmerge_core::plan::{Inputs, Model, Plan, Recipe, Setting};
-
-const MAX_SHARD_BYTES: u64 = 5_000_000_000;
+use sensmerge_core::Result;
+use sensmerge_core::checkpoint::Checkpoint;
+use sensmerge_core::engine::{Inputs, Monitor, Options, execute};
+use sensmerge_core::manifest::{Builder, Input};
+use sensmerge_core::program::{Number, Numbers};
 
 fn main() -> ExitCode {
     let mut paths = std::env::args().skip(1).map(PathBuf::from);
@@ -18,7 +19,7 @@ fn main() -> ExitCode {
         eprintln!("usage: merge OUT BASE EXPERT...");
         return ExitCode::from(2);
     };
-    match merge(&output, base, paths.collect()) {
+    match merge(&output, &base, &paths.collect::<Vec<_>>()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
@@ -27,27 +28,26 @@ fn main() -> ExitCode {
     }
 }
 
-fn merge(output: &Path, base: PathBuf, experts: Vec<PathBuf>) -> sensmerge_core::Result<()> {
-    let share = 1.0 / experts.len().max(1) as f64;
-    let mut weight = Setting::uniform(1.0);
-    weight.layers.insert("model.layers.0".into(), 1.2);
-    let recipe = Recipe {
-        method: MethodName::TaskArithmetic,
-        semantics: Semantics::Mergekit,
-        base: Some(base),
-        models: experts
-            .into_iter()
-            .map(|path| Model { weight: weight.clone(), ..Model::new(path) })
-            .collect(),
-        lambda: Setting::uniform(share),
-        normalize: None,
-        rescale: None,
-        seed: 0,
-        out_dtype: None,
-    };
-    let inputs = Inputs::open(&recipe)?;
-    let plan = Plan::new(&recipe, &inputs, MAX_SHARD_BYTES)?;
-    let summary = execute(&plan, output, &[], &Options::default(), &Monitor::new())?;
+fn merge(output: &Path, base: &Path, experts: &[PathBuf]) -> Result<()> {
+    let open = |path: &Path| Checkpoint::open(path).map(Arc::new);
+    let base = open(base)?;
+    let mut checkpoints = vec![Arc::clone(&base)];
+    let mut builder = Builder::new("task_arithmetic")
+        .number("lambda", 1.0 / experts.len().max(1) as f64)
+        .base(Input::new(Arc::clone(&base)));
+    for path in experts {
+        let expert = open(path)?;
+        builder = builder.model(Input::new(Arc::clone(&expert)));
+        checkpoints.push(expert);
+    }
+    for tensor in base.tensors().filter(|tensor| tensor.name.contains("layers.0.")) {
+        let weights = Number::Models(vec![1.2; experts.len()]);
+        let numbers = Numbers::from([("weight".to_owned(), weights)]);
+        builder = builder.tensor(&tensor.name, numbers);
+    }
+    let manifest = builder.build()?;
+    let inputs = Inputs::of(&manifest, checkpoints)?;
+    let summary = execute(&manifest, &inputs, output, &[], &Options::default(), &Monitor::new())?;
     println!("{} tensors in {:.1} s", summary.tensors, summary.seconds);
     Ok(())
 }

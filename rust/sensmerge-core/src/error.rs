@@ -16,6 +16,16 @@ pub enum Kind {
     Interrupted,
 }
 
+/// An option of the caller's that would let a refusal pass. Front ends call it by their own name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Hint {
+    /// [`Options::overwrite`](crate::engine::Options::overwrite).
+    Overwrite,
+    /// [`Options::allow_nan`](crate::engine::Options::allow_nan).
+    AllowNan,
+}
+
 /// Everything that can go wrong between a recipe and a written model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -47,6 +57,8 @@ pub enum Error {
         tensor: String,
         /// What is wrong and what to do about it.
         reason: String,
+        /// The option that would let it pass.
+        hint: Option<Hint>,
     },
 
     /// A setting of the recipe cannot be used.
@@ -65,6 +77,8 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong and what to do about it.
         reason: String,
+        /// The option that would let it pass.
+        hint: Option<Hint>,
     },
 
     /// The caller cancelled the merge; nothing was left behind.
@@ -80,8 +94,28 @@ impl Error {
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Kind::Input,
             Self::Io { .. } => Kind::Io,
             Self::Interrupted => Kind::Interrupted,
-            _ => Kind::Input,
+            Self::File { .. }
+            | Self::Tensor { .. }
+            | Self::Setting { .. }
+            | Self::Output { .. } => Kind::Input,
         }
+    }
+
+    /// The option that would let this pass, where there is one.
+    #[must_use]
+    pub fn hint(&self) -> Option<Hint> {
+        match self {
+            Self::Tensor { hint, .. } | Self::Output { hint, .. } => *hint,
+            _ => None,
+        }
+    }
+
+    /// The same error of a tensor or an output folder, with the option that would let it pass.
+    pub(crate) fn with_hint(mut self, option: Hint) -> Self {
+        if let Self::Tensor { hint, .. } | Self::Output { hint, .. } = &mut self {
+            *hint = Some(option);
+        }
+        self
     }
 
     pub(crate) fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
@@ -102,6 +136,7 @@ impl Error {
             path: path.as_ref().to_path_buf(),
             tensor: tensor.into(),
             reason: reason.into(),
+            hint: None,
         }
     }
 
@@ -110,6 +145,6 @@ impl Error {
     }
 
     pub(crate) fn output(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
-        Self::Output { path: path.as_ref().to_path_buf(), reason: reason.into() }
+        Self::Output { path: path.as_ref().to_path_buf(), reason: reason.into(), hint: None }
     }
 }

@@ -3,22 +3,50 @@
 //! This crate knows files, numbers and threads; it knows nothing of Python or torch. A whole
 //! merge is three calls:
 //!
-//! 1. fill a [`plan::Recipe`] (method, models, weights),
-//! 2. [`plan::Plan::new`] reads the headers and decides what every output tensor is made of,
-//! 3. [`execute::execute`] maps the inputs, streams chunks through the kernels and writes shards.
+//! 1. [`checkpoint::Checkpoint::open`] the models,
+//! 2. [`manifest::Builder`] decides what every output tensor is made of, from their headers,
+//! 3. [`engine::execute`] streams the inputs through the method's program and writes the model.
 //!
-//! Rooms and the arrows between them: `execute -> {plan -> {method -> kernel -> {dtype, random},
-//! checkpoint -> dtype}}`; everything may use `error`. `kernel` and `checkpoint` never see each
-//! other.
+//! ```no_run
+//! use std::path::Path;
+//! use std::sync::Arc;
+//!
+//! use sensmerge_core::checkpoint::Checkpoint;
+//! use sensmerge_core::engine::{Inputs, Monitor, Options, execute};
+//! use sensmerge_core::manifest::{Builder, Input};
+//!
+//! let open = |path: &str| Checkpoint::open(Path::new(path)).map(Arc::new);
+//! let (base, chat, math) = (open("base")?, open("chat")?, open("math")?);
+//! let manifest = Builder::new("task_arithmetic")
+//!     .base(Input::new(base.clone()))
+//!     .model(Input::new(chat.clone()))
+//!     .model(Input::new(math.clone()))
+//!     .number("lambda", 0.5)
+//!     .build()?;
+//! let inputs = Inputs::of(&manifest, vec![base, chat, math])?;
+//! execute(&manifest, &inputs, Path::new("merged"), &[], &Options::default(), &Monitor::new())?;
+//! # Ok::<(), sensmerge_core::Error>(())
+//! ```
+//!
+//! Rooms and the arrows between them:
+//!
+//! ```text
+//! engine ─▶ manifest ─▶ method ─▶ program ─▶ kernel ─▶ dtype
+//!    │         └───────▶ checkpoint ─▶ dtype
+//!    └─▶ program, kernel, checkpoint                      everything ─▶ error
+//! ```
+//!
+//! `kernel` and `checkpoint` never see each other.
 
 pub mod checkpoint;
 pub mod dtype;
+pub mod engine;
 pub mod error;
-pub mod execute;
 pub mod kernel;
+pub mod manifest;
 pub mod method;
-pub mod plan;
 pub mod processor;
+pub mod program;
 pub mod random;
 
 pub use error::{Error, Result};

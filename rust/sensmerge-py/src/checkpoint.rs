@@ -33,6 +33,7 @@ pub(crate) struct TensorInfo {
 ///
 /// Raises:
 ///     InputError: A file is missing, truncated or malformed.
+///     OSError: A file cannot be looked at or read.
 #[pyclass(frozen, module = "sensmerge._core")]
 pub(crate) struct Checkpoint {
     inner: Arc<checkpoint::Checkpoint>,
@@ -101,6 +102,25 @@ impl Checkpoint {
     #[getter]
     fn tied(&self) -> BTreeMap<String, String> {
         self.inner.tied().clone()
+    }
+
+    /// What the caller should be told about which files were read: one sentence each.
+    #[getter]
+    fn notes(&self) -> Vec<String> {
+        self.inner.notes().to_vec()
+    }
+
+    /// Whether it holds floats, and all of them are zero: no model, and nothing to merge.
+    fn is_zero(&self, py: Python<'_>) -> bool {
+        py.detach(|| self.inner.is_zero())
+    }
+
+    /// What a sound file can hold and a trained model does not, one sentence each: tensors of no
+    /// entries, or zeros throughout.
+    ///
+    /// Data is read until an entry is found that is not zero: one page of a sound model.
+    fn suspicions(&self, py: Python<'_>) -> Vec<String> {
+        py.detach(|| self.inner.suspicions())
     }
 
     /// The folder or file that was opened.

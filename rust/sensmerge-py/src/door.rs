@@ -5,7 +5,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use pyo3::prelude::*;
-use sensmerge_core::execute::Monitor;
+use sensmerge_core::engine::Monitor;
 use sensmerge_core::{Error, Result};
 
 use crate::error::to_python;

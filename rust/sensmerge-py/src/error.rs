@@ -2,7 +2,7 @@
 
 use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError};
 use pyo3::{PyErr, import_exception};
-use sensmerge_core::error::{Error, Kind};
+use sensmerge_core::error::{Error, Hint, Kind};
 
 // Defined in Python, so that it has a type there.
 import_exception!(sensmerge.errors, InputError);
@@ -11,9 +11,18 @@ import_exception!(sensmerge.errors, InputError);
 pub(crate) fn to_python(error: Error) -> PyErr {
     let message = error.to_string();
     match error.kind() {
-        Kind::Input => InputError::new_err(message),
+        Kind::Input => InputError::new_err((message, error.hint().and_then(keyword))),
         Kind::Interrupted => PyKeyboardInterrupt::new_err(message),
         Kind::Io => PyOSError::new_err(message),
+    }
+}
+
+/// The keyword of Python's verbs that a hint is about.
+fn keyword(hint: Hint) -> Option<&'static str> {
+    match hint {
+        Hint::Overwrite => Some("overwrite"),
+        Hint::AllowNan => Some("allow_nan"),
+        _ => None,
     }
 }
 

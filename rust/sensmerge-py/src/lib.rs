@@ -8,10 +8,11 @@ mod checkpoint;
 mod distance;
 mod door;
 mod error;
+mod manifest;
 mod memory;
 mod merge;
+mod methods;
 mod output;
-mod plan;
 mod pool;
 mod prepared;
 mod sensitivity;
@@ -26,13 +27,15 @@ mod _core {
     #[pymodule_export]
     use crate::distance::row_distances;
     #[pymodule_export]
+    use crate::manifest::{Manifest, OutputTensor};
+    #[pymodule_export]
     use crate::memory::merge_into;
     #[pymodule_export]
     use crate::merge::merge;
     #[pymodule_export]
-    use crate::output::check_output;
+    use crate::methods::methods;
     #[pymodule_export]
-    use crate::plan::plan;
+    use crate::output::check_output;
     #[pymodule_export]
     use crate::prepared::Prepared;
     #[pymodule_export]

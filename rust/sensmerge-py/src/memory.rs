@@ -2,24 +2,26 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use pyo3::prelude::*;
-use sensmerge_core::execute::{DEFAULT_CHUNK_BYTES, Monitor, Options, execute_into};
-use sensmerge_core::plan::{Inputs, Plan};
+use sensmerge_core::engine::{DEFAULT_CHUNK_BYTES, Inputs, Monitor, Options, execute_into};
 
 use crate::buffers::BytesMut;
 use crate::checkpoint::Checkpoint;
 use crate::door::enter;
 use crate::error::bad_input;
-use crate::plan::parse;
+use crate::manifest::{Manifest, opened};
 
-/// Merge checkpoints into memory.
+/// Carry a manifest out into memory.
 ///
 /// Args:
-///     recipe: The core's recipe as JSON; its paths are not looked at.
-///     models: The base, where the recipe has one, and the experts in its order.
+///     manifest: What to merge.
+///     models: The manifest's models, open.
 ///     outputs: A contiguous, writable uint8 view for every tensor of the merged model, by name.
 ///     threads: Threads to use; all cores by default.
 ///     chunk_bytes: Bytes a thread works on at a time; does not change the output.
 ///     allow_nan: Let NaN through instead of refusing it.
+///
+/// Returns:
+///     What the user should be told: rules that were applied, and what was found in the inputs.
 ///
 /// Raises:
 ///     InputError: The checkpoints cannot be merged as asked, or an output is missing, of another
@@ -27,29 +29,28 @@ use crate::plan::parse;
 ///     KeyboardInterrupt: Ctrl-C was pressed; some outputs are written, others are not.
 #[pyfunction]
 #[pyo3(signature = (
-    recipe, models, outputs: "collections.abc.Mapping[str, numpy.typing.NDArray[numpy.uint8]]", *,
+    manifest, models, outputs: "collections.abc.Mapping[str, numpy.typing.NDArray[numpy.uint8]]", *,
     threads = None, chunk_bytes = None, allow_nan = false
 ))]
 pub(crate) fn merge_into(
     py: Python<'_>,
-    recipe: &str,
+    manifest: PyRef<'_, Manifest>,
     models: Vec<PyRef<'_, Checkpoint>>,
     outputs: BTreeMap<String, Bound<'_, PyAny>>,
     threads: Option<usize>,
     chunk_bytes: Option<usize>,
     allow_nan: bool,
-) -> PyResult<()> {
-    let recipe = parse(recipe)?;
+) -> PyResult<Vec<String>> {
+    let manifest = manifest.inner();
     let mut buffers = writable(&outputs, models.iter().flat_map(|model| model.ranges()))?;
-    let checkpoints = models.iter().map(|model| model.inner()).collect();
+    let checkpoints = opened(&models);
     let chunk_bytes = chunk_bytes.unwrap_or(DEFAULT_CHUNK_BYTES);
     let options = Options { threads, chunk_bytes, allow_nan, ..Options::default() };
     let slices = slices(&mut buffers);
     let monitor = Monitor::new();
     enter(py, &monitor, None, || {
-        let inputs = Inputs::new(&recipe, checkpoints)?;
-        let plan = Plan::new(&recipe, &inputs, u64::MAX)?;
-        execute_into(&plan, slices, &options, &monitor)
+        let inputs = Inputs::of(&manifest, checkpoints)?;
+        execute_into(&manifest, &inputs, slices, &options, &monitor)
     })
 }
 

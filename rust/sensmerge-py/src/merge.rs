@@ -1,18 +1,19 @@
 use std::path::PathBuf;
 
 use pyo3::prelude::*;
-use sensmerge_core::execute::{DEFAULT_CHUNK_BYTES, Monitor, Options, Sidecar, execute};
-use sensmerge_core::plan::{Inputs, Plan};
+use sensmerge_core::engine::{DEFAULT_CHUNK_BYTES, Monitor, Options, Sidecar, execute};
 
+use crate::checkpoint::Checkpoint;
 use crate::door::enter;
-use crate::plan::parse;
+use crate::manifest::{Manifest, inputs, opened};
 
-/// Merge checkpoints and write the result.
+/// Carry a manifest out and write the model.
 ///
 /// Args:
-///     recipe: The core's recipe as JSON.
+///     manifest: What to merge.
 ///     output: The folder to write.
 ///     max_shard_bytes: Upper bound on the size of an output file.
+///     models: The manifest's models, where they are open already; its own files by default.
 ///     copies: Files to copy beside the weights: pairs of name and path.
 ///     texts: Files to write beside the weights: pairs of name and content.
 ///     threads: Threads to use; all cores by default.
@@ -31,7 +32,7 @@ use crate::plan::parse;
 ///     KeyboardInterrupt: Ctrl-C was pressed; nothing is left behind.
 #[pyfunction]
 #[pyo3(signature = (
-    recipe, output, max_shard_bytes, *,
+    manifest, output, max_shard_bytes, models = None, *,
     copies: "collections.abc.Sequence[tuple[str, str | os.PathLike[str]]]" = Vec::new(),
     texts: "collections.abc.Sequence[tuple[str, str]]" = Vec::new(),
     threads = None, chunk_bytes = None, sync = true, overwrite = false, allow_nan = false,
@@ -40,9 +41,10 @@ use crate::plan::parse;
 #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
 pub(crate) fn merge(
     py: Python<'_>,
-    recipe: &str,
+    manifest: PyRef<'_, Manifest>,
     output: PathBuf,
     max_shard_bytes: u64,
+    models: Option<Vec<PyRef<'_, Checkpoint>>>,
     copies: Vec<(String, PathBuf)>,
     texts: Vec<(String, String)>,
     threads: Option<usize>,
@@ -52,17 +54,16 @@ pub(crate) fn merge(
     allow_nan: bool,
     progress: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<String> {
-    let recipe = parse(recipe)?;
+    let (manifest, models) = (manifest.inner(), models.map(|models| opened(&models)));
     let copies = copies.into_iter().map(|(name, from)| Sidecar::Copy { name, from });
     let texts = texts.into_iter().map(|(name, content)| Sidecar::Text { name, content });
     let sidecars: Vec<Sidecar> = copies.chain(texts).collect();
     let chunk_bytes = chunk_bytes.unwrap_or(DEFAULT_CHUNK_BYTES);
-    let options = Options { threads, chunk_bytes, sync, overwrite, allow_nan };
+    let options = Options { threads, chunk_bytes, max_shard_bytes, sync, overwrite, allow_nan };
     let monitor = Monitor::new();
     let summary = enter(py, &monitor, progress, || {
-        let inputs = Inputs::open(&recipe)?;
-        let plan = Plan::new(&recipe, &inputs, max_shard_bytes)?;
-        execute(&plan, &output, &sidecars, &options, &monitor)
+        let inputs = inputs(&manifest, models)?;
+        execute(&manifest, &inputs, &output, &sidecars, &options, &monitor)
     })?;
     Ok(serde_json::json!(summary).to_string())
 }

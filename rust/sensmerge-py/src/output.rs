@@ -10,10 +10,12 @@ use crate::error::to_python;
 /// Args:
 ///     output: The folder.
 ///     inputs: Folders and files that are merged.
-///     overwrite: Whether a model in the folder may be replaced.
+///     overwrite: Whether what an earlier merge wrote there may be replaced.
 ///
 /// Raises:
-///     InputError: The folder is not empty, is no folder, or belongs to an input.
+///     InputError: The folder is not empty, is no folder, holds weights that no merge listed, or
+///         is, contains or lies in an input.
+///     OSError: The folder or an input cannot be looked at.
 #[pyfunction]
 #[pyo3(signature = (
     output, inputs: "collections.abc.Sequence[str | os.PathLike[str]]", overwrite

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::PyResult;
 use rayon::ThreadPool;
-use sensmerge_core::execute;
+use sensmerge_core::engine;
 
 use crate::error::to_python;
 
@@ -23,7 +23,7 @@ pub(crate) fn pool(threads: Option<usize>) -> PyResult<Arc<ThreadPool>> {
     {
         return Ok(Arc::clone(pool));
     }
-    let pool = Arc::new(execute::pool(threads).map_err(to_python)?);
+    let pool = Arc::new(engine::pool(threads).map_err(to_python)?);
     if let Some((owner, _, stale)) = last.replace((process, threads, Arc::clone(&pool)))
         && owner != process
     {

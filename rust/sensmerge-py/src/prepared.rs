@@ -1,25 +1,24 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock};
 
 use pyo3::prelude::*;
-use sensmerge_core::checkpoint;
-use sensmerge_core::execute::{self, Monitor, Options, reduce};
-use sensmerge_core::plan::{Inputs, Plan};
+use sensmerge_core::engine::{self, Inputs, Monitor, Options, reduce};
+use sensmerge_core::manifest;
 
 use crate::buffers::{Bytes, dtype};
 use crate::checkpoint::Checkpoint;
 use crate::door::enter;
 use crate::error::to_python;
+use crate::manifest::{Manifest, opened};
 use crate::memory::{slices, writable};
-use crate::plan::parse;
 use crate::pool::pool;
 
 /// A merge whose sparsification is decided, for searches over its weights.
 ///
 /// Args:
-///     recipe: The core's recipe as JSON; its paths are not looked at.
-///     models: The base, where the recipe has one, and the experts in its order.
+///     manifest: What to merge.
+///     models: The manifest's models, open.
 ///     threads: Threads to use; all cores by default.
 ///     allow_nan: Let NaN through instead of refusing it.
 ///
@@ -28,8 +27,7 @@ use crate::pool::pool;
 ///     KeyboardInterrupt: Ctrl-C was pressed.
 #[pyclass(frozen, module = "sensmerge._core")]
 pub(crate) struct Prepared {
-    inner: RwLock<execute::Prepared>,
-    checkpoints: Vec<Arc<checkpoint::Checkpoint>>,
+    inner: RwLock<engine::Prepared>,
     /// Where in memory inputs lie.
     ranges: Vec<Range<usize>>,
     threads: Option<usize>,
@@ -38,48 +36,40 @@ pub(crate) struct Prepared {
 #[pymethods]
 impl Prepared {
     #[new]
-    #[pyo3(signature = (recipe, models, *, threads = None, allow_nan = false))]
+    #[pyo3(signature = (manifest, models, *, threads = None, allow_nan = false))]
     fn new(
         py: Python<'_>,
-        recipe: &str,
+        manifest: PyRef<'_, Manifest>,
         models: Vec<PyRef<'_, Checkpoint>>,
         threads: Option<usize>,
         allow_nan: bool,
     ) -> PyResult<Self> {
-        let recipe = parse(recipe)?;
-        let checkpoints: Vec<_> = models.iter().map(|model| model.inner()).collect();
+        let manifest = manifest::Manifest::clone(&manifest.inner());
+        let checkpoints = opened(&models);
         let ranges = models.iter().flat_map(|model| model.ranges()).cloned().collect();
         let options = Options { threads, allow_nan, ..Options::default() };
         let monitor = Monitor::new();
-        let opened = checkpoints.clone();
         let inner = enter(py, &monitor, None, || {
-            let inputs = Inputs::new(&recipe, opened)?;
-            let plan = Plan::new(&recipe, &inputs, u64::MAX)?;
-            execute::Prepared::new(plan, options, &monitor)
+            let inputs = Inputs::of(&manifest, checkpoints)?;
+            engine::Prepared::new(manifest, inputs, options, &monitor)
         })?;
-        Ok(Self { inner: RwLock::new(inner), checkpoints, ranges, threads })
+        Ok(Self { inner: RwLock::new(inner), ranges, threads })
     }
 
-    /// Take the weights of another recipe for the same models.
+    /// Take the weights of another manifest of the same models.
     ///
     /// Args:
-    ///     recipe: The core's recipe as JSON. It may differ in weights, lambda, normalize and the
-    ///         output's dtype.
+    ///     manifest: It may differ in weights, lambda, normalize and the output's dtype.
     ///
     /// Returns:
     ///     Whether it was taken: not where other entries would be kept.
-    ///
-    /// Raises:
-    ///     InputError: The checkpoints cannot be merged as asked.
-    fn reweigh(&self, py: Python<'_>, recipe: &str) -> PyResult<bool> {
-        let recipe = parse(recipe)?;
+    fn reweigh(&self, py: Python<'_>, manifest: PyRef<'_, Manifest>) -> PyResult<bool> {
+        let manifest = manifest.inner();
         py.detach(|| {
-            let inputs = Inputs::new(&recipe, self.checkpoints.clone())?;
-            let plan = Plan::new(&recipe, &inputs, u64::MAX)?;
             let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
-            let serves = inner.serves(&plan);
+            let serves = inner.serves(&manifest);
             if serves {
-                inner.reweigh(plan)?;
+                inner.reweigh(manifest::Manifest::clone(&manifest))?;
             }
             Ok(serves)
         })

@@ -1,5 +1,5 @@
 use pyo3::prelude::*;
-use sensmerge_core::execute::reduce::{self, Buffer};
+use sensmerge_core::engine::reduce::{self, Buffer};
 
 use crate::buffers::{Bytes, dtype};
 use crate::error::to_python;

@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::de::{MapAccess, Visitor};
 
-use super::TensorInfo;
+use super::{TensorInfo, foreign};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 
@@ -89,6 +89,9 @@ fn data_start(path: &Path, file: &[u8]) -> Result<usize> {
         return Err(Error::file(path, format!("is truncated: {length} bytes hold no header")));
     };
     let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
+    if let Some(kind) = foreign::kind(file).filter(|_| length > rest.len()) {
+        return Err(Error::file(path, kind));
+    }
     if length > LONGEST_HEADER {
         let reason = format!("the header claims {length} bytes; this is no safetensors file");
         return Err(Error::file(path, reason));

@@ -2,18 +2,34 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 
+use super::mapping;
 use crate::error::{Error, Result};
 
 /// The index of a sharded checkpoint in its folder.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
 
+/// An index that was read.
+pub(super) struct Index {
+    /// Its file.
+    pub path: PathBuf,
+    /// The file of every tensor.
+    pub files: BTreeMap<String, String>,
+}
+
+impl Index {
+    /// Whether a tensor that lies in `file` is to be read from another one.
+    pub(super) fn places_elsewhere(&self, tensor: &str, file: &Path) -> bool {
+        self.files.get(tensor).is_some_and(|named| file.file_name() != Some(named.as_ref()))
+    }
+}
+
 #[derive(Deserialize)]
-struct Index {
+struct Text {
     weight_map: WeightMap,
     #[serde(default, rename = "metadata")]
     _metadata: IgnoredAny,
@@ -50,13 +66,13 @@ impl<'de> Visitor<'de> for WeightMapVisitor {
     }
 }
 
-/// Read an index: file name by tensor.
+/// Read an index.
 ///
 /// # Errors
 /// [`Error::File`] for an index that is malformed or names anything but files of its own folder.
-pub(super) fn read(path: &Path) -> Result<BTreeMap<String, String>> {
-    let text = std::fs::read(path).map_err(Error::io(path))?;
-    let Index { weight_map: WeightMap(files), .. } = serde_json::from_slice(&text)
+pub(super) fn read(path: &Path) -> Result<Index> {
+    let text = mapping::read(path)?;
+    let Text { weight_map: WeightMap(files), .. } = serde_json::from_slice(&text)
         .map_err(|error| Error::file(path, format!("the index is malformed: {error}")))?;
     if files.is_empty() {
         return Err(Error::file(path, "the index names no tensor"));
@@ -70,7 +86,7 @@ pub(super) fn read(path: &Path) -> Result<BTreeMap<String, String>> {
             ));
         }
     }
-    Ok(files)
+    Ok(Index { path: path.to_path_buf(), files })
 }
 
 /// Whether a name stays in its folder on every platform.

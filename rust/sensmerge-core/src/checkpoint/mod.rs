@@ -3,24 +3,27 @@
 //! model's folder is opened because a file says so, and nothing is unpickled.
 
 mod fingerprint;
+mod foreign;
 mod header;
+mod identity;
 mod index;
 pub mod layout;
 mod mapping;
 mod memory;
 pub mod output;
+mod select;
+mod suspicion;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use foreign::enumerate;
 pub use index::INDEX_FILE;
+use index::Index;
 pub use memory::MemoryTensor;
-
-/// The weights of a checkpoint that is one file.
-const SINGLE_FILE: &str = "model.safetensors";
 
 /// What a header says of a tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,48 +68,61 @@ pub struct Checkpoint {
     storages: Vec<Bytes>,
     tensors: BTreeMap<String, Arc<TensorInfo>>,
     tied: BTreeMap<String, String>,
+    notes: Vec<String>,
 }
 
 impl Checkpoint {
     /// Open a model's folder, or one safetensors file.
+    ///
+    /// Of a folder's files those are read that transformers' `from_pretrained` loads; see
+    /// [`Checkpoint::notes`] for what is passed over.
     ///
     /// # Errors
     /// [`Error::File`], [`Error::Tensor`] or [`Error::Io`] for what is missing, truncated,
     /// malformed or not what it claims to be.
     pub fn open(path: &Path) -> Result<Self> {
         let kind = std::fs::metadata(path).map_err(Error::io(path))?;
-        if !kind.is_dir() {
-            return Self::from_files(path, vec![path.to_path_buf()]);
+        if kind.is_dir() {
+            let select::Selection { files, index, notes } = select::select(path)?;
+            return Self::from_files(path, files, index.as_ref(), notes);
         }
-        let index = path.join(INDEX_FILE);
-        let single = path.join(SINGLE_FILE);
-        if index.exists() {
-            let files = index::read(&index)?;
-            let names: BTreeSet<&String> = files.values().collect();
-            let paths = names.iter().map(|name| path.join(name)).collect();
-            let checkpoint = Self::from_files(path, paths)?;
-            checkpoint.check_index(&index, &files)?;
-            return Ok(checkpoint);
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if foreign::is_adapter(&name) {
+            let config = path.with_file_name(foreign::ADAPTER_CONFIG);
+            return Err(Error::file(path, foreign::adapter(&config)));
         }
-        if single.exists() {
-            return Self::from_files(path, vec![single]);
-        }
-        Self::from_files(path, vec![only_safetensors(path)?])
+        Self::from_files(path, vec![path.to_path_buf()], None, Vec::new())
     }
 
-    fn from_files(path: &Path, files: Vec<PathBuf>) -> Result<Self> {
+    fn from_files(
+        path: &Path,
+        files: Vec<PathBuf>,
+        index: Option<&Index>,
+        notes: Vec<String>,
+    ) -> Result<Self> {
         let mut storages = Vec::<Bytes>::with_capacity(files.len());
         let mut tensors = BTreeMap::new();
+        let mut twice = Vec::new();
         for (shard, file) in files.iter().enumerate() {
             let map = mapping::map(file)?;
             for tensor in header::read(file, &map, shard)? {
+                if index.is_some_and(|index| index.places_elsewhere(&tensor.name, file)) {
+                    twice.push(tensor.name);
+                    continue;
+                }
                 if let Some(twin) = tensors.insert(tensor.name.clone(), Arc::new(tensor)) {
                     return Err(Error::tensor(file, &twin.name, "is in two files"));
                 }
             }
             storages.push(Box::new(map));
         }
-        Ok(Self { path: path.to_path_buf(), files, storages, tensors, tied: BTreeMap::new() })
+        let path = path.to_path_buf();
+        let mut checkpoint = Self { path, files, storages, tensors, tied: BTreeMap::new(), notes };
+        if let Some(index) = index {
+            checkpoint.check_index(index)?;
+            checkpoint.notes.extend(told_twice(&index.path, twice));
+        }
+        Ok(checkpoint)
     }
 
     /// A checkpoint of tensors in memory, which are not copied.
@@ -122,19 +138,17 @@ impl Checkpoint {
     }
 
     /// The index and the shards tell the same story.
-    fn check_index(&self, index: &Path, files: &BTreeMap<String, String>) -> Result<()> {
-        for (name, file) in files {
-            let held = self.tensors.get(name).map(|tensor| &self.files[tensor.shard]);
-            if held.and_then(|held| held.file_name()) != Some(file.as_ref()) {
+    fn check_index(&self, index: &Index) -> Result<()> {
+        for (name, file) in &index.files {
+            if !self.tensors.contains_key(name) {
                 let reason = format!("the index places it in '{file}', which does not hold it");
-                return Err(Error::tensor(index, name, reason));
+                return Err(Error::tensor(&index.path, name, reason));
             }
         }
-        match self.tensors.values().find(|tensor| !files.contains_key(&tensor.name)) {
+        match self.tensors.values().find(|tensor| !index.files.contains_key(&tensor.name)) {
             None => Ok(()),
             Some(tensor) => {
-                let file = &self.files[tensor.shard];
-                Err(Error::tensor(file, &tensor.name, "is not in the index"))
+                Err(Error::tensor(self.file_of(tensor), &tensor.name, "is not in the index"))
             }
         }
     }
@@ -161,6 +175,32 @@ impl Checkpoint {
     #[must_use]
     pub fn tied(&self) -> &BTreeMap<String, String> {
         &self.tied
+    }
+
+    /// What the caller should be told about which files were read: one sentence each.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// What a sound file can hold and a trained model does not, one sentence each: tensors of no
+    /// entries, or zeros throughout.
+    ///
+    /// Data is read until an entry is found that is not zero: one page of a sound model.
+    #[must_use]
+    pub fn suspicions(&self) -> Vec<String> {
+        suspicion::of(self)
+    }
+
+    /// Whether it holds floats, and all of them are zero: no model, and nothing to merge.
+    #[must_use]
+    pub fn is_zero(&self) -> bool {
+        suspicion::is_zero_throughout(self)
+    }
+
+    /// The file that holds a tensor; in memory, the checkpoint's name.
+    fn file_of(&self, tensor: &TensorInfo) -> &Path {
+        self.files.get(tensor.shard).unwrap_or(&self.path)
     }
 
     /// All tensors, by name.
@@ -202,40 +242,15 @@ impl std::fmt::Debug for Checkpoint {
     }
 }
 
-/// The one safetensors file of a folder that has neither an index nor the usual name.
-fn only_safetensors(folder: &Path) -> Result<PathBuf> {
-    let mut found = Vec::new();
-    let mut others = BTreeSet::new();
-    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
-        let path = entry.map_err(Error::io(folder))?.path();
-        let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or("");
-        match extension {
-            "safetensors" => found.push(path),
-            "bin" | "pt" | "pth" | "gguf" => drop(others.insert(extension.to_owned())),
-            _ => {}
-        }
-    }
-    if folder.join("adapter_config.json").exists() {
-        return Err(Error::file(
-            folder,
-            "is a LoRA adapter; merge it into its base first (PEFT's merge_and_unload) and name \
-             the result",
-        ));
-    }
-    match (found.pop(), found.is_empty()) {
-        (Some(only), true) => Ok(only),
-        (Some(_), false) => Err(Error::file(
-            folder,
-            format!("holds several safetensors files and no {INDEX_FILE}; name one of them"),
-        )),
-        (None, _) if !others.is_empty() => Err(Error::file(
-            folder,
-            format!(
-                "holds weights only as .{}; convert them to safetensors, since pickle can run \
-                 code and is not read",
-                others.into_iter().collect::<Vec<_>>().join(", .")
-            ),
-        )),
-        (None, _) => Err(Error::file(folder, "holds no safetensors file")),
-    }
+/// The sentence about tensors that more than one file holds.
+fn told_twice(index: &Path, mut names: Vec<String>) -> Option<String> {
+    names.sort_unstable();
+    names.dedup();
+    (!names.is_empty()).then(|| {
+        format!(
+            "{}: more than one file holds {}; read is what the index names",
+            index.display(),
+            enumerate(names.iter().map(String::as_str))
+        )
+    })
 }

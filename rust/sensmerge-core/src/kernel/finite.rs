@@ -14,6 +14,13 @@ pub fn has_nan<T: Real>(values: &[T]) -> bool {
     any(values, |value| value != value)
 }
 
+/// Whether all entries are finite: neither NaN nor infinite.
+#[must_use]
+pub fn all_finite<T: Real>(values: &[T]) -> bool {
+    // The bits of NaN are above those of infinity.
+    !any(values, |value| value.magnitude() >= T::INFINITY.magnitude())
+}
+
 /// Whether any entry is infinite.
 #[must_use]
 pub fn has_infinite<T: Real>(values: &[T]) -> bool {
@@ -37,6 +44,7 @@ mod tests {
         fn found_wherever_they_are(values in vector(any_value())) {
             prop_assert_eq!(has_nan(&values), values.iter().any(|value| value.is_nan()));
             prop_assert_eq!(has_infinite(&values), values.iter().any(|value| value.is_infinite()));
+            prop_assert_eq!(all_finite(&values), values.iter().all(|value| value.is_finite()));
         }
     }
 }

@@ -29,6 +29,19 @@ widest! {
 }
 
 widest! {
+    /// `out_j ← out_j + w_j x_j`: one row of a sum whose weights differ from entry to entry.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn add_product<T: Real>(row: &[T], weights: &[T], out: &mut [T]) {
+        assert_eq!((row.len(), weights.len()), (out.len(), out.len()));
+        for ((out, &x), &weight) in out.iter_mut().zip(row).zip(weights) {
+            *out += weight * x;
+        }
+    }
+}
+
+widest! {
     /// `x_j ← θ_j + λ x_j`: add the scaled sum of task vectors to the base.
     ///
     /// # Panics
@@ -84,11 +97,14 @@ mod tests {
             let base: Vec<f32> = values.iter().rev().copied().collect();
             let (mut added, mut divided, mut multiplied) =
                 (values.clone(), values.clone(), values.clone());
+            let mut products = values.clone();
+            add_product(&base, &base, &mut products);
             scale_and_add(&base, factor, &mut added);
             divide(&mut divided, factor);
             multiply(&mut multiplied, factor);
             for j in 0..values.len() {
                 prop_assert!(same(&[added[j]], &[base[j] + factor * values[j]]));
+                prop_assert!(same(&[products[j]], &[values[j] + base[j] * base[j]]));
                 prop_assert!(same(&[divided[j]], &[values[j] / factor]));
                 prop_assert!(same(&[multiplied[j]], &[values[j] * factor]));
             }

@@ -7,24 +7,49 @@
 //!
 //! Then `θ = θ₀ + λ Σ w_i δ̂_i`. `rescale: false` leaves the survivors as they are.
 
-use super::{Method, Operand, Rescale, Semantics, Switches, weights_divisor};
+use super::{Base, Count, Method, Parameter, Schema, Semantics, Settings};
+use crate::program::random_drop::RandomDrop;
+use crate::program::rescale::{DivideByDensity, PreserveL1};
+use crate::program::sum::{Cancelling, WeightedSum};
+use crate::program::{Operand, Program, Step};
 
-pub(super) fn compose(semantics: Semantics, switches: Switches) -> Method {
-    Method {
-        operand: Operand::TaskVectors,
-        drop: true,
-        trim: None,
-        rescale: survivors(semantics, switches),
-        consensus: None,
-        divisor: weights_divisor(switches.normalize.unwrap_or(false)),
+/// The density that searches start from: the paper drops half.
+pub(super) const START: f64 = 0.5;
+
+pub(super) struct DareLinear;
+
+impl Method for DareLinear {
+    fn schema(&self, _: Semantics) -> Schema {
+        Schema {
+            name: "dare_linear",
+            title: "DARE",
+            summary: "drop entries at random, rescale the survivors, sum",
+            source: "Yu et al. 2024",
+            base: Base::Needed,
+            models: Count::at_least(1),
+            parameters: vec![
+                Parameter::weight(),
+                Parameter::density("density", "fraction of entries kept", true, Some(START)),
+                Parameter::lambda(),
+                Parameter::normalize(false),
+                Parameter::rescale(true),
+            ],
+            coefficients: true,
+            learnable: true,
+        }
     }
-}
 
-/// What DARE's survivors are multiplied by.
-pub(super) fn survivors(semantics: Semantics, switches: Switches) -> Rescale {
-    match (switches.rescale.unwrap_or(true), semantics) {
-        (false, _) => Rescale::None,
-        (true, Semantics::Original) => Rescale::InverseDensity,
-        (true, Semantics::Mergekit) => Rescale::PreserveL1,
+    fn program(&self, settings: &Settings) -> Program {
+        let drop = RandomDrop { density: "density" };
+        let step: Box<dyn Step> = match (settings.switch("rescale"), settings.semantics) {
+            (false, _) => Box::new(drop),
+            (true, Semantics::Original) => Box::new(DivideByDensity::of(drop, "density")),
+            (true, Semantics::Mergekit) => Box::new(PreserveL1::of(drop)),
+        };
+        let sum = WeightedSum {
+            normalize: settings.switch("normalize"),
+            cancelling: Cancelling::NotDivided,
+        };
+        Program::new(Operand::TaskVectors, vec![step], sum)
     }
 }

@@ -6,27 +6,63 @@
 //!   unweighted election and the mean over agreeing experts;
 //! - mergekit: the weighted election and the plain sum of agreeing `w_i δ̂_i`, no trim.
 
-use super::dare_linear::survivors;
-use super::ties::{MERGEKIT_ELECTION, ORIGINAL_ELECTION, count_divisor};
-use super::{Method, Operand, Scope, Semantics, Switches, Trim, TrimDensity, weights_divisor};
+use super::dare_linear::START;
+use super::{Base, Count, Method, Parameter, Schema, Semantics, Settings};
+use crate::program::disjoint::Disjoint;
+use crate::program::random_drop::RandomDrop;
+use crate::program::rescale::{DivideByDensity, PreserveL1};
+use crate::program::trim::Trim;
+use crate::program::{Operand, Program, Scope, Step};
 
-pub(super) fn compose(semantics: Semantics, switches: Switches) -> Method {
-    let (trim, consensus, divisor) = match semantics {
-        Semantics::Original => (
-            Some(Trim { scope: Scope::Model, density: TrimDensity::TiesDensity }),
-            ORIGINAL_ELECTION,
-            count_divisor(switches.normalize.unwrap_or(true)),
-        ),
-        Semantics::Mergekit => {
-            (None, MERGEKIT_ELECTION, weights_divisor(switches.normalize.unwrap_or(false)))
+pub(super) struct DareTies;
+
+impl Method for DareTies {
+    fn schema(&self, semantics: Semantics) -> Schema {
+        let mut parameters = vec![
+            Parameter::weight(),
+            Parameter::density(
+                "density",
+                "fraction of entries kept by the drop",
+                true,
+                Some(START),
+            ),
+        ];
+        if semantics == Semantics::Original {
+            let summary = "fraction of entries kept by the trim";
+            parameters.push(Parameter::density("ties_density", summary, false, None));
         }
-    };
-    Method {
-        operand: Operand::TaskVectors,
-        drop: true,
-        trim,
-        rescale: survivors(semantics, switches),
-        consensus: Some(consensus),
-        divisor,
+        let normalize = semantics == Semantics::Original;
+        parameters.extend([
+            Parameter::lambda(),
+            Parameter::normalize(normalize),
+            Parameter::rescale(true),
+        ]);
+        Schema {
+            name: "dare_ties",
+            title: "DARE-TIES",
+            summary: "drop entries at random, rescale the survivors, elect signs",
+            source: "Yu et al. 2024; Yadav et al. 2023",
+            base: Base::Needed,
+            models: Count::at_least(1),
+            parameters,
+            coefficients: true,
+            learnable: true,
+        }
+    }
+
+    fn program(&self, settings: &Settings) -> Program {
+        let (normalize, rescale) = (settings.switch("normalize"), settings.switch("rescale"));
+        let drop = RandomDrop { density: "density" };
+        if settings.semantics == Semantics::Mergekit {
+            let step: Box<dyn Step> =
+                if rescale { Box::new(PreserveL1::of(drop)) } else { Box::new(drop) };
+            return Program::new(Operand::TaskVectors, vec![step], Disjoint::mergekit(normalize));
+        }
+        // Scaled after the trim: the trim compares magnitudes as they were before.
+        let trim = Trim { density: "ties_density", scope: Scope::Model };
+        let trim: Box<dyn Step> =
+            if rescale { Box::new(DivideByDensity::of(trim, "density")) } else { Box::new(trim) };
+        let steps = vec![Box::new(drop), trim];
+        Program::new(Operand::TaskVectors, steps, Disjoint::original(normalize))
     }
 }

@@ -1,20 +1,35 @@
-//! Linear: the weighted mean of the experts' parameters.
+//! Linear: the weighted mean of the models' parameters.
 //!
 //! `θ = Σ w_i θ_i / Σ w_i`; with `normalize: false`, `θ = Σ w_i θ_i`.
 //!
 //! Model soups, Wortsman et al. 2022. Both semantics are the same; a base is not needed.
 
-use super::{Method, Operand, Rescale, Switches, refuse_rescale, weights_divisor};
-use crate::error::Result;
+use super::{Base, Count, Method, Parameter, Schema, Semantics, Settings};
+use crate::program::sum::{Cancelling, WeightedSum};
+use crate::program::{Operand, Program};
 
-pub(super) fn compose(switches: Switches) -> Result<Method> {
-    refuse_rescale(switches, "linear")?;
-    Ok(Method {
-        operand: Operand::Parameters,
-        drop: false,
-        trim: None,
-        rescale: Rescale::None,
-        consensus: None,
-        divisor: weights_divisor(switches.normalize.unwrap_or(true)),
-    })
+pub(super) struct Linear;
+
+impl Method for Linear {
+    fn schema(&self, _: Semantics) -> Schema {
+        Schema {
+            name: "linear",
+            title: "Linear",
+            summary: "the weighted mean of the models' parameters",
+            source: "Model soups, Wortsman et al. 2022",
+            base: Base::Unused,
+            models: Count::at_least(1),
+            parameters: vec![Parameter::weight(), Parameter::normalize(true)],
+            coefficients: true,
+            learnable: true,
+        }
+    }
+
+    fn program(&self, settings: &Settings) -> Program {
+        let sum = WeightedSum {
+            normalize: settings.switch("normalize"),
+            cancelling: Cancelling::Refused,
+        };
+        Program::new(Operand::Parameters, Vec::new(), sum)
+    }
 }

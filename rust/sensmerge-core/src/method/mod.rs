@@ -1,42 +1,55 @@
-//! Merge methods as data.
+//! The methods, one file each: a schema (what it takes) beside its program (what it computes).
 //!
-//! A method is a composition of kernels: how a task vector is made sparse (drop, trim, rescale),
-//! how the experts agree on a sign (consensus), and what their weighted sum is divided by. Each
-//! method's file states its idea, its formula and its source, and composes those parts for both
-//! published semantics; nothing else in the crate asks for a method by name.
+//! A new method is a file here and its line in [`METHODS`]. Nothing else, in Rust or in Python,
+//! asks for a method by name.
 
 mod dare_linear;
 mod dare_ties;
 mod linear;
+mod model_stock;
+mod nuslerp;
+mod passthrough;
+mod schema;
+mod slerp;
 mod task_arithmetic;
 mod ties;
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
-pub use crate::kernel::disjoint::{Agreement, Divisor};
+use crate::program::Program;
+pub use schema::{Base, Count, Kind, Owner, Parameter, Range, Schema, Search};
 
-/// A sum of weights below this does not divide: task vectors are then summed as they are, and a mean
-/// of parameters is refused.
-pub const SMALLEST_DIVISOR: f64 = 1e-8;
+/// A merge method.
+pub trait Method: Sync {
+    /// What it takes.
+    fn schema(&self, semantics: Semantics) -> Schema;
 
-/// The methods by the names that recipes use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MethodName {
-    /// Weighted mean of parameters (Wortsman et al., 2022).
-    Linear,
-    /// Weighted sum of task vectors (Ilharco et al., 2023).
-    TaskArithmetic,
-    /// Trim, elect sign, disjoint mean (Yadav et al., 2023).
-    Ties,
-    /// Drop and rescale, then task arithmetic (Yu et al., 2024).
-    DareLinear,
-    /// Drop and rescale, then sign election (Yu et al., 2024).
-    DareTies,
+    /// What it computes with these settings.
+    fn program(&self, settings: &Settings) -> Program;
 }
 
-/// Whose reading of TIES and DARE is computed.
+/// Every method, in the order of the documentation.
+pub static METHODS: [&dyn Method; 9] = [
+    &linear::Linear,
+    &task_arithmetic::TaskArithmetic,
+    &ties::Ties,
+    &dare_linear::DareLinear,
+    &dare_ties::DareTies,
+    &slerp::Slerp,
+    &nuslerp::Nuslerp,
+    &model_stock::ModelStock,
+    &passthrough::Passthrough,
+];
+
+/// The method that recipes call `name`.
+#[must_use]
+pub fn find(name: &str) -> Option<&'static dyn Method> {
+    METHODS.into_iter().find(|method| method.schema(Semantics::default()).name == name)
+}
+
+/// Whose reading of a method is computed, where two published ones differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Semantics {
@@ -47,181 +60,88 @@ pub enum Semantics {
     Original,
 }
 
-/// The switches of a recipe that change a method's composition; `None` takes its default.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Switches {
-    /// Divide the weighted sum.
-    pub normalize: Option<bool>,
-    /// Scale the survivors of sparsification up.
-    pub rescale: Option<bool>,
+/// The choices that shape a method's program, for a whole merge.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// The method's name.
+    pub name: String,
+    /// Whose reading of it.
+    #[serde(default)]
+    pub semantics: Semantics,
+    /// Its switches, every one of them.
+    #[serde(default)]
+    pub switches: BTreeMap<String, bool>,
+    /// Whether the merge has a base that task vectors are differences from.
+    pub base: bool,
 }
 
-/// What is combined.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operand {
-    /// The experts' parameters themselves.
-    Parameters,
-    /// Their differences from the base, added back to it after scaling by lambda.
-    TaskVectors,
-}
-
-/// What magnitude trimming is relative to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
-    /// Exactly `max(1, floor(density * n))` entries of each tensor stay; ties go to the lowest index.
-    Tensor,
-    /// One threshold for an expert's whole task vector; every entry at or above it stays.
-    Model,
-}
-
-/// Which of an expert's two densities a trim obeys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TrimDensity {
-    /// `density`.
-    Density,
-    /// `ties_density`, where `density` belongs to the random drop.
-    TiesDensity,
-}
-
-/// Magnitude trimming.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Trim {
-    /// What it is relative to.
-    pub scope: Scope,
-    /// Which density it obeys.
-    pub density: TrimDensity,
-}
-
-/// What the survivors of sparsification are multiplied by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rescale {
-    /// 1.
-    None,
-    /// 1 / density.
-    InverseDensity,
-    /// The factor that restores the L1 norm of the tensor's task vector.
-    PreserveL1,
-}
-
-/// The sign of an entry whose election ends in a draw.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ZeroSign {
-    /// Always +.
-    Positive,
-    /// The sign that the model-wide sum of elected signs has.
-    Majority,
-}
-
-/// Sign election.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Consensus {
-    /// Whether votes are weighted, and with them what counts as agreeing.
-    pub agreement: Agreement,
-    /// Who wins a draw.
-    pub zero_sign: ZeroSign,
-}
-
-/// A method, taken apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Method {
-    /// What is combined.
-    pub operand: Operand,
-    /// Whether entries are dropped at random with probability `1 - density`.
-    pub drop: bool,
-    /// How small entries are trimmed, after the drop.
-    pub trim: Option<Trim>,
-    /// What survivors are multiplied by.
-    pub rescale: Rescale,
-    /// How signs are elected; none: every entry takes part.
-    pub consensus: Option<Consensus>,
-    /// What the weighted sum is divided by.
-    pub divisor: Divisor,
-}
-
-impl Method {
-    /// Compose the method that `name` stands for.
-    ///
-    /// # Errors
-    /// [`Error::Setting`] where a switch has no meaning for the method.
-    pub fn new(name: MethodName, semantics: Semantics, switches: Switches) -> Result<Self> {
-        match name {
-            MethodName::Linear => linear::compose(switches),
-            MethodName::TaskArithmetic => task_arithmetic::compose(switches),
-            MethodName::Ties => ties::compose(semantics, switches),
-            MethodName::DareLinear => Ok(dare_linear::compose(semantics, switches)),
-            MethodName::DareTies => Ok(dare_ties::compose(semantics, switches)),
-        }
+impl Settings {
+    /// Whether a switch is on. The manifest has every switch of the method's schema.
+    #[must_use]
+    pub fn switch(&self, name: &str) -> bool {
+        self.switches.get(name).copied().unwrap_or(false)
     }
-}
-
-/// `Σ w_i` where `normalize` is on, 1 otherwise.
-fn weights_divisor(normalize: bool) -> Divisor {
-    if normalize { Divisor::Weights } else { Divisor::One }
-}
-
-/// Refuse `rescale: true` for a method that drops nothing.
-fn refuse_rescale(switches: Switches, method: &str) -> Result<()> {
-    if switches.rescale == Some(true) {
-        return Err(Error::setting(
-            "parameters.rescale",
-            format!("{method} drops no entries, so there is nothing to rescale; remove the key"),
-        ));
-    }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
 
-    const ALL: [MethodName; 5] = [
-        MethodName::Linear,
-        MethodName::TaskArithmetic,
-        MethodName::Ties,
-        MethodName::DareLinear,
-        MethodName::DareTies,
-    ];
-
-    fn compose(name: MethodName, semantics: Semantics) -> Result<Method> {
-        Method::new(name, semantics, Switches::default())
-    }
+    const BOTH: [Semantics; 2] = [Semantics::Mergekit, Semantics::Original];
 
     #[test]
-    fn only_ties_and_dare_differ_between_semantics() -> Result<()> {
-        for name in ALL {
-            let same = compose(name, Semantics::Mergekit)? == compose(name, Semantics::Original)?;
-            let plain = matches!(name, MethodName::Linear | MethodName::TaskArithmetic);
-            assert_eq!(same, plain, "{name:?}");
+    fn names_are_unique_and_found() {
+        let names: BTreeSet<&str> =
+            METHODS.iter().map(|method| method.schema(Semantics::Mergekit).name).collect();
+        assert_eq!(names.len(), METHODS.len());
+        for name in names {
+            assert!(
+                find(name).is_some_and(|method| method.schema(Semantics::Mergekit).name == name)
+            );
         }
-        Ok(())
+        assert!(find("nothing").is_none());
     }
 
     #[test]
-    fn defaults_are_those_of_the_two_publications() -> Result<()> {
-        let ties = compose(MethodName::Ties, Semantics::Mergekit)?;
-        assert_eq!(ties.divisor, Divisor::Weights);
-        assert_eq!(ties.rescale, Rescale::None);
-        let ties = compose(MethodName::Ties, Semantics::Original)?;
-        assert_eq!(ties.divisor, Divisor::Count);
-        let dare = compose(MethodName::DareTies, Semantics::Mergekit)?;
-        assert_eq!((dare.trim, dare.divisor), (None, Divisor::One));
-        assert_eq!(dare.rescale, Rescale::PreserveL1);
-        let dare = compose(MethodName::DareTies, Semantics::Original)?;
-        assert_eq!(dare.trim.map(|trim| trim.density), Some(TrimDensity::TiesDensity));
-        assert_eq!(dare.rescale, Rescale::InverseDensity);
-        Ok(())
+    fn defaults_lie_within_their_ranges() {
+        for method in METHODS {
+            for semantics in BOTH {
+                let schema = method.schema(semantics);
+                for parameter in &schema.parameters {
+                    if let Kind::Number { default: Some(default), range, search, .. } =
+                        &parameter.kind
+                    {
+                        assert!(range.admits(*default), "{} {}", schema.name, parameter.name);
+                        for bound in search.iter().flat_map(|search| [search.low, search.high]) {
+                            assert!(range.admits(bound), "{} {}", schema.name, parameter.name);
+                        }
+                    }
+                }
+                assert!(!schema.learnable || schema.parameter("weight").is_some());
+            }
+        }
     }
 
     #[test]
-    fn a_rescale_without_a_drop_is_refused() {
-        let switches = Switches { rescale: Some(true), ..Switches::default() };
-        for (name, semantics) in [
-            (MethodName::Linear, Semantics::Mergekit),
-            (MethodName::TaskArithmetic, Semantics::Mergekit),
-            (MethodName::Ties, Semantics::Original),
-        ] {
-            let refused = Method::new(name, semantics, switches);
-            assert!(refused.is_err_and(|error| error.to_string().contains("rescale")));
+    fn only_ties_and_dare_differ_between_semantics() {
+        for method in METHODS {
+            let program = |semantics| {
+                let schema = method.schema(semantics);
+                let switch = |parameter: &Parameter| match parameter.kind {
+                    Kind::Switch { default } => Some((parameter.name.to_owned(), default)),
+                    Kind::Number { .. } => None,
+                };
+                let switches = schema.parameters.iter().filter_map(switch).collect();
+                let name = schema.name.to_owned();
+                let settings = Settings { name, semantics, switches, base: true };
+                format!("{:?}", method.program(&settings))
+            };
+            let name = method.schema(Semantics::Mergekit).name;
+            let same = program(Semantics::Mergekit) == program(Semantics::Original);
+            let differs = name.starts_with("dare") || name == "ties";
+            assert_eq!(same, !differs, "{name}");
         }
     }
 }

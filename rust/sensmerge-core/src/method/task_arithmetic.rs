@@ -4,17 +4,32 @@
 //!
 //! Ilharco et al. 2023. Both semantics are the same.
 
-use super::{Method, Operand, Rescale, Switches, refuse_rescale, weights_divisor};
-use crate::error::Result;
+use super::{Base, Count, Method, Parameter, Schema, Semantics, Settings};
+use crate::program::sum::{Cancelling, WeightedSum};
+use crate::program::{Operand, Program};
 
-pub(super) fn compose(switches: Switches) -> Result<Method> {
-    refuse_rescale(switches, "task_arithmetic")?;
-    Ok(Method {
-        operand: Operand::TaskVectors,
-        drop: false,
-        trim: None,
-        rescale: Rescale::None,
-        consensus: None,
-        divisor: weights_divisor(switches.normalize.unwrap_or(false)),
-    })
+pub(super) struct TaskArithmetic;
+
+impl Method for TaskArithmetic {
+    fn schema(&self, _: Semantics) -> Schema {
+        Schema {
+            name: "task_arithmetic",
+            title: "Task arithmetic",
+            summary: "the weighted sum of the task vectors",
+            source: "Ilharco et al. 2023",
+            base: Base::Needed,
+            models: Count::at_least(1),
+            parameters: vec![Parameter::weight(), Parameter::lambda(), Parameter::normalize(false)],
+            coefficients: true,
+            learnable: true,
+        }
+    }
+
+    fn program(&self, settings: &Settings) -> Program {
+        let sum = WeightedSum {
+            normalize: settings.switch("normalize"),
+            cancelling: Cancelling::NotDivided,
+        };
+        Program::new(Operand::TaskVectors, Vec::new(), sum)
+    }
 }

@@ -10,43 +10,55 @@
 //! `normalize: false` leaves the division out. `rescale: true` (mergekit only) restores each
 //! tensor's L1 norm after the trim.
 
-use super::{
-    Agreement, Consensus, Divisor, Method, Operand, Rescale, Scope, Semantics, Switches, Trim,
-    TrimDensity, ZeroSign, refuse_rescale, weights_divisor,
-};
-use crate::error::Result;
+use super::{Base, Count, Method, Parameter, Schema, Semantics, Settings};
+use crate::program::disjoint::Disjoint;
+use crate::program::rescale::PreserveL1;
+use crate::program::trim::Trim;
+use crate::program::{Operand, Program, Scope};
 
-pub(super) fn compose(semantics: Semantics, switches: Switches) -> Result<Method> {
-    let normalize = switches.normalize.unwrap_or(true);
-    if semantics == Semantics::Original {
-        refuse_rescale(switches, "ties with semantics: original")?;
-        return Ok(Method {
-            operand: Operand::TaskVectors,
-            drop: false,
-            trim: Some(Trim { scope: Scope::Model, density: TrimDensity::Density }),
-            rescale: Rescale::None,
-            consensus: Some(ORIGINAL_ELECTION),
-            divisor: count_divisor(normalize),
-        });
+/// The density that searches start from: the paper trims 0.7.
+const START: f64 = 0.3;
+
+pub(super) struct Ties;
+
+impl Method for Ties {
+    fn schema(&self, semantics: Semantics) -> Schema {
+        let mergekit = semantics == Semantics::Mergekit;
+        let mut parameters = vec![
+            Parameter::weight(),
+            Parameter::density("density", "fraction of entries kept", mergekit, Some(START)),
+            Parameter::lambda(),
+            Parameter::normalize(true),
+        ];
+        if mergekit {
+            parameters.push(Parameter::rescale(false));
+        }
+        Schema {
+            name: "ties",
+            title: "TIES",
+            summary: "trim small entries, elect a sign for each, average those that agree with it",
+            source: "Yadav et al. 2023",
+            base: Base::Needed,
+            models: Count::at_least(1),
+            parameters,
+            coefficients: true,
+            learnable: true,
+        }
     }
-    let rescale = switches.rescale.unwrap_or(false);
-    Ok(Method {
-        operand: Operand::TaskVectors,
-        drop: false,
-        trim: Some(Trim { scope: Scope::Tensor, density: TrimDensity::Density }),
-        rescale: if rescale { Rescale::PreserveL1 } else { Rescale::None },
-        consensus: Some(MERGEKIT_ELECTION),
-        divisor: weights_divisor(normalize),
-    })
-}
 
-pub(super) const ORIGINAL_ELECTION: Consensus =
-    Consensus { agreement: Agreement::Unweighted, zero_sign: ZeroSign::Majority };
-
-pub(super) const MERGEKIT_ELECTION: Consensus =
-    Consensus { agreement: Agreement::Weighted, zero_sign: ZeroSign::Positive };
-
-/// The number of agreeing experts where `normalize` is on, 1 otherwise.
-pub(super) fn count_divisor(normalize: bool) -> Divisor {
-    if normalize { Divisor::Count } else { Divisor::One }
+    fn program(&self, settings: &Settings) -> Program {
+        let normalize = settings.switch("normalize");
+        if settings.semantics == Semantics::Original {
+            let trim = Trim { density: "density", scope: Scope::Model };
+            let combine = Disjoint::original(normalize);
+            return Program::new(Operand::TaskVectors, vec![Box::new(trim)], combine);
+        }
+        let trim = Trim { density: "density", scope: Scope::Tensor };
+        let combine = Disjoint::mergekit(normalize);
+        if settings.switch("rescale") {
+            Program::new(Operand::TaskVectors, vec![Box::new(PreserveL1::of(trim))], combine)
+        } else {
+            Program::new(Operand::TaskVectors, vec![Box::new(trim)], combine)
+        }
+    }
 }

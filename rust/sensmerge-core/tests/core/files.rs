@@ -2,7 +2,12 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
+use sensmerge_core::Result;
+use sensmerge_core::checkpoint::Checkpoint;
+use sensmerge_core::engine::Inputs;
+use sensmerge_core::manifest::{Builder, Input, Manifest};
 use serde_json::{Map, Value, json};
 
 /// One tensor of a file: name, dtype, shape, bytes.
@@ -70,4 +75,29 @@ pub(crate) fn values(checkpoint: &sensmerge_core::checkpoint::Checkpoint, name: 
     let tensor = checkpoint.get(name).unwrap();
     let (entries, _) = checkpoint.bytes(tensor).as_chunks::<4>();
     entries.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+}
+
+/// Build a manifest over checkpoints, the base first where there is one, with a change to its inputs.
+pub(crate) fn plan(
+    builder: Builder,
+    base: Option<&Arc<Checkpoint>>,
+    models: &[Arc<Checkpoint>],
+    change: impl Fn(usize, Input) -> Input,
+) -> Result<(Manifest, Inputs)> {
+    let mut builder = builder;
+    if let Some(base) = base {
+        builder = builder.base(Input::new(Arc::clone(base)));
+    }
+    for (place, model) in models.iter().enumerate() {
+        builder = builder.model(change(place, Input::new(Arc::clone(model))));
+    }
+    let manifest = builder.build()?;
+    let all = base.into_iter().chain(models).cloned().collect();
+    let inputs = Inputs::of(&manifest, all)?;
+    Ok((manifest, inputs))
+}
+
+/// Open several checkpoints.
+pub(crate) fn open<P: AsRef<Path>>(paths: &[P]) -> Result<Vec<Arc<Checkpoint>>> {
+    paths.iter().map(|path| Checkpoint::open(path.as_ref()).map(Arc::new)).collect()
 }

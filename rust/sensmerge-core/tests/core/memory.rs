@@ -6,26 +6,15 @@ use std::sync::Arc;
 
 use sensmerge_core::checkpoint::{Checkpoint, MemoryTensor};
 use sensmerge_core::dtype::Dtype;
-use sensmerge_core::execute::{Monitor, Options, execute, execute_into};
-use sensmerge_core::method::{MethodName, Semantics};
-use sensmerge_core::plan::{Inputs, Model, Plan, Recipe, Setting};
+use sensmerge_core::engine::{Inputs, Monitor, Options, execute, execute_into};
+use sensmerge_core::manifest::Builder;
 use sensmerge_core::{Error, Result};
 use tempfile::tempdir;
 
-use crate::files::{Tensor, f32s, write_model};
+use crate::files::{Tensor, f32s, plan, write_model};
 
-fn recipe() -> Recipe {
-    Recipe {
-        method: MethodName::DareTies,
-        semantics: Semantics::Mergekit,
-        base: Some("base".into()),
-        models: vec![Model { density: Setting::uniform(0.5), ..Model::new("one") }],
-        lambda: Setting::uniform(0.5),
-        normalize: None,
-        rescale: None,
-        seed: 1,
-        out_dtype: None,
-    }
+fn builder() -> Builder {
+    Builder::new("dare_ties").numbers("density", &[0.5]).number("lambda", 0.5).seed(1)
 }
 
 fn tensors(shift: f32) -> Vec<Tensor> {
@@ -46,20 +35,22 @@ fn in_memory(name: &str, tensors: &[Tensor]) -> Result<Checkpoint> {
 #[test]
 fn memory_and_files_merge_to_the_same_bytes() {
     let folder = tempdir().unwrap();
-    let (recipe, base) = (recipe(), Arc::new(in_memory("base", &tensors(0.0)).unwrap()));
+    let base = Arc::new(in_memory("base", &tensors(0.0)).unwrap());
     write_model(&folder.path().join("one"), &tensors(0.1));
     let on_disk = Arc::new(Checkpoint::open(&folder.path().join("one")).unwrap());
-    let inputs = Inputs::new(&recipe, vec![Arc::clone(&base), Arc::clone(&on_disk)]).unwrap();
-    let plan = Plan::new(&recipe, &inputs, u64::MAX).unwrap();
-    assert_eq!(plan.inputs, [folder.path().join("one")]);
+    let (manifest, inputs) =
+        plan(builder(), Some(&base), &[Arc::clone(&on_disk)], |_, input| input).unwrap();
+    assert_eq!(manifest.inputs(), [folder.path().join("one")]);
+    let said = Inputs::open(&manifest).unwrap_err().to_string();
+    assert!(said.contains("base: lay in memory"), "{said}");
     let (options, monitor) = (Options::default(), Monitor::new());
 
     let mut merged: BTreeMap<String, Vec<u8>> =
         base.tensors().map(|tensor| (tensor.name.clone(), vec![0; tensor.nbytes()])).collect();
     let buffers = merged.iter_mut().map(|(name, bytes)| (name.clone(), bytes.as_mut_slice()));
-    execute_into(&plan, buffers.collect(), &options, &monitor).unwrap();
+    execute_into(&manifest, &inputs, buffers.collect(), &options, &monitor).unwrap();
 
-    execute(&plan, &folder.path().join("out"), &[], &options, &monitor).unwrap();
+    execute(&manifest, &inputs, &folder.path().join("out"), &[], &options, &monitor).unwrap();
     let written = Checkpoint::open(&folder.path().join("out")).unwrap();
     for tensor in written.tensors() {
         assert!(written.bytes(tensor) == merged[&tensor.name], "{}", tensor.name);
@@ -68,11 +59,13 @@ fn memory_and_files_merge_to_the_same_bytes() {
 }
 
 #[test]
-fn checkpoints_are_as_many_as_the_recipe_names() {
+fn checkpoints_are_as_many_as_the_manifest_names() {
     let base = Arc::new(in_memory("base", &tensors(0.0)).unwrap());
+    let models = [Arc::clone(&base)];
+    let (manifest, _) = plan(builder(), Some(&base), &models, |_, input| input).unwrap();
     for count in [0, 1, 3] {
         let given = std::iter::repeat_n(Arc::clone(&base), count).collect();
-        let said = Inputs::new(&recipe(), given).err().unwrap().to_string();
+        let said = Inputs::of(&manifest, given).unwrap_err().to_string();
         assert!(said.contains(&format!("{count} checkpoints are given for the 2")), "{said}");
     }
 }
@@ -80,7 +73,7 @@ fn checkpoints_are_as_many_as_the_recipe_names() {
 #[test]
 fn tensors_that_lie_are_refused_by_name() {
     let refusal = |tensors: &[Tensor]| match in_memory("somewhere", tensors) {
-        Err(Error::Tensor { path, tensor, reason }) => {
+        Err(Error::Tensor { path, tensor, reason, .. }) => {
             assert_eq!(path, Path::new("somewhere"));
             assert_eq!(tensor, "head.w");
             reason

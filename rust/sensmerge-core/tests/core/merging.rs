@@ -2,19 +2,17 @@
 //! held against the NumPy reference from Python.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use sensmerge_core::checkpoint::Checkpoint;
 use sensmerge_core::dtype::Float;
-use sensmerge_core::execute::{Monitor, Options, Sidecar, Summary, execute};
-use sensmerge_core::method::{MethodName, Semantics};
-use sensmerge_core::plan::{Inputs, Model, Plan, Recipe, Setting};
+use sensmerge_core::engine::{Inputs, Monitor, Options, Sidecar, Summary, execute};
+use sensmerge_core::manifest::{Builder, Content, Input, Manifest, Source};
+use sensmerge_core::program::{Number, Numbers};
 use sensmerge_core::{Error, Result};
 use tempfile::{TempDir, tempdir};
 
-use crate::files::{Tensor, f32s, values, write_model};
-
-const MAX_SHARD_BYTES: u64 = 5_000_000_000;
+use crate::files::{Tensor, f32s, open, plan, values, write_model};
 
 /// A base and two experts of two layers.
 struct Family {
@@ -45,22 +43,27 @@ impl Family {
         write_model(&self.path(name), tensors);
     }
 
-    fn recipe(&self, method: MethodName) -> Recipe {
-        Recipe {
-            method,
-            semantics: Semantics::Mergekit,
-            base: Some(self.path("base")),
-            models: vec![Model::new(self.path("one")), Model::new(self.path("two"))],
-            lambda: Setting::uniform(1.0),
-            normalize: None,
-            rescale: None,
-            seed: 0,
-            out_dtype: None,
-        }
+    fn plan(&self, builder: Builder, models: &[&str]) -> Result<(Manifest, Inputs)> {
+        self.plan_changed(builder, models, |_, input| input)
     }
 
-    fn merge(&self, recipe: &Recipe) -> Result<Summary> {
-        run(recipe, &self.path("out"), &[], &Options::default(), &Monitor::new())
+    fn plan_changed(
+        &self,
+        builder: Builder,
+        models: &[&str],
+        change: impl Fn(usize, Input) -> Input,
+    ) -> Result<(Manifest, Inputs)> {
+        let paths: Vec<PathBuf> = models.iter().map(|name| self.path(name)).collect();
+        plan(builder, open(&[self.path("base")])?.first(), &open(&paths)?, change)
+    }
+
+    fn write_out(&self, planned: Result<(Manifest, Inputs)>, options: &Options) -> Result<Summary> {
+        let (manifest, inputs) = planned?;
+        execute(&manifest, &inputs, &self.path("out"), &[], options, &Monitor::new())
+    }
+
+    fn merge(&self, builder: Builder) -> Result<Summary> {
+        self.write_out(self.plan(builder, &["one", "two"]), &Options::default())
     }
 
     fn merged(&self, name: &str) -> Vec<f32> {
@@ -68,58 +71,132 @@ impl Family {
     }
 
     /// What is said when the merge is refused; it must leave nothing behind.
-    fn refusal(&self, recipe: &Recipe) -> String {
-        let said = self.merge(recipe).expect_err("refused").to_string();
+    fn refusal(&self, planned: Result<(Manifest, Inputs)>) -> String {
+        let refused = self.write_out(planned, &Options::default());
+        let said = refused.expect_err("refused").to_string();
         assert!(!self.path("out").exists(), "{said}");
         said
     }
 }
 
-fn run(
-    recipe: &Recipe,
-    output: &Path,
-    sidecars: &[Sidecar],
-    options: &Options,
-    monitor: &Monitor,
-) -> Result<Summary> {
-    let inputs = Inputs::open(recipe)?;
-    let plan = Plan::new(recipe, &inputs, MAX_SHARD_BYTES)?;
-    execute(&plan, output, sidecars, options, monitor)
+fn weights(weights: &[f64]) -> Numbers {
+    Numbers::from([("weight".to_owned(), Number::Models(weights.to_vec()))])
+}
+
+fn task_arithmetic() -> Builder {
+    Builder::new("task_arithmetic")
 }
 
 #[test]
-fn weights_by_layer_reach_their_tensors() {
+fn numbers_by_tensor_reach_their_tensors() {
     let family = Family::new();
-    let mut recipe = family.recipe(MethodName::TaskArithmetic);
-    recipe.models[0].weight.layers.insert("layers.0".into(), 3.0);
-    recipe.lambda = Setting::uniform(0.5);
-    family.merge(&recipe).unwrap();
+    let builder = task_arithmetic().number("lambda", 0.5);
+    family.merge(builder.tensor("layers.0.w", weights(&[3.0, 1.0]))).unwrap();
     // 1 + (3·1 + 0)/2, 2 + (0 + 2)/2, 3 + (3·(−2) − 1)/2
     assert_eq!(family.merged("layers.0.w"), [2.5, 3.0, -0.5]);
     assert_eq!(family.merged("head.w"), [12.0]);
 }
 
 #[test]
+fn numbers_that_belong_nowhere_are_refused() {
+    let family = Family::new();
+    let said = |builder| family.refusal(family.plan(builder, &["one", "two"]));
+    let unknown = task_arithmetic().tensor("layers.7.w", weights(&[1.0, 1.0]));
+    assert!(said(unknown).contains("layers.7.w"));
+    assert!(said(task_arithmetic().number("density", 0.5)).contains("parameters.density"));
+    assert!(said(task_arithmetic().numbers("weight", &[1.0])).contains("parameters.weight"));
+    assert!(said(task_arithmetic().number("weight", 1.0)).contains("parameters.weight"));
+    assert!(said(task_arithmetic().switch("rescale", true)).contains("parameters.rescale"));
+    let nan = task_arithmetic().numbers("weight", &[1.0, f64::NAN]);
+    assert!(said(nan).contains("models[1].parameters.weight"));
+    let beyond = Builder::new("ties").numbers("density", &[0.5, 1.5]);
+    assert!(said(beyond).contains("1.5 for 'head.w' is not above 0 and at most 1"));
+    assert!(said(Builder::new("tie")).contains("'tie' is no method"));
+    assert!(said(Builder::new("slerp").number("t", 0.5)).contains("takes exactly 2"));
+    let one = family.plan(Builder::new("slerp"), &["one"]);
+    assert!(family.refusal(one).contains("parameters.t"));
+}
+
+#[test]
 fn linear_needs_no_base() {
     let family = Family::new();
-    let mut recipe = family.recipe(MethodName::Linear);
-    recipe.base = None;
-    recipe.models[1].weight = Setting::uniform(3.0);
-    family.merge(&recipe).unwrap();
+    let planned = |weights: &[f64]| {
+        let models = open(&[family.path("one"), family.path("two")])?;
+        plan(Builder::new("linear").numbers("weight", weights), None, &models, |_, input| input)
+    };
+    family.write_out(planned(&[1.0, 3.0]), &Options::default()).unwrap();
     assert_eq!(family.merged("head.w"), [(11.0 + 3.0 * 13.0) / 4.0]);
 
-    recipe.models[1].weight = Setting::uniform(-1.0);
     fs::remove_dir_all(family.path("out")).unwrap();
-    assert!(family.refusal(&recipe).contains("sum to 0"));
+    assert!(family.refusal(planned(&[1.0, -1.0])).contains("sum to 0"));
 }
 
 #[test]
 fn ties_elects_signs() {
     let family = Family::new();
     family.write("one", &[2.0, -3.0, 3.0], 10.0);
-    family.merge(&family.recipe(MethodName::Ties)).unwrap();
+    family.merge(Builder::new("ties")).unwrap();
     // Task vectors [1, −5, 0] and [0, 2, −1]: the second entry's − wins against its +.
     assert_eq!(family.merged("layers.0.w"), [2.0, -3.0, 2.0]);
+}
+
+#[test]
+fn slerp_goes_along_the_arc() {
+    let family = Family::new();
+    family.write("base", &[3.0, 0.0, 0.0], 1.0);
+    family.write("one", &[0.0, 4.0, 0.0], 2.0);
+    let planned = family.plan(Builder::new("slerp").number("t", 0.5), &["one"]);
+    family.write_out(planned, &Options::default()).unwrap();
+    // A right angle: both by sin(π/4); of scalars, which lie on one line, the mean.
+    let half = std::f32::consts::FRAC_1_SQRT_2;
+    assert_eq!(family.merged("layers.0.w"), [3.0 * half, 4.0 * half, 0.0]);
+    assert_eq!(family.merged("head.w"), [1.5]);
+}
+
+#[test]
+fn sources_are_more_than_stored_tensors() {
+    let family = Family::new();
+    let rows = [f32s("embed.w", &[3, 2], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])];
+    family.write_tensors(
+        "base",
+        &[f32s("embed.w", &[2, 2], &[0.0; 4]), f32s("head.w", &[2], &[1.0; 2])],
+    );
+    family.write_tensors("one", &rows);
+    // A head that the model lacks is taken as one of zeros.
+    let planned = family.plan_changed(task_arithmetic(), &["one"], |_, input| {
+        input.leading_rows("embed.w").constant("head.w", vec![2], 0.0)
+    });
+    let (manifest, inputs) = planned.unwrap();
+    let Content::Merge(merge) = &manifest.tensors[0].content else { panic!("is merged") };
+    assert!(matches!(merge.experts[0], Source::Rows { .. }));
+    family.write_out(Ok((manifest, inputs)), &Options::default()).unwrap();
+    assert_eq!(family.merged("embed.w"), [1.0, 2.0, 3.0, 4.0]);
+    assert_eq!(family.merged("head.w"), [0.0, 0.0]);
+}
+
+#[test]
+fn a_manifest_is_carried_out_by_whoever_reads_it() {
+    let family = Family::new();
+    let builder = Builder::new("dare_ties").numbers("density", &[0.5, 0.7]).seed(3);
+    let (manifest, inputs) = family.plan(builder, &["one", "two"]).unwrap();
+    family.write_out(Ok((manifest.clone(), inputs)), &Options::default()).unwrap();
+    let expected = fs::read(family.path("out").join("model.safetensors")).unwrap();
+
+    let read = Manifest::from_json(&manifest.to_json()).unwrap();
+    assert_eq!(read, manifest);
+    let opened = open(&["base", "one", "two"].map(|name| family.path(name))).unwrap();
+    let sealed = read.with_fingerprints(opened.iter().map(AsRef::as_ref));
+    let elsewhere = Inputs::open(&sealed).unwrap();
+    fs::remove_dir_all(family.path("out")).unwrap();
+    family.write_out(Ok((sealed.clone(), elsewhere)), &Options::default()).unwrap();
+    assert_eq!(fs::read(family.path("out").join("model.safetensors")).unwrap(), expected);
+
+    family.write("one", &[2.0, 2.0, 9.0], 11.0);
+    let said = Inputs::open(&sealed).unwrap_err().to_string();
+    assert!(said.contains("one") && said.contains("plan the merge anew"), "{said}");
+    family.write_tensors("one", &[f32s("layers.0.w", &[2], &[1.0; 2])]);
+    assert!(Inputs::open(&manifest).unwrap_err().to_string().contains("plan the merge anew"));
+    assert!(Manifest::from_json("{}").unwrap_err().to_string().contains("manifest"));
 }
 
 #[test]
@@ -132,7 +209,7 @@ fn float64_inputs_are_computed_in_float64() {
     family.write_tensors("base", &[double(1.0)]);
     family.write_tensors("one", &[double(1.0 + tiny)]);
     family.write_tensors("two", &[double(1.0 + 2.0 * tiny)]);
-    family.merge(&family.recipe(MethodName::TaskArithmetic)).unwrap();
+    family.merge(task_arithmetic()).unwrap();
     let merged = Checkpoint::open(&family.path("out")).unwrap();
     let bytes = merged.bytes(merged.get("layers.0.w").unwrap());
     assert_eq!(f64::from_le_bytes(bytes.try_into().unwrap()), 1.0 + 3.0 * tiny);
@@ -141,19 +218,19 @@ fn float64_inputs_are_computed_in_float64() {
 #[test]
 fn what_cannot_be_matched_is_refused_by_name() {
     let family = Family::new();
-    let recipe = family.recipe(MethodName::TaskArithmetic);
+    let refusal = || family.refusal(family.plan(task_arithmetic(), &["one", "two"]));
     let inner = f32s("layers.0.w", &[3], &[1.0; 3]);
     let head = f32s("head.w", &[1], &[1.0]);
 
     family.write_tensors("one", std::slice::from_ref(&inner));
-    assert!(family.refusal(&recipe).contains("'head.w': is missing"));
+    assert!(refusal().contains("'head.w': is missing"));
     family.write_tensors("one", &[inner.clone(), head.clone(), f32s("new", &[1], &[1.0])]);
-    assert!(family.refusal(&recipe).contains("'new': is not in"));
+    assert!(refusal().contains("'new': is not in"));
     family.write_tensors("one", &[f32s("layers.0.w", &[1, 3], &[1.0; 3]), head.clone()]);
-    assert!(family.refusal(&recipe).contains("'layers.0.w': has shape [1, 3]"));
+    assert!(refusal().contains("'layers.0.w': has shape [1, 3]"));
     let integers = ("head.w".to_owned(), "I32", vec![1], vec![0; 4]);
     family.write_tensors("one", &[inner, integers]);
-    assert!(family.refusal(&recipe).contains("'head.w': is I32"));
+    assert!(refusal().contains("'head.w': is I32"));
 }
 
 #[test]
@@ -164,13 +241,13 @@ fn other_dtypes_are_copied_where_all_agree() {
     for name in ["base", "one", "two"] {
         family.write_tensors(name, &with(3));
     }
-    let recipe = family.recipe(MethodName::TaskArithmetic);
-    family.merge(&recipe).unwrap();
+    let refusal = || family.refusal(family.plan(task_arithmetic(), &["one", "two"]));
+    family.merge(task_arithmetic()).unwrap();
     let merged = Checkpoint::open(&family.path("out")).unwrap();
     assert_eq!(merged.bytes(merged.get("mask").unwrap()), [3, 7]);
     fs::remove_dir_all(family.path("out")).unwrap();
     family.write_tensors("two", &with(4));
-    assert!(family.refusal(&recipe).contains("'mask': differs"));
+    assert!(refusal().contains("'mask': differs"));
 }
 
 #[test]
@@ -179,9 +256,13 @@ fn tied_and_computed_tensors_follow_stated_rules() {
     let inner = f32s("layers.0.w", &[3], &[2.0; 3]);
     let buffer = f32s("layers.0.rotary_emb.inv_freq", &[1], &[0.5]);
     family.write_tensors("one", &[inner, buffer]);
-    let mut recipe = family.recipe(MethodName::TaskArithmetic);
-    recipe.models[0].aliases.insert("head.w".into(), "layers.0.w".into());
-    assert!(family.refusal(&recipe).contains("'head.w': has shape [3]"));
+    let tied = |stand_in: &'static str, models: &[&str]| {
+        family.plan_changed(task_arithmetic(), models, move |place, input| {
+            if place == 0 { input.alias("head.w", stand_in) } else { input }
+        })
+    };
+    let said = family.refusal(tied("layers.0.w", &["one", "two"]));
+    assert!(said.contains("'head.w': has 3 rows and 1"), "{said}");
 
     family.write_tensors(
         "one",
@@ -189,9 +270,7 @@ fn tied_and_computed_tensors_follow_stated_rules() {
     );
     let base = [f32s("embed.w", &[1], &[9.0]), f32s("layers.0.w", &[3], &[0.0; 3])];
     family.write_tensors("base", &[base[0].clone(), base[1].clone(), f32s("head.w", &[1], &[9.0])]);
-    recipe.models.truncate(1);
-    recipe.models[0].aliases.insert("head.w".into(), "embed.w".into());
-    family.merge(&recipe).unwrap();
+    family.write_out(tied("embed.w", &["one"]), &Options::default()).unwrap();
     assert_eq!(family.merged("head.w"), [12.0]);
 }
 
@@ -200,38 +279,55 @@ fn extra_rows_are_left_out_only_where_allowed() {
     let family = Family::new();
     family.write_tensors("base", &[f32s("embed.w", &[2, 1], &[1.0, 2.0])]);
     family.write_tensors("one", &[f32s("embed.w", &[3, 1], &[2.0, 3.0, 99.0])]);
-    let mut recipe = family.recipe(MethodName::TaskArithmetic);
-    recipe.models.truncate(1);
-    assert!(family.refusal(&recipe).contains("has shape [3, 1]"));
-    recipe.models[0].leading_rows = vec!["embed.w".into()];
-    let summary = family.merge(&recipe).unwrap();
+    let said = family.refusal(family.plan(task_arithmetic(), &["one"]));
+    assert!(said.contains("has 3 rows and 2"), "{said}");
+    let allowed =
+        family.plan_changed(task_arithmetic(), &["one"], |_, input| input.leading_rows("embed.w"));
+    let summary = family.write_out(allowed, &Options::default()).unwrap();
     assert_eq!(family.merged("embed.w"), [2.0, 3.0]);
     assert!(summary.notes[0].contains("3 rows"), "{:?}", summary.notes);
 }
 
 #[test]
-fn what_is_not_finite_is_refused_unless_allowed() {
+fn what_is_missing_is_explained() {
     let family = Family::new();
-    let mut recipe = family.recipe(MethodName::TaskArithmetic);
+    let refusal = || family.refusal(family.plan(task_arithmetic(), &["one"]));
+    family.write_tensors("one", &[f32s("_orig_mod.layers.0.w", &[3], &[1.0; 3])]);
+    assert!(refusal().contains("start with '_orig_mod.'"));
+    let quantised = ("layers.0.qweight".to_owned(), "I32", vec![1], vec![0; 4]);
+    family.write_tensors("one", &[quantised, f32s("head.w", &[1], &[1.0])]);
+    assert!(refusal().contains("is quantised"));
+    family.write_tensors("one", &[f32s("layers.0.w", &[0], &[]), f32s("head.w", &[1], &[1.0])]);
+    assert!(refusal().contains("is empty"));
+}
+
+#[test]
+fn what_is_not_a_number_is_refused_unless_allowed() {
+    let family = Family::new();
+    let planned = || family.plan(task_arithmetic(), &["one", "two"]);
     family.write("one", &[2.0, f32::NAN, 1.0], 11.0);
-    let said = family.refusal(&recipe);
+    let said = family.refusal(planned());
     assert!(said.contains("'layers.0.w': holds NaN") && said.contains("one"), "{said}");
     let allowed = Options { allow_nan: true, ..Options::default() };
-    run(&recipe, &family.path("out"), &[], &allowed, &Monitor::new()).unwrap();
+    family.write_out(planned(), &allowed).unwrap();
     let merged = family.merged("layers.0.w");
     assert!(merged[1].is_nan() && merged[0] == 2.0);
 
     fs::remove_dir_all(family.path("out")).unwrap();
     family.write("one", &[2.0, f32::INFINITY, 1.0], 11.0);
+    let summary = family.merge(task_arithmetic()).unwrap();
+    let noted = summary.notes.iter().any(|note| note.contains("infinite") && note.contains("one"));
+    assert!(noted, "{:?}", summary.notes);
+    fs::remove_dir_all(family.path("out")).unwrap();
     family.write("base", &[2.0, f32::INFINITY, 1.0], 11.0);
-    assert!(family.refusal(&recipe).contains("merge to NaN"));
+    assert!(family.refusal(planned()).contains("merge to NaN"));
 
     let family = Family::new();
     family.write("one", &[60000.0, 1.0, 1.0], 11.0);
-    recipe = family.recipe(MethodName::TaskArithmetic);
-    recipe.lambda = Setting::uniform(2.0);
-    recipe.out_dtype = Some(Float::F16);
-    assert!(family.refusal(&recipe).contains("float16's range"));
+    let narrow = task_arithmetic().number("lambda", 2.0).out_dtype(Float::F16);
+    assert!(family.refusal(family.plan(narrow, &["one", "two"])).contains("float16's range"));
+    let large = task_arithmetic().number("lambda", f64::from(f32::MAX));
+    assert!(family.refusal(family.plan(large, &["one", "two"])).contains("overflows"));
 }
 
 #[test]
@@ -239,9 +335,9 @@ fn a_cancelled_merge_leaves_nothing() {
     let family = Family::new();
     let monitor = Monitor::new();
     monitor.cancel();
-    let recipe = family.recipe(MethodName::Ties);
+    let (manifest, inputs) = family.plan(Builder::new("ties"), &["one", "two"]).unwrap();
     let out = family.path("out");
-    let result = run(&recipe, &out, &[], &Options::default(), &monitor);
+    let result = execute(&manifest, &inputs, &out, &[], &Options::default(), &monitor);
     assert!(matches!(result, Err(Error::Interrupted)));
     assert!(!out.exists());
 }
@@ -254,9 +350,9 @@ fn sidecars_stand_beside_the_weights() {
         Sidecar::Text { name: "README.md".into(), content: "hello".into() },
         Sidecar::Copy { name: "copy.bin".into(), from: source.clone() },
     ];
-    let recipe = family.recipe(MethodName::TaskArithmetic);
+    let (manifest, inputs) = family.plan(task_arithmetic(), &["one", "two"]).unwrap();
     let (out, options) = (family.path("out"), Options::default());
-    run(&recipe, &out, &sidecars, &options, &Monitor::new()).unwrap();
+    execute(&manifest, &inputs, &out, &sidecars, &options, &Monitor::new()).unwrap();
     assert_eq!(fs::read_to_string(out.join("README.md")).unwrap(), "hello");
     assert_eq!(fs::read(out.join("copy.bin")).unwrap(), fs::read(source).unwrap());
 }

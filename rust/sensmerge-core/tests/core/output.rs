@@ -7,8 +7,10 @@ use std::path::Path;
 use crate::files::{f32s, values, write_model};
 use sensmerge_core::checkpoint::Checkpoint;
 use sensmerge_core::checkpoint::layout::{TensorSpec, index_json, layout};
-use sensmerge_core::checkpoint::output::{OutputFolder, check};
+use sensmerge_core::checkpoint::output::{OUTPUT_FILE, OutputFolder, check};
 use sensmerge_core::dtype::Dtype;
+use sensmerge_core::error::{Hint, Kind};
+use serde_json::{Value, json};
 use tempfile::tempdir;
 
 const MARKER: &str = ".sensmerge-unfinished";
@@ -16,6 +18,20 @@ const MARKER: &str = ".sensmerge-unfinished";
 fn names(folder: &Path) -> BTreeSet<String> {
     let entries = fs::read_dir(folder).unwrap();
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+/// What is in a folder, but for the list of an output's files, which must be right.
+fn listed(folder: &Path) -> BTreeSet<String> {
+    let text = fs::read(folder.join(OUTPUT_FILE)).unwrap();
+    let listing: Value = serde_json::from_slice(&text).unwrap();
+    assert_eq!(listing["sensmerge"], env!("CARGO_PKG_VERSION"));
+    let files: Vec<String> = serde_json::from_value(listing["files"].clone()).unwrap();
+    assert!(files.iter().any(|name| name == OUTPUT_FILE));
+    files.into_iter().filter(|name| name != OUTPUT_FILE).collect()
+}
+
+fn set<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
+    names.map(str::to_owned).into()
 }
 
 fn spec(name: &str, elements: usize) -> TensorSpec {
@@ -47,7 +63,8 @@ fn what_is_written_is_read_back() {
         assert!(names(&path).contains(MARKER));
         assert!(names(&path).iter().all(|name| name.starts_with(".sensmerge-")));
         folder.finish(true).unwrap();
-        assert_eq!(names(&path).len(), files);
+        assert_eq!(listed(&path).len(), files);
+        assert_eq!(names(&path).len(), files + 1);
         let checkpoint = Checkpoint::open(&path).unwrap();
         assert_eq!(values(&checkpoint, "a"), [1.0, 1.0]);
         assert_eq!(values(&checkpoint, "b"), [2.0, 2.0]);
@@ -80,69 +97,208 @@ fn what_a_killed_merge_left_is_taken_over() {
     let folder = OutputFolder::create(&path, false, &[]).unwrap();
     write(&folder, 1000);
     folder.finish(false).unwrap();
-    assert_eq!(names(&path), BTreeSet::from(["model.safetensors".to_owned()]));
+    assert_eq!(names(&path), set(["model.safetensors", OUTPUT_FILE]));
 }
 
 #[test]
-fn a_model_is_replaced_only_when_asked_and_only_at_the_end() {
+fn an_output_is_replaced_only_when_asked_and_only_at_the_end() {
     let root = tempdir().unwrap();
     let path = root.path().join("out");
-    write_model(&path, &[f32s("old", &[1], &[9.0])]);
+    let folder = OutputFolder::create(&path, false, &[]).unwrap();
+    write(&folder, 1000);
+    folder.write("chat_template.jinja", b"old").unwrap();
+    folder.finish(true).unwrap();
     fs::write(path.join("notes.txt"), b"keep me").unwrap();
-    let said = OutputFolder::create(&path, false, &[]).unwrap_err().to_string();
-    assert!(said.contains("not empty") && said.contains("--force"), "{said}");
+    fs::write(path.join("adapter_model.safetensors"), b"keep me too").unwrap();
+    let before = names(&path);
+    let refusal = OutputFolder::create(&path, false, &[]).unwrap_err();
+    assert!(refusal.to_string().contains("not empty"), "{refusal}");
+    assert_eq!(refusal.hint(), Some(Hint::Overwrite));
+    assert!(!refusal.to_string().contains("--"), "{refusal}");
 
     let folder = OutputFolder::create(&path, true, &[]).unwrap();
     write(&folder, 8);
-    assert_eq!(values(&Checkpoint::open(&path).unwrap(), "old"), [9.0]);
+    assert_eq!(values(&Checkpoint::open(&path).unwrap(), "a"), [1.0, 1.0]);
     drop(folder);
-    assert_eq!(values(&Checkpoint::open(&path).unwrap(), "old"), [9.0]);
-    assert_eq!(names(&path).len(), 2);
+    assert_eq!(names(&path), before);
 
     let folder = OutputFolder::create(&path, true, &[]).unwrap();
     write(&folder, 8);
     folder.finish(true).unwrap();
-    let expected = [
+    let sharded = [
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
         "model.safetensors.index.json",
-        "notes.txt",
     ];
-    assert_eq!(names(&path), expected.map(str::to_owned).into());
+    assert_eq!(listed(&path), set(sharded));
+    let strangers = set(["notes.txt", "adapter_model.safetensors", OUTPUT_FILE]);
+    assert_eq!(names(&path), &set(sharded) | &strangers);
     assert_eq!(values(&Checkpoint::open(&path).unwrap(), "b"), [2.0, 2.0]);
 
     let folder = OutputFolder::create(&path, true, &[]).unwrap();
     write(&folder, 1000);
-    folder.finish(true).unwrap();
-    assert_eq!(names(&path).len(), 2);
+    folder.finish(false).unwrap();
+    assert_eq!(listed(&path), set(["model.safetensors"]));
+    assert_eq!(names(&path), &set(["model.safetensors"]) | &strangers);
+}
+
+#[test]
+fn weights_that_no_output_listed_are_never_replaced() {
+    let others = ["model.safetensors", "model-00001-of-00002.safetensors"];
+    for stranger in others.into_iter().chain(["model.safetensors.index.json"]) {
+        let root = tempdir().unwrap();
+        let path = root.path().join("out");
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join(stranger), b"a stranger's").unwrap();
+        let refusal = OutputFolder::create(&path, true, &[]).unwrap_err();
+        let said = refusal.to_string();
+        assert!(said.contains(stranger) && said.contains("move or delete"), "{said}");
+        assert_eq!(refusal.hint(), None);
+        assert_eq!(names(&path), set([stranger]));
+    }
+}
+
+#[test]
+fn a_list_that_lies_removes_nothing() {
+    let root = tempdir().unwrap();
+    let (path, outside) = (root.path().join("out"), root.path().join("outside"));
+    fs::create_dir(&path).unwrap();
+    fs::write(&outside, b"").unwrap();
+    for text in [
+        json!({"sensmerge": "0", "files": ["../outside"]}).to_string(),
+        json!({"sensmerge": "0", "files": [outside.to_str()]}).to_string(),
+        json!({"files": []}).to_string(),
+        "[".to_owned(),
+    ] {
+        fs::write(path.join(OUTPUT_FILE), &text).unwrap();
+        let said = OutputFolder::create(&path, true, &[]).unwrap_err().to_string();
+        assert!(said.contains("no list of an output's files"), "{said}");
+        assert_eq!(names(&path), set([OUTPUT_FILE]));
+        assert!(outside.exists());
+    }
+}
+
+/// Put something in the way of the file `name`, so that it cannot be renamed into its place.
+fn obstruct(folder: &Path, name: &str) {
+    let _ = fs::remove_file(folder.join(name));
+    fs::create_dir(folder.join(name)).unwrap();
+    fs::write(folder.join(name).join("in the way"), b"").unwrap();
+}
+
+#[test]
+fn a_failure_at_the_end_takes_back_all_or_leaves_the_mark() {
+    for last in ["a.txt", "model.safetensors"] {
+        let root = tempdir().unwrap();
+        let path = root.path().join("new/out");
+        let folder = OutputFolder::create(&path, false, &[]).unwrap();
+        write(&folder, 1000);
+        folder.write("a.txt", b"").unwrap();
+        obstruct(&path, last);
+        folder.finish(true).unwrap_err();
+        assert_eq!(names(&path), set([last]), "nothing of ours");
+    }
+    for last in ["a.txt", "model-00002-of-00002.safetensors", "model.safetensors.index.json"] {
+        let root = tempdir().unwrap();
+        let path = root.path().join("out");
+        let folder = OutputFolder::create(&path, false, &[]).unwrap();
+        write(&folder, 1000);
+        folder.finish(true).unwrap();
+        let folder = OutputFolder::create(&path, true, &[]).unwrap();
+        write(&folder, 8);
+        folder.write("a.txt", b"").unwrap();
+        obstruct(&path, last);
+        folder.finish(true).unwrap_err();
+        assert!(names(&path).contains(MARKER), "{last}");
+        assert!(!names(&path).iter().any(|name| name.ends_with(".partial")));
+
+        // What is left is all listed, and a merge that fails early does not take the mark away.
+        fs::remove_dir_all(path.join(last)).unwrap();
+        let said = OutputFolder::create(&path, false, &[]).unwrap_err().to_string();
+        assert!(said.contains("unfinished"), "{said}");
+        drop(OutputFolder::create(&path, true, &[]).unwrap());
+        assert!(names(&path).contains(MARKER), "{last}");
+        let folder = OutputFolder::create(&path, true, &[]).unwrap();
+        write(&folder, 1000);
+        folder.finish(true).unwrap();
+        assert_eq!(names(&path), set(["model.safetensors", OUTPUT_FILE]));
+    }
+}
+
+/// A device cannot be flushed: the flush of a link to one fails as a broken disk's does.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_flush_that_fails_leaves_nothing() {
+    for overwrite in [false, true] {
+        let root = tempdir().unwrap();
+        let path = root.path().join("out");
+        if overwrite {
+            let folder = OutputFolder::create(&path, false, &[]).unwrap();
+            write(&folder, 1000);
+            folder.finish(true).unwrap();
+        }
+        let folder = OutputFolder::create(&path, overwrite, &[]).unwrap();
+        write(&folder, 8);
+        let partial = path.join(".sensmerge-model-00002-of-00002.safetensors.partial");
+        fs::remove_file(&partial).unwrap();
+        std::os::unix::fs::symlink("/dev/null", &partial).unwrap();
+        let error = folder.finish(true).unwrap_err();
+        assert_eq!(error.kind(), Kind::Io);
+        assert!(error.to_string().contains("model-00002-of-00002"), "{error}");
+        if overwrite {
+            assert_eq!(names(&path), set(["model.safetensors", OUTPUT_FILE]));
+        } else {
+            assert!(names(root.path()).is_empty());
+        }
+    }
 }
 
 #[test]
 fn an_input_is_never_written_to() {
     let root = tempdir().unwrap();
-    let input = root.path().join("input");
+    let input = root.path().join("models/input");
     write_model(&input, &[f32s("a", &[1], &[1.0])]);
     let file = input.join("model.safetensors");
-    let refused = |output: &Path, input: &Path| {
+    let refused = |output: &Path, input: &Path, how: &str| {
         let said = check(output, true, &[input]).unwrap_err().to_string();
         assert!(said.contains("never written to"), "{said}");
+        assert!(said.contains(how), "{said}");
     };
-    refused(&input, &input);
-    refused(&root.path().join("./x/../input"), &input);
-    refused(&input.join("below"), &input);
-    refused(&input, &file);
+    refused(&input, &input, "is the input");
+    refused(&root.path().join("./x/../models/input"), &input, "is the input");
+    refused(&input.join("below"), &input, "lies in");
+    refused(&input, &file, "contains");
+    refused(&root.path().join("models"), &input, "contains");
+    refused(root.path(), &file, "contains");
     assert!(check(&root.path().join("output"), false, &[&input]).is_ok());
+    assert!(check(&root.path().join("models/inp"), false, &[&input]).is_ok());
     #[cfg(unix)]
     {
         let link = root.path().join("link");
         std::os::unix::fs::symlink(&input, &link).unwrap();
-        refused(&link, &input);
-        refused(&input, &link);
+        refused(&link, &input, "is the input");
+        refused(&input, &link, "is the input");
+        refused(&root.path().join("models"), &link, "contains");
         let lender = root.path().join("lender");
         fs::create_dir(&lender).unwrap();
         std::os::unix::fs::symlink(&file, lender.join("model.safetensors")).unwrap();
-        refused(&input, &lender);
+        refused(&input, &lender, "contains");
+        refused(&root.path().join("models"), &lender, "contains");
     }
+}
+
+#[cfg(unix)]
+#[test]
+fn what_cannot_be_looked_at_is_not_taken_for_absent() {
+    let root = tempdir().unwrap();
+    let circle = root.path().join("circle");
+    std::os::unix::fs::symlink(&circle, &circle).unwrap();
+    for place in [circle.join("out"), root.path().join("x".repeat(300))] {
+        let error = OutputFolder::create(&place, false, &[]).unwrap_err();
+        assert_eq!(error.kind(), Kind::Io, "{error}");
+        let error = check(&root.path().join("out"), false, &[&place]).unwrap_err();
+        assert_eq!(error.kind(), Kind::Io, "{error}");
+    }
+    assert_eq!(names(root.path()), set(["circle"]));
 }
 
 #[test]

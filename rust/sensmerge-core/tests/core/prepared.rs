@@ -6,21 +6,17 @@ use std::sync::Arc;
 
 use sensmerge_core::checkpoint::{Checkpoint, MemoryTensor};
 use sensmerge_core::dtype::{Dtype, Float};
-use sensmerge_core::execute::reduce::Buffer;
-use sensmerge_core::execute::{Monitor, Options, Prepared, execute_into};
-use sensmerge_core::method::{MethodName, Semantics};
-use sensmerge_core::plan::{Inputs, Model, Plan, Recipe, Setting};
+use sensmerge_core::engine::reduce::Buffer;
+use sensmerge_core::engine::{Inputs, Monitor, Options, Prepared, execute_into};
+use sensmerge_core::manifest::{Builder, Manifest};
+use sensmerge_core::method::Semantics;
+
+use crate::files;
 
 const ENTRIES: usize = 3000;
 const WEIGHTS: [f64; 3] = [0.7, 1.1, 0.4];
 
-const METHODS: [MethodName; 5] = [
-    MethodName::Linear,
-    MethodName::TaskArithmetic,
-    MethodName::Ties,
-    MethodName::DareLinear,
-    MethodName::DareTies,
-];
+const METHODS: [&str; 5] = ["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"];
 
 /// Numbers in (-1, 1) that look random.
 fn numbers(seed: u64) -> impl Iterator<Item = f64> {
@@ -50,27 +46,27 @@ fn models(count: u64) -> Vec<Arc<Checkpoint>> {
     (0..count).map(model).collect()
 }
 
-fn recipe(method: MethodName, semantics: Semantics, weights: &[f64]) -> Recipe {
-    let model = |weight: &f64| Model {
-        weight: Setting::uniform(*weight),
-        density: Setting::uniform(if method == MethodName::Linear { 1.0 } else { 0.6 }),
-        ..Model::new("model")
-    };
-    Recipe {
-        method,
-        semantics,
-        base: (method != MethodName::Linear).then(|| "base".into()),
-        models: weights.iter().map(model).collect(),
-        lambda: Setting::uniform(if method == MethodName::Linear { 1.0 } else { 0.8 }),
-        normalize: None,
-        rescale: None,
-        seed: 5,
-        out_dtype: None,
+fn builder(method: &str, semantics: Semantics, weights: &[f64]) -> Builder {
+    let builder = Builder::new(method).semantics(semantics).seed(5).numbers("weight", weights);
+    let builder = if method == "linear" { builder } else { builder.number("lambda", 0.8) };
+    match (method, semantics) {
+        ("linear" | "task_arithmetic", _) => builder,
+        ("dare_ties", Semantics::Original) => {
+            builder.numbers("density", &[0.6; 3]).numbers("ties_density", &[0.6; 3])
+        }
+        _ => builder.numbers("density", &[0.6; 3]),
     }
 }
 
-fn plan(recipe: &Recipe, models: &[Arc<Checkpoint>]) -> Plan {
-    Plan::new(recipe, &Inputs::new(recipe, models.to_vec()).unwrap(), u64::MAX).unwrap()
+fn plan(builder: Builder, models: &[Arc<Checkpoint>]) -> (Manifest, Inputs) {
+    let (base, experts) =
+        if models.len() > 3 { (models.first(), &models[1..]) } else { (None, models) };
+    files::plan(builder, base, experts, |_, input| input).unwrap()
+}
+
+fn prepare(builder: Builder, models: &[Arc<Checkpoint>]) -> Prepared {
+    let (manifest, inputs) = plan(builder, models);
+    Prepared::new(manifest, inputs, Options::default(), &Monitor::new()).unwrap()
 }
 
 fn buffers() -> BTreeMap<String, Vec<u8>> {
@@ -81,7 +77,7 @@ fn slices(buffers: &mut BTreeMap<String, Vec<u8>>) -> BTreeMap<String, &mut [u8]
     buffers.iter_mut().map(|(name, bytes)| (name.clone(), bytes.as_mut_slice())).collect()
 }
 
-fn cases() -> impl Iterator<Item = (MethodName, Semantics)> {
+fn cases() -> impl Iterator<Item = (&'static str, Semantics)> {
     METHODS.into_iter().flat_map(|method| {
         [Semantics::Mergekit, Semantics::Original].map(move |semantics| (method, semantics))
     })
@@ -91,15 +87,14 @@ fn cases() -> impl Iterator<Item = (MethodName, Semantics)> {
 fn other_weights_give_the_bytes_of_a_whole_merge() {
     let (options, monitor) = (Options::default(), Monitor::new());
     for (method, semantics) in cases() {
-        let models = models(if method == MethodName::Linear { 3 } else { 4 });
-        let first = plan(&recipe(method, semantics, &[1.0, 1.0, 1.0]), &models);
-        let mut prepared = Prepared::new(first, options.clone(), &monitor).unwrap();
-        prepared.reweigh(plan(&recipe(method, semantics, &WEIGHTS), &models)).unwrap();
+        let models = models(if method == "linear" { 3 } else { 4 });
+        let mut prepared = prepare(builder(method, semantics, &[1.0, 1.0, 1.0]), &models);
+        let (whole, inputs) = plan(builder(method, semantics, &WEIGHTS), &models);
+        prepared.reweigh(whole.clone()).unwrap();
         let (mut found, mut expected) = (buffers(), buffers());
         prepared.merge_into(slices(&mut found), &monitor).unwrap();
-        let whole = plan(&recipe(method, semantics, &WEIGHTS), &models);
-        execute_into(&whole, slices(&mut expected), &options, &monitor).unwrap();
-        assert!(found == expected, "{method:?} {semantics:?}");
+        execute_into(&whole, &inputs, slices(&mut expected), &options, &monitor).unwrap();
+        assert!(found == expected, "{method} {semantics:?}");
     }
 }
 
@@ -107,16 +102,15 @@ fn other_weights_give_the_bytes_of_a_whole_merge() {
 fn derivatives_are_those_of_finite_differences() {
     let monitor = Monitor::new();
     for (method, semantics) in cases() {
-        let models = models(if method == MethodName::Linear { 3 } else { 4 });
-        let start = plan(&recipe(method, semantics, &WEIGHTS), &models);
-        let mut prepared = Prepared::new(start, Options::default(), &monitor).unwrap();
+        let models = models(if method == "linear" { 3 } else { 4 });
+        let mut prepared = prepare(builder(method, semantics, &WEIGHTS), &models);
         // A loss that is linear in the merged tensor: its gradient is the same everywhere.
         let gradient: Vec<f64> = numbers(99).take(ENTRIES).collect();
         let bytes: Vec<u8> = gradient.iter().flat_map(|g| g.to_le_bytes()).collect();
         let buffer = Buffer::new("gradient", &bytes, Float::F64).unwrap();
         let found = prepared.derivatives("layers.0.w", buffer).unwrap();
         let mut loss = |weights: &[f64]| {
-            prepared.reweigh(plan(&recipe(method, semantics, weights), &models)).unwrap();
+            prepared.reweigh(plan(builder(method, semantics, weights), &models).0).unwrap();
             let mut merged = buffers();
             prepared.merge_into(slices(&mut merged), &monitor).unwrap();
             let (entries, _) = merged["layers.0.w"].as_chunks::<8>();
@@ -129,37 +123,35 @@ fn derivatives_are_those_of_finite_differences() {
             below[expert] -= 1e-6;
             let expected = (loss(&above) - loss(&below)) / 2e-6;
             let error = (found - expected).abs();
-            assert!(error < 1e-6 * (1.0 + expected.abs()), "{method:?} {found} {expected}");
+            assert!(error < 1e-6 * (1.0 + expected.abs()), "{method} {found} {expected}");
         }
     }
 }
 
 #[test]
 fn what_keeps_other_entries_is_not_served() {
-    let (models, monitor) = (models(4), Monitor::new());
-    let base = recipe(MethodName::DareLinear, Semantics::Mergekit, &WEIGHTS);
-    let prepared = Prepared::new(plan(&base, &models), Options::default(), &monitor).unwrap();
-    let serves = |change: fn(&mut Recipe)| {
-        let mut other = base.clone();
-        change(&mut other);
-        prepared.serves(&plan(&other, &models))
-    };
-    assert!(serves(|recipe| recipe.models[0].weight.value = -2.0));
-    assert!(serves(|recipe| recipe.lambda.value = 3.0));
-    assert!(serves(|recipe| recipe.out_dtype = Some(Float::Bf16)));
-    assert!(!serves(|recipe| recipe.seed = 6));
-    assert!(!serves(|recipe| recipe.models[1].density.value = 0.5));
-    assert!(!serves(|recipe| recipe.method = MethodName::Ties));
-    assert!(!serves(|recipe| recipe.rescale = Some(false)));
-    assert!(!prepared.serves(&plan(&base, &self::models(4))));
-    assert!(!prepared.serves(&plan(&base, &[0, 2, 1, 3].map(|place| Arc::clone(&models[place])))));
+    let models = models(4);
+    let base = || builder("dare_linear", Semantics::Mergekit, &WEIGHTS);
+    let prepared = prepare(base(), &models);
+    let serves = |builder| prepared.serves(&plan(builder, &models).0);
+    assert!(serves(base().numbers("weight", &[-2.0, 1.0, 1.0])));
+    assert!(serves(base().number("lambda", 3.0)));
+    assert!(serves(base().switch("normalize", true)));
+    assert!(serves(base().out_dtype(Float::Bf16)));
+    assert!(!serves(base().seed(6)));
+    assert!(!serves(base().numbers("density", &[0.6, 0.5, 0.6])));
+    assert!(!serves(builder("ties", Semantics::Mergekit, &WEIGHTS)));
+    assert!(!serves(base().switch("rescale", false)));
+    let swapped = [0, 2, 1, 3].map(|place| Arc::clone(&models[place]));
+    assert!(!prepared.serves(&plan(base(), &swapped).0));
+    let original = builder("ties", Semantics::Original, &WEIGHTS);
+    let other = plan(builder("ties", Semantics::Mergekit, &WEIGHTS), &models).0;
+    assert!(!prepare(original, &models).serves(&other));
 }
 
 #[test]
 fn a_gradient_must_fit_its_tensor() {
-    let (models, monitor) = (models(4), Monitor::new());
-    let plan = plan(&recipe(MethodName::Ties, Semantics::Mergekit, &WEIGHTS), &models);
-    let prepared = Prepared::new(plan, Options::default(), &monitor).unwrap();
+    let prepared = prepare(builder("ties", Semantics::Mergekit, &WEIGHTS), &models(4));
     let bytes = vec![0; 80];
     let buffer = Buffer::new("gradient", &bytes, Float::F64).unwrap();
     assert_eq!(prepared.derivatives("head.w", buffer).unwrap(), [0.0; 3]);
@@ -167,4 +159,15 @@ fn a_gradient_must_fit_its_tensor() {
     assert!(said.contains("10 entries where 3000"), "{said}");
     let said = prepared.derivatives("nowhere", buffer).unwrap_err().to_string();
     assert!(said.contains("nowhere"), "{said}");
+}
+
+#[test]
+fn weights_that_follow_from_angles_cannot_be_learned() {
+    let slerp = Builder::new("slerp").number("t", 0.3);
+    let (manifest, inputs) = files::plan(slerp, None, &models(2), |_, input| input).unwrap();
+    let prepared = Prepared::new(manifest, inputs, Options::default(), &Monitor::new()).unwrap();
+    let bytes = vec![0; 80];
+    let buffer = Buffer::new("gradient", &bytes, Float::F64).unwrap();
+    let said = prepared.derivatives("head.w", buffer).unwrap_err().to_string();
+    assert!(said.contains("slerp cannot be learned"), "{said}");
 }

@@ -8,6 +8,7 @@ use crate::files::{
 };
 use proptest::prelude::*;
 use sensmerge_core::checkpoint::Checkpoint;
+use sensmerge_core::error::Kind;
 use serde_json::{Value, json};
 use tempfile::tempdir;
 
@@ -127,7 +128,10 @@ fn duplicates_are_refused() {
     write_sharded(folder.path(), &[vec![f32s("a", &[1], &[1.0])], vec![f32s("b", &[1], &[1.0])]]);
     fs::copy(folder.path().join("part-0.safetensors"), folder.path().join("part-1.safetensors"))
         .unwrap();
-    assert!(refusal(folder.path()).contains("'a'"));
+    // The index names the second file for 'b' only, which it does not hold.
+    assert!(refusal(folder.path()).contains("'b'"));
+    fs::remove_file(folder.path().join("model.safetensors.index.json")).unwrap();
+    assert!(refusal(folder.path()).contains("part-0.safetensors, part-1.safetensors"));
     let index = r#"{"weight_map": {"a": "part-0.safetensors", "a": "part-0.safetensors"}}"#;
     write_index(folder.path(), index);
     assert!(refusal(folder.path()).contains("'a' occurs twice"));
@@ -167,14 +171,156 @@ fn only_regular_files_are_read() {
     assert!(refusal(folder.path()).contains("not a regular file"));
 }
 
+#[cfg(unix)]
 #[test]
-fn folders_without_safetensors_say_what_to_do() {
+fn what_cannot_be_looked_at_is_not_taken_for_absent() {
+    for name in ["model.safetensors", "config.json"] {
+        let folder = tempdir().unwrap();
+        write_sharded(folder.path(), &[vec![f32s("a", &[1], &[1.0])]]);
+        let circle = folder.path().join(name);
+        std::os::unix::fs::symlink(&circle, &circle).unwrap();
+        let error = Checkpoint::open(folder.path()).unwrap_err();
+        assert_eq!(error.kind(), Kind::Io, "{error}");
+        assert!(error.to_string().contains(name), "{error}");
+    }
+}
+
+/// What `a` holds in a folder, and what is said of it.
+fn a_and_notes(folder: &Path) -> (f32, String) {
+    let checkpoint = Checkpoint::open(folder).unwrap();
+    (values(&checkpoint, "a")[0], checkpoint.notes().join("\n"))
+}
+
+#[test]
+fn one_file_goes_before_an_index_and_a_config_before_both() {
     let folder = tempdir().unwrap();
-    assert!(refusal(folder.path()).contains("no safetensors"));
-    fs::write(folder.path().join("pytorch_model.bin"), b"pickle").unwrap();
-    assert!(refusal(folder.path()).contains("convert"));
-    fs::write(folder.path().join("adapter_config.json"), b"{}").unwrap();
-    assert!(refusal(folder.path()).contains("LoRA"));
+    let path = folder.path();
+    let a = |value| vec![f32s("a", &[1], &[value])];
+    write_sharded(path, &[a(1.0)]);
+    assert_eq!(a_and_notes(path), (1.0, String::new()));
+    fs::write(path.join("training_args.bin"), b"").unwrap();
+    fs::write(path.join("pytorch_model.bin"), b"").unwrap();
+    let (value, notes) = a_and_notes(path);
+    assert_eq!(value, 1.0);
+    assert!(notes.ends_with("passed over: pytorch_model.bin"), "{notes}");
+
+    write_model(path, &a(2.0));
+    let (value, notes) = a_and_notes(path);
+    assert_eq!(value, 2.0);
+    let over = "model.safetensors.index.json, part-0.safetensors, pytorch_model.bin";
+    assert!(notes.contains("is read from model.safetensors, as transformers does"), "{notes}");
+    assert!(notes.ends_with(&format!("passed over: {over}")), "{notes}");
+    assert!(notes.starts_with(path.to_str().unwrap()), "{notes}");
+
+    fs::write(path.join("other.safetensors"), safetensors(&a(3.0))).unwrap();
+    let config = |text: &str| fs::write(path.join("config.json"), text).unwrap();
+    config(r#"{"transformers_weights": "other.safetensors"}"#);
+    let (value, notes) = a_and_notes(path);
+    assert_eq!(value, 3.0);
+    assert!(notes.contains("is read from other.safetensors, which config.json names"), "{notes}");
+    config(r#"{"transformers_weights": "model.safetensors.index.json"}"#);
+    assert_eq!(a_and_notes(path).0, 1.0);
+    config(r#"{"transformers_weights": null, "time_step_limit": [0, 1]}"#);
+    assert_eq!(a_and_notes(path).0, 2.0);
+    // Python writes such numbers, and JSON has none.
+    config(r#"{"time_step_limit": [0, Infinity]}"#);
+    assert_eq!(a_and_notes(path).0, 2.0);
+    for text in [
+        r#"{"transformers_weights": "../other.safetensors"}"#,
+        r#"{"transformers_weights": "pytorch_model.bin"}"#,
+        r#"{"transformers_weights": 3}"#,
+        r#"{"transformers_weights": "#,
+    ] {
+        config(text);
+        assert!(refusal(path).contains("config.json"), "{text}");
+    }
+    config(r#"{"transformers_weights": "missing.safetensors"}"#);
+    assert!(refusal(path).contains("missing.safetensors"));
+}
+
+#[test]
+fn of_a_tensor_in_two_files_the_index_decides() {
+    let folder = tempdir().unwrap();
+    let groups = |first, second| {
+        let first = vec![f32s("a", &[1], &[first]), f32s("b", &[1], &[3.0])];
+        write_sharded(
+            folder.path(),
+            &[first, vec![f32s("a", &[1], &[second]), f32s("c", &[0], &[])]],
+        );
+    };
+    for chosen in ["part-0.safetensors", "part-1.safetensors"] {
+        groups(1.0, 2.0);
+        let map = json!({"a": chosen, "b": "part-0.safetensors", "c": "part-1.safetensors"});
+        write_index(folder.path(), &json!({"weight_map": map}).to_string());
+        let (value, notes) = a_and_notes(folder.path());
+        assert_eq!(value, if chosen == "part-0.safetensors" { 1.0 } else { 2.0 });
+        assert!(notes.contains("more than one file holds a; read is what the index"), "{notes}");
+    }
+    let map = json!({"b": "part-0.safetensors", "c": "part-1.safetensors"});
+    write_index(folder.path(), &json!({"weight_map": map}).to_string());
+    assert!(refusal(folder.path()).contains("'a': is in two files"));
+}
+
+#[test]
+fn models_that_were_not_gathered_are_suspicious() {
+    let folder = tempdir().unwrap();
+    let suspicions = |tensors: &[crate::files::Tensor]| {
+        write_model(folder.path(), tensors);
+        Checkpoint::open(folder.path()).unwrap().suspicions()
+    };
+    let zero = f32s("zero", &[5000], &[0.0; 5000]);
+    let mut values = vec![0.0; 5000];
+    values[4999] = 1.0;
+    let sound = f32s("sound", &[5000], &values);
+    let mask = ("mask".to_owned(), "U8", vec![2], vec![1, 1]);
+    assert!(suspicions(&[sound.clone(), zero.clone()]).is_empty());
+    assert!(suspicions(&[]).is_empty());
+    let said = suspicions(&[zero.clone(), mask.clone()]);
+    assert_eq!(said.len(), 1);
+    let cause = "it was probably saved from a sharded run without gathering its parts";
+    assert!(said[0].ends_with(&format!(": every tensor is zero; {cause}")), "{said:?}");
+    let said = suspicions(&[f32s("a.w", &[0, 4], &[]), f32s("b.w", &[0], &[]), sound, mask]);
+    assert_eq!(said.len(), 1);
+    let expected = format!(
+        "model.safetensors: tensor 'a.w' is empty, of shape [0, 4], and so is 1 other; {cause}"
+    );
+    assert!(said[0].ends_with(&expected), "{said:?}");
+}
+
+#[test]
+fn what_is_no_safetensors_model_is_refused_by_what_it_is() {
+    let folder = tempdir().unwrap();
+    let path = folder.path();
+    let put = |name: &str, bytes: &[u8]| fs::write(path.join(name), bytes).unwrap();
+    let says = |path: &Path, words: &[&str]| {
+        let said = refusal(path);
+        for word in words {
+            assert!(said.contains(word), "{word}: {said}");
+        }
+        said
+    };
+    says(path, &["no safetensors"]);
+    put("model.Q4_K_M.gguf", b"GGUF\x03\0\0\0\0\0\0\0");
+    for gguf in [path, &path.join("model.Q4_K_M.gguf")] {
+        assert!(!says(gguf, &["model.Q4_K_M.gguf", "llama.cpp", "convert"]).contains("pickle"));
+    }
+    put("pytorch_model.bin", b"PK\x03\x04\0\0\0\0\0\0\0\0");
+    for pickle in [path, &path.join("pytorch_model.bin")] {
+        says(pickle, &["pytorch_model.bin", "pickle can run code", "convert"]);
+    }
+    put("a.safetensors", b"");
+    put("b.safetensors", b"");
+    says(path, &["several", "a.safetensors, b.safetensors", "name one"]);
+    put("adapter_config.json", br#"{"base_model_name_or_path": "org/base"}"#);
+    says(path, &["LoRA adapter for 'org/base'", "merge_and_unload"]);
+    put("adapter_config.json", br#"{"peft_type": "IA3"}"#);
+    says(path, &["an adapter (IA3)"]);
+    put("adapter_model.safetensors", &safetensors(&[f32s("a", &[1], &[1.0])]));
+    says(&path.join("adapter_model.safetensors"), &["an adapter (IA3)"]);
+    fs::remove_file(path.join("adapter_config.json")).unwrap();
+    says(path, &["LoRA adapter"]);
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+    assert!(refusal_of(pointer).contains("git lfs pull"));
 }
 
 proptest! {

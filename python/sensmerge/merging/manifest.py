@@ -1,0 +1,253 @@
+"""From a recipe and coefficients to a manifest: every output tensor with its numbers.
+
+What a recipe says by scalars, gradients, filters and layers is resolved here, tensor by tensor, and
+never folded together again. How tensors of different models are matched is the core's to say.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from sensmerge import _core
+from sensmerge.errors import InputError
+from sensmerge.models.layers import block_of, blocks, layer_of
+from sensmerge.recipe.numbers import resolve_first
+
+if TYPE_CHECKING:
+    from sensmerge.models import Model, Models
+    from sensmerge.recipe import Recipe
+    from sensmerge.recipe.methods import Parameter
+    from sensmerge.scaling.sigma import Coefficients
+
+# The parameter that sensitivity's coefficients multiply.
+WEIGHT = "weight"
+
+_OUTPUT_HEADS = ("lm_head.weight", "embed_out.weight")
+_INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
+
+# A parameter's value for one tensor: the merge's, or one a model.
+Number = float | list[float]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the core is asked to merge.
+
+    Attributes:
+        models: The base, where the method has one beside the models that are merged, and these.
+        settings: The method and all that holds for the whole merge.
+        numbers: For every output tensor: its numbers, by parameter.
+    """
+
+    models: list[Model]
+    settings: dict[str, Any]
+    numbers: dict[str, dict[str, Number]]
+
+    def manifest(self) -> _core.Manifest:
+        """Every output tensor with its inputs and numbers, from headers alone.
+
+        Raises:
+            InputError: The models cannot be merged as asked.
+        """
+        return _core.Manifest.build(json.dumps(self.plain()), self.checkpoints)
+
+    def plain(self) -> dict[str, Any]:
+        """The request in plain data; it names no files."""
+        return self.settings | {"tensors": self.numbers}
+
+    @property
+    def checkpoints(self) -> list[_core.Checkpoint]:
+        """The models' checkpoints, in their order."""
+        return [model.checkpoint for model in self.models]
+
+    def with_dtype(self, dtype: str | None) -> Request:
+        """The same with another dtype of the output."""
+        return replace(self, settings=self.settings | {"out_dtype": dtype})
+
+    def with_weights(self, weights: Sequence[dict[str, float]]) -> Request:
+        """The same with other weights.
+
+        Args:
+            weights: For every model that is merged: the weight of every tensor. Tensors that it
+                does not name keep theirs.
+        """
+        changed = {
+            name: {**self.numbers[name], WEIGHT: [of_model[name] for of_model in weights]}
+            for name in weights[0]
+        }
+        return replace(self, numbers=self.numbers | changed)
+
+
+def request(recipe: Recipe, found: Coefficients | None, models: Models) -> Request:
+    """Resolve a recipe to numbers for every output tensor.
+
+    Args:
+        recipe: What the user wrote.
+        found: K·σ for every expert and layer; None for a plain merge.
+        models: The recipe's models.
+
+    Raises:
+        InputError: A number is missing or not finite, two models are of different architectures, or
+            one is empty.
+    """
+    recipe.require_numbers()
+    check_architectures(models)
+    models.check_filled()
+    method = recipe.method
+    base = models.base if method.base != "merged" else None
+    used = [*([] if base is None else [base]), *models.experts]
+    switches = {
+        parameter.name: bool(recipe.value(parameter.name))
+        for parameter in method.parameters
+        if parameter.kind == "switch"
+    }
+    settings = {
+        "method": method.name,
+        "semantics": method.semantics,
+        "switches": switches,
+        "base": base is not None,
+        "models": [
+            {
+                "aliases": _aliases(model),
+                "leading_rows": _leading_rows(model, models.template.config),
+            }
+            for model in used
+        ],
+        "seed": recipe.seed,
+        "out_dtype": recipe.out_dtype or recipe.dtype,
+    }
+    return Request(used, settings, numbers(recipe, found, models.template.tensors))
+
+
+def numbers(
+    recipe: Recipe, found: Coefficients | None, names: list[str]
+) -> dict[str, dict[str, Number]]:
+    """Every parameter's number for every tensor.
+
+    Args:
+        recipe: What the user wrote.
+        found: K·σ for every expert and layer, which the weights are multiplied by.
+        names: Names of the tensors.
+
+    Raises:
+        InputError: A parameter that must be given is not, for some tensor; or a weight is not
+            finite.
+    """
+    position = _positions(names)
+    by_parameter: dict[str, Callable[[str, float], Number]] = {}
+    for parameter in recipe.method.parameters:
+        if parameter.kind != "number":
+            continue
+        if parameter.owner == "merge":
+            said = [recipe.parameters.get(parameter.name)]
+            by_parameter[parameter.name] = _resolver(parameter, said)
+        else:
+            by_parameter[parameter.name] = _of_models(recipe, parameter, found)
+    resolved = {}
+    for name in names:
+        place = position(name)
+        resolved[name] = {key: resolve(name, place) for key, resolve in by_parameter.items()}
+    return resolved
+
+
+def _of_models(
+    recipe: Recipe, parameter: Parameter, found: Coefficients | None
+) -> Callable[[str, float], list[float]]:
+    """A parameter of which every model has its own."""
+    resolvers = [
+        _resolver(parameter, recipe.settings(expert, parameter.name)) for expert in recipe.experts
+    ]
+    if found is None or parameter.name != WEIGHT:
+        return lambda name, place: [resolve(name, place) for resolve in resolvers]
+    scale = cache(lambda layer: [float(factor) for factor in found.scale_of(layer)])
+
+    def scaled(name: str, place: float) -> list[float]:
+        factors = scale(layer_of(name))
+        weights = [
+            resolve(name, place) * factor
+            for resolve, factor in zip(resolvers, factors, strict=True)
+        ]
+        for weight in weights:
+            if not math.isfinite(weight):
+                raise InputError(f"weight for '{name}' is {weight}, not a finite number")
+        return weights
+
+    return scaled
+
+
+def _resolver(parameter: Parameter, said: list[Any]) -> Callable[[str, float], float]:
+    """A parameter's number by tensor and place in the depth, from what the recipe says."""
+    default = math.nan if parameter.default is None else float(parameter.default)
+    strongest = next((setting for setting in said if setting is not None), default)
+    if isinstance(strongest, float) and not math.isnan(strongest):
+        return lambda name, place: strongest
+
+    def resolve(name: str, place: float) -> float:
+        number = resolve_first(said, name, place, default)
+        if math.isnan(number):
+            raise InputError(
+                f"parameters.{parameter.name}: is not given for tensor '{name}'; no filter is part "
+                "of its name: add a value without a filter"
+            )
+        return number
+
+    return resolve
+
+
+def check_architectures(models: Models) -> None:
+    """Refuse models that say they are of different architectures, whatever their tensors' names.
+
+    Raises:
+        InputError: Two configs name different model types.
+    """
+    said = [model for model in models.all if model.config.get("model_type") is not None]
+    for model in said[1:]:
+        kind, first = model.config["model_type"], said[0].config["model_type"]
+        if kind != first:
+            raise InputError(
+                f"{model.path}: its config says model_type '{kind}' and that of {said[0].path} "
+                f"'{first}'; only models of one architecture can be merged"
+            )
+
+
+def _positions(names: list[str]) -> Callable[[str], float]:
+    """Where in the model's depth a tensor lies: 0 the first block, 1 the last, 0 outside."""
+    depth = {block: place for place, block in enumerate(blocks(names))}
+    last = len(depth) - 1
+
+    def position(name: str) -> float:
+        block = block_of(name)
+        if block is None:
+            return 0.0
+        return depth[block] / last if last > 0 else 1.0
+
+    return position
+
+
+def _aliases(model: Model) -> dict[str, str]:
+    """Output heads that a model leaves out because its input embedding stands for them."""
+    if model.checkpoint.in_memory:
+        return model.checkpoint.tied
+    if not model.config.get("tie_word_embeddings", False):
+        return {}
+    embedding = next((name for name in model.tensors if name.endswith(_INPUT_EMBEDDINGS)), None)
+    return {} if embedding is None else dict.fromkeys(_OUTPUT_HEADS, embedding)
+
+
+def _leading_rows(model: Model, base_config: dict[str, Any]) -> list[str]:
+    """Vocabulary tensors of a model that declares more tokens than the base does."""
+    size, base_size = model.config.get("vocab_size"), base_config.get("vocab_size")
+    if not (isinstance(size, int) and isinstance(base_size, int) and size > base_size):
+        return []
+    return [
+        tensor.name
+        for tensor in model.checkpoint.tensors
+        if tensor.name.endswith((*_INPUT_EMBEDDINGS, *_OUTPUT_HEADS))
+        and tensor.shape
+        and tensor.shape[0] == size
+    ]

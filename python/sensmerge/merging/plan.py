@@ -1,0 +1,92 @@
+"""What a merge would write: the manifest, spread over files, as text and as JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from sensmerge.errors import InputError
+
+if TYPE_CHECKING:
+    from sensmerge import _core
+    from sensmerge.models import Model
+    from sensmerge.scaling.sigma import Coefficients
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_BINARY_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def parse_size(size: str | int) -> int:
+    """A number of bytes from ``5GB``, ``500MiB`` or a plain number, as the Hub writes sizes.
+
+    Raises:
+        InputError: It is none of these, or not positive.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", str(size).strip().upper())
+    if found is not None:
+        number, unit, binary = found.groups()
+        factor = _BINARY_UNITS.get(unit) if binary else _UNITS[unit]
+        if factor is not None and (value := int(float(number) * factor)) > 0:
+            return value
+    raise InputError(f"max_shard_size: '{size}' is not a size; write it like 5GB or 500MiB")
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """What a merge would write.
+
+    Attributes:
+        manifest: Every output tensor with its inputs and numbers.
+        models: The models that it reads.
+        max_shard_bytes: Size of the largest weight file.
+        coefficients: The coefficients in its weights; None for a plain merge.
+        notes: What the user should know.
+    """
+
+    manifest: _core.Manifest
+    models: list[Model]
+    max_shard_bytes: int
+    coefficients: Coefficients | None
+    notes: list[str]
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """The manifest in plain data."""
+        data: dict[str, Any] = json.loads(self.manifest.to_json())
+        return data
+
+    def to_json(self) -> str:
+        """The manifest as JSON, with digests of the weights: another process can carry it out."""
+        checkpoints = [model.checkpoint for model in self.models]
+        sealed = json.loads(self.manifest.with_fingerprints(checkpoints).to_json())
+        return json.dumps(sealed, indent=2, ensure_ascii=False) + "\n"
+
+    def describe(self) -> str:
+        """The plan as text, one line a tensor."""
+        files = self.manifest.files(self.max_shard_bytes)
+        places = {name: file for file, names in files for name in names}
+        lines = []
+        for tensor in self.data["tensors"]:
+            name, made_of = tensor["name"], "copied"
+            if "merge" in tensor["content"]:
+                said = (
+                    f"{key} {_written(value)}"
+                    for key, value in tensor["content"]["merge"]["numbers"].items()
+                )
+                made_of = "  ".join([tensor["dtype"], *said])
+            lines.append(f"{places[name]}  {name}  {made_of}")
+        total = sum(tensor.nbytes for tensor in self.manifest.tensors)
+        lines.append(
+            f"{len(places)} tensors, {total / 1e9:.2f} GB in {len(files)} "
+            f"{'file' if len(files) == 1 else 'files'}; nothing was written"
+        )
+        lines.extend(f"note: {note}" for note in self.notes)
+        return "\n".join(lines)
+
+
+def _written(value: float | list[float]) -> str:
+    numbers = value if isinstance(value, list) else [value]
+    return ", ".join(f"{number:.6g}" for number in numbers)

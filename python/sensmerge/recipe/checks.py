@@ -1,0 +1,137 @@
+"""What a recipe's keys allow one by one, and the recipe as a whole does not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sensmerge.recipe import mergekit, methods
+from sensmerge.recipe.findings import Findings
+from sensmerge.recipe.methods import DEFAULT_SEMANTICS, SEMANTICS, Method, Parameter, Semantics
+from sensmerge.recipe.places import place_of
+from sensmerge.refusals import unknown_value
+
+if TYPE_CHECKING:
+    from sensmerge.recipe.recipe import Recipe
+
+
+def method(data: dict[str, Any], found: Findings) -> Method | None:
+    """The method that a recipe names; refused and None where there is none of that name."""
+    at, given = ("merge_method",), data.get("merge_method")
+    if given is None:
+        found.refuse(at, f"is missing; known: {', '.join(methods.names())}")
+        return None
+    method = methods.find(given, _semantics(data)) if isinstance(given, str) else None
+    if method is None and isinstance(given, str) and mergekit.has(given):
+        available = ", ".join(methods.names())
+        found.refuse(at, f"'{given}' is mergekit's and not available here; available: {available}")
+    elif method is None:
+        found.refuse(at, unknown_value(given, methods.names()))
+    return method
+
+
+def _semantics(data: dict[str, Any]) -> Semantics:
+    given = data.get("semantics")
+    return next((each for each in SEMANTICS if each == given), DEFAULT_SEMANTICS)
+
+
+def supported(data: dict[str, Any], found: Findings) -> dict[str, Any]:
+    """The keys and values without those that mergekit has and this package does not."""
+    for key, reason in mergekit.UNSUPPORTED.items():
+        allowed = (None, "auto") if key == "chat_template" else (None,)
+        if data.get(key) not in allowed:
+            found.refuse((key,), reason)
+    return {
+        key: value
+        for key, value in data.items()
+        if key not in mergekit.UNSUPPORTED or (value is not None and not found.refused(key))
+    }
+
+
+def whole(recipe: Recipe, method: Method | None, found: Findings) -> None:
+    """Look at a recipe whose keys were read; what depends on one that could not be is let be."""
+    listed = not found.refused("slices", "modules") and found.read("models")
+    if listed and found.read("base_model", "tokenizer_source"):
+        _tokenizer(recipe, found)
+    if method is None:
+        return
+    if method.base == "needed" and recipe.base_model is None and found.read("base_model"):
+        found.refuse(
+            ("base_model",),
+            f"{method.name} adds task vectors to a base; name the model that the experts were "
+            "tuned from",
+        )
+    if listed and found.read("base_model"):
+        _models(recipe, method, found)
+        _required(recipe, method, found)
+    on = recipe.sensitivity is not None and recipe.sensitivity.mode != "off"
+    if on and not method.coefficients:
+        found.refuse(
+            ("sensitivity",),
+            f"{method.name} has no weights that coefficients could scale; remove the section",
+        )
+
+
+def _models(recipe: Recipe, method: Method, found: Findings) -> None:
+    count, listed = len(recipe.experts), recipe.models
+    if not listed:
+        found.refuse(("models",), "is missing; list the models to merge")
+    elif count == 0:
+        found.refuse(("models",), "no expert to merge; list models besides the base")
+    elif count < method.least or (method.most is not None and count > method.most):
+        beside = {"needed": " besides the base", "merged": ", the base among them"}
+        beside["optional"] = beside["needed"]
+        where = beside.get(method.base, "") if recipe.base_model is not None else ""
+        found.refuse(
+            ("models",), f"{method.name} merges {method.count()}{where}, and here are {count}"
+        )
+    _same(recipe, found)
+    for place, model in enumerate(listed):
+        if model.parameters.root and not any(model is expert for expert in recipe.experts):
+            found.note(f"models[{place}].parameters: not used, since this is the base")
+
+
+def _same(recipe: Recipe, found: Findings) -> None:
+    """Note models that are listed twice."""
+    places = [place_of(model.model, recipe.folder) for model in recipe.models]
+    for place, same in enumerate(places):
+        first = places.index(same)
+        if first < place:
+            found.note(f"models[{place}]: is the same model as models[{first}]")
+
+
+def _tokenizer(recipe: Recipe, found: Findings) -> None:
+    at, source = ("tokenizer_source",), recipe.tokenizer_source
+    if source == "union":
+        found.refuse(
+            at,
+            "'union' is not supported; models with one tokenizer are merged, use 'base'",
+        )
+        return
+    if source in (None, "base"):
+        return
+    known = [name for name in [recipe.base_model] if name is not None]
+    known += [model.model for model in recipe.models]
+    if place_of(str(source), recipe.folder) not in {
+        place_of(name, recipe.folder) for name in known
+    }:
+        found.refuse(at, f"'{source}' is no model of the recipe; use 'base' or name one")
+
+
+def _required(recipe: Recipe, method: Method, found: Findings) -> None:
+    """Refuse that a parameter which has no default is given nowhere."""
+    for parameter in method.parameters:
+        given = recipe.parameters.get(parameter.name) is not None
+        if parameter.default is not None or given or found.refused("parameters"):
+            continue
+        if parameter.owner == "merge":
+            found.refuse(("parameters", parameter.name), _missing(parameter, method))
+            continue
+        for place, model in enumerate(recipe.models):
+            merged = any(model is expert for expert in recipe.experts)
+            if merged and model.parameters.get(parameter.name) is None:
+                at = ("models", place, "parameters", parameter.name)
+                found.refuse(at, _missing(parameter, method))
+
+
+def _missing(parameter: Parameter, method: Method) -> str:
+    return f"is missing; {method.name} needs it ({parameter.summary})"

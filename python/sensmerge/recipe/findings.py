@@ -1,0 +1,76 @@
+"""What a look at a recipe found: all that is wrong with it, and what its author should know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sensmerge.errors import InputError
+from sensmerge.recipe.methods import Method
+from sensmerge.refusals import Location, Refusal, key_of
+
+
+class Findings:
+    """Refusals and notes, collected so that one run names them all."""
+
+    def __init__(self) -> None:
+        self._refusals: list[Refusal] = []
+        self._notes: list[str] = []
+        self._unread: set[str] = set()
+        self._unused: dict[tuple[str, str], list[str]] = {}
+
+    def refuse(self, location: Location, reason: str) -> None:
+        """Something is wrong at a location."""
+        self._refusals.append(Refusal(location, reason))
+
+    def note(self, sentence: str) -> None:
+        """Something is well, and the author should know it."""
+        self._notes.append(sentence)
+
+    def unused(self, location: Location, method: Method | None, reason: str = "") -> None:
+        """A key that changes nothing; the same key is noted once, however many models have it."""
+        reason = reason or (f"{method.name} does not use it" if method is not None else "")
+        if reason:
+            self._unused.setdefault((str(location[-1]), reason), []).append(key_of(location))
+
+    def refused(self, *roots: str) -> bool:
+        """Whether something under one of these keys of the recipe is wrong."""
+        return any(refusal.location[0] in roots for refusal in self._refusals)
+
+    def leave_out(self, root: str) -> None:
+        """What stands under a key of the recipe could not be read."""
+        self._unread.add(root)
+
+    def read(self, *roots: str) -> bool:
+        """Whether what stands under these keys of the recipe could be read."""
+        return self._unread.isdisjoint(roots)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the author should know, a sentence each."""
+        folded = []
+        for (_, reason), keys in self._unused.items():
+            more = "" if len(keys) == 1 else f" and {len(keys) - 1} more like it"
+            folded.append(f"{keys[0]}{more}: {reason}")
+        return [*folded, *self._notes]
+
+    def check(self, keys: Iterable[str]) -> None:
+        """Refuse the recipe if anything is wrong with it.
+
+        Args:
+            keys: The recipe's keys, in its order.
+
+        Raises:
+            InputError: It names everything, a line each: the method first, since much depends on
+                it, then as the recipe has it.
+        """
+        if not self._refusals:
+            return
+        order = {key: place for place, key in enumerate(keys)} | {"merge_method": -1}
+
+        def place(refusal: Refusal) -> tuple[int, int]:
+            root, *rest = refusal.location
+            within = rest[0] if rest and isinstance(rest[0], int) else -1
+            return order.get(str(root), len(order)), within
+
+        ordered = sorted(self._refusals, key=place)
+        raise InputError("\n".join(dict.fromkeys(str(each) for each in ordered)))

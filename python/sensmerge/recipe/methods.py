@@ -1,0 +1,237 @@
+"""The merge methods, as the compiled core describes them.
+
+Names, parameters, ranges and defaults are stated once, beside what computes with them; nothing in
+Python states them again.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+from sensmerge import _core
+from sensmerge.recipe import numbers
+
+Semantics = Literal["mergekit", "original"]
+SEMANTICS: tuple[Semantics, ...] = ("mergekit", "original")
+DEFAULT_SEMANTICS = SEMANTICS[0]
+
+# YAML 1.1 files, which mergekit reads, write switches in these ways too.
+_SWITCHES = {
+    "true": True, "yes": True, "on": True, "1": True,
+    "false": False, "no": False, "off": False, "0": False,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a number; None bounds nothing.
+
+    Attributes:
+        above: It is larger than this.
+        least: It is this or larger.
+        most: It is this or smaller.
+    """
+
+    above: float | None = None
+    least: float | None = None
+    most: float | None = None
+
+    def admits(self, number: float) -> bool:
+        """Whether a number lies within the bounds."""
+        return (
+            (self.above is None or number > self.above)
+            and (self.least is None or number >= self.least)
+            and (self.most is None or number <= self.most)
+        )
+
+    def words(self) -> str:
+        """The bounds, such as ``above 0 and at most 1``; empty where there are none."""
+        bounds = (("above", self.above), ("at least", self.least), ("at most", self.most))
+        return " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
+
+
+@dataclass(frozen=True)
+class Search:
+    """Where a search looks for a number.
+
+    Attributes:
+        low: From here.
+        high: To here.
+        log: In equal ratios rather than equal steps.
+        low_is_shared: Whether ``low`` is divided by the number of models.
+        start: Where it starts if the recipe is silent; None starts at the default.
+    """
+
+    low: float
+    high: float
+    log: bool
+    low_is_shared: bool
+    start: float | None
+
+    def bounds(self, models: int) -> tuple[float, float]:
+        """Where it looks if so many models are merged."""
+        return self.low / models if self.low_is_shared else self.low, self.high
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a method: a number, or a switch.
+
+    Attributes:
+        name: What recipes call it.
+        summary: What it does.
+        owner: ``model``: each has its own, and one under ``parameters`` is for all; ``merge``:
+            there is one.
+        kind: ``number`` or ``switch``.
+        default: Its value where a recipe is silent; None has to be given.
+        range: A number's bounds.
+        by_tensor: Whether a number may differ from tensor to tensor.
+        search: Where a search looks for a number; None: it does not.
+    """
+
+    name: str
+    summary: str
+    owner: Literal["model", "merge"]
+    kind: Literal["number", "switch"]
+    default: float | bool | None
+    range: Range = Range()
+    by_tensor: bool = False
+    search: Search | None = None
+
+    def read(self, value: Any) -> Any:
+        """A recipe's value for it, in the form that :mod:`sensmerge.recipe.numbers` resolves.
+
+        Raises:
+            ValueError: It cannot be; the message says why, and what can.
+        """
+        if self.kind == "switch":
+            return _switch(value)
+        setting = numbers.read(value)
+        for number in numbers.numbers(setting):
+            if not self.range.admits(number):
+                raise ValueError(f"{number:g} is not {self.range.words()}")
+        return setting
+
+
+@dataclass(frozen=True)
+class Method:
+    """A merge method, in one of the two semantics.
+
+    Attributes:
+        name: What recipes call it.
+        title: What people call it.
+        summary: What it does, in one sentence.
+        source: Where it was published.
+        base: The base's part: ``needed`` (task vectors are differences from it), ``optional`` (so
+            they are, where there is one), ``merged`` (the first of the models, where there is
+            one) or ``unused`` (merged only if it is listed).
+        least: How many models are merged at least.
+        most: How many at most; None has no bound.
+        parameters: Its parameters.
+        coefficients: Whether sensitivity's coefficients may scale its weights.
+        learnable: Whether its weights can be learned by gradient descent.
+        semantics: Whose reading of it this is.
+    """
+
+    name: str
+    title: str
+    summary: str
+    source: str
+    base: Literal["needed", "optional", "merged", "unused"]
+    least: int
+    most: int | None
+    parameters: tuple[Parameter, ...]
+    coefficients: bool
+    learnable: bool
+    semantics: Semantics
+
+    def parameter(self, name: str) -> Parameter | None:
+        """The parameter of this name, where it has one."""
+        return next((each for each in self.parameters if each.name == name), None)
+
+    def count(self) -> str:
+        """How many models it merges, such as ``exactly 2`` or ``at least 1``."""
+        if self.most == self.least:
+            return f"exactly {self.least}"
+        most = "" if self.most is None else f" and at most {self.most}"
+        return f"at least {self.least}{most}"
+
+
+def find(name: str, semantics: Semantics = DEFAULT_SEMANTICS) -> Method | None:
+    """The method that recipes call ``name``; None where there is none."""
+    return _registry()[semantics].get(name)
+
+
+def every(semantics: Semantics = DEFAULT_SEMANTICS) -> list[Method]:
+    """All methods, in the order of the documentation."""
+    return list(_registry()[semantics].values())
+
+
+def names() -> list[str]:
+    """What recipes call them; the same in both semantics."""
+    return list(_registry()[DEFAULT_SEMANTICS])
+
+
+@cache
+def parameters_named(name: str) -> list[Parameter]:
+    """The parameters of this name that any method has, in either semantics."""
+    return [
+        parameter
+        for methods in _registry().values()
+        for method in methods.values()
+        if (parameter := method.parameter(name)) is not None
+    ]
+
+
+@cache
+def parameter_names(owner: Literal["model", "merge"] | None = None) -> list[str]:
+    """Every name that a parameter of some method has; of one owner, if it is given."""
+    return list(
+        dict.fromkeys(
+            parameter.name
+            for methods in _registry().values()
+            for method in methods.values()
+            for parameter in method.parameters
+            if owner in (None, parameter.owner)
+        )
+    )
+
+
+@cache
+def _registry() -> dict[Semantics, dict[str, Method]]:
+    described = json.loads(_core.methods())
+    return {
+        semantics: {schema["name"]: _method(schema, semantics) for schema in schemas}
+        for semantics, schemas in described.items()
+    }
+
+
+def _method(schema: dict[str, Any], semantics: Semantics) -> Method:
+    count = schema.pop("models")
+    parameters = tuple(_parameter(parameter) for parameter in schema.pop("parameters"))
+    return Method(
+        **schema,
+        least=count["least"],
+        most=count["most"],
+        parameters=parameters,
+        semantics=semantics,
+    )
+
+
+def _parameter(schema: dict[str, Any]) -> Parameter:
+    bounds, search = schema.pop("range", None), schema.pop("search", None)
+    return Parameter(
+        **schema,
+        range=Range(**(bounds or {})),
+        search=None if search is None else Search(**search),
+    )
+
+
+def _switch(value: Any) -> bool:
+    known = _SWITCHES.get(str(value).lower()) if isinstance(value, bool | int | str) else None
+    if known is None:
+        raise ValueError(f"expected true or false, not '{value}'")
+    return known

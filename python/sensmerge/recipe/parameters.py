@@ -1,0 +1,161 @@
+"""The parameters of a recipe, read as its method's description says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel, RootModel
+
+from sensmerge.recipe import mergekit, methods
+from sensmerge.recipe.findings import Findings
+from sensmerge.recipe.methods import Method, Parameter
+from sensmerge.recipe.numbers import numbers
+from sensmerge.refusals import Location, unknown_key
+
+# A method without a scale of the whole cannot leave one other than 1 out: all would be off by it.
+SCALE = "lambda"
+
+# What a search over the calibration samples is to find.
+AUTO = "auto"
+
+
+class Parameters(RootModel[dict[str, Any]]):
+    """Settings for all models, and of the merge as a whole, by name.
+
+    Only what the method uses is in it, in the form that :mod:`sensmerge.recipe.numbers` resolves.
+    """
+
+    def get(self, name: str) -> Any:
+        """What the recipe says; None where it says nothing."""
+        return self.root.get(name)
+
+    @classmethod
+    def known_keys(cls) -> list[str]:
+        """The names that some method knows."""
+        return methods.parameter_names()
+
+    def __getattr__(self, name: str) -> Any:
+        known = name.removesuffix("_")
+        if not name.startswith("_") and known in self.known_keys():
+            return self.root.get(known)
+        raise AttributeError(f"no method has a parameter '{name}'")
+
+
+class ModelParameters(Parameters):
+    """One model's own settings; what is not in it is the recipe's."""
+
+    @classmethod
+    def known_keys(cls) -> list[str]:
+        """The names that a model's own parameters can have."""
+        return methods.parameter_names("model")
+
+
+def read_all(
+    data: dict[str, Any], method: Method | None, root: type[BaseModel], found: Findings
+) -> dict[str, Any]:
+    """The recipe's keys and values with every parameter read, and those left out that are not used.
+
+    Args:
+        data: What the user wrote.
+        method: Its method; None where that is unknown.
+        root: What it will be read into, to say where an unknown key belongs.
+        found: Takes what is wrong, and what is not used.
+    """
+    result = dict(data)
+    for location, section in _sections(data):
+        read: dict[str, Any] = {}
+        for key, value in section.items():
+            at = (*location, key)
+            parameter = _lookup(key, method, own=len(location) > 1)
+            if parameter is None and key in mergekit.OTHER_PARAMETERS:
+                found.unused(at, method)
+            elif parameter is None:
+                if mergekit.ignores(at, root, method):
+                    found.unused(at, method, "unknown key, not used")
+                else:
+                    found.refuse(at, unknown_key(at, root))
+            else:
+                _read(at, value, parameter, method, read, found)
+        if len(location) == 1:
+            result["parameters"] = read
+        else:
+            models = list(result["models"])
+            place = int(location[1])
+            models[place] = models[place] | {"parameters": read}
+            result["models"] = models
+    return result
+
+
+def _sections(data: dict[str, Any]) -> Iterator[tuple[Location, dict[Any, Any]]]:
+    """Every ``parameters`` section that is one; what is none is refused as such elsewhere."""
+    if isinstance(data.get("parameters"), dict):
+        yield ("parameters",), data["parameters"]
+    listed = data.get("models")
+    for place, model in enumerate(listed if isinstance(listed, list) else []):
+        if isinstance(model, dict) and isinstance(model.get("parameters"), dict):
+            yield ("models", place, "parameters"), model["parameters"]
+
+
+def _lookup(key: Any, method: Method | None, *, own: bool) -> Parameter | None:
+    """The method's parameter of this name or, where it has none, another method's.
+
+    Args:
+        key: Its name.
+        method: The recipe's method.
+        own: Whether it stands among a model's own.
+    """
+    parameter = method.parameter(key) if method is not None else None
+    known = [parameter] if parameter is not None else methods.parameters_named(key)
+    return next((each for each in known if not own or each.owner == "model"), None)
+
+
+def _read(
+    at: Location,
+    value: Any,
+    parameter: Parameter,
+    method: Method | None,
+    read: dict[str, Any],
+    found: Findings,
+) -> None:
+    """Read one parameter's value into ``read``, if the method uses it."""
+    if parameter.kind == "switch" and value is None:
+        return
+    used = method is None or method.parameter(parameter.name) is not None
+    if value == AUTO and parameter.name == SCALE:
+        if used:
+            read[parameter.name] = AUTO
+        elif method is not None:
+            found.refuse(at, f"auto: {method.name} has no {SCALE} to search for; remove the key")
+        return
+    try:
+        setting = parameter.read(value)
+    except ValueError as error:
+        found.refuse(at, str(error))
+        return
+    if method is None:
+        return
+    if used and not parameter.by_tensor and isinstance(setting, list):
+        found.refuse(at, _one_number(parameter, method))
+    elif used:
+        read[parameter.name] = setting
+    elif parameter.name == SCALE and any(number != 1 for number in numbers(setting)):
+        found.refuse(at, f"{method.name} has no {SCALE}; remove the key")
+    elif method.semantics == "original" and setting is True:
+        # mergekit takes a key for any method; what is written for the papers' code says what it is.
+        found.refuse(
+            at, f"{method.name} with semantics: original has no {parameter.name}; remove the key"
+        )
+    else:
+        found.unused(at, method)
+
+
+def _one_number(parameter: Parameter, method: Method) -> str:
+    said = f"{method.name} with semantics: {method.semantics}"
+    reason = f"{said} takes one number for the whole model"
+    for other in methods.SEMANTICS:
+        twin = methods.find(method.name, other)
+        same = None if twin is None else twin.parameter(parameter.name)
+        if same is not None and same.by_tensor:
+            return f"{reason}; give one, or use semantics: {other} for numbers by layer"
+    return f"{reason}; give one"

@@ -1,0 +1,315 @@
+//! The output folder as a transaction: absent, marked as unfinished, or complete.
+//!
+//! Every file is written under a temporary name in the folder itself, then flushed, then renamed;
+//! what makes the folder a model (the index, or the only weight file) comes last. Until then a
+//! marker says that the folder is unfinished, and a lock on it keeps other merges out. Of an older
+//! output those files are removed that it listed and the new one does not write.
+
+mod ours;
+mod place;
+
+use std::collections::BTreeSet;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use super::index::{INDEX_FILE, is_bare};
+use super::layout::ShardLayout;
+use super::select::names;
+use crate::error::{Error, Result};
+pub use place::check;
+use place::{check_content, is_empty, missing};
+
+/// Names the files of an output, itself included.
+pub const OUTPUT_FILE: &str = "sensmerge_output.json";
+
+/// Stands in a folder while it is written.
+const MARKER: &str = ".sensmerge-unfinished";
+
+const TEMPORARY_PREFIX: &str = ".sensmerge-";
+const TEMPORARY_SUFFIX: &str = ".partial";
+
+/// An output folder being written. Dropped before [`OutputFolder::finish`], it takes back all it
+/// wrote.
+#[derive(Debug)]
+pub struct OutputFolder {
+    path: PathBuf,
+    /// Folders that did not exist before, innermost first.
+    made: Vec<PathBuf>,
+    /// Whether it held something before.
+    replaces: bool,
+    /// Whether what it held was unfinished.
+    was_unfinished: bool,
+    /// Whether anything that it held was removed or replaced.
+    touched: bool,
+    marker: File,
+    /// Final names of the files written so far.
+    files: Mutex<BTreeSet<String>>,
+    /// Final names already in place.
+    placed: Vec<String>,
+    finished: bool,
+}
+
+impl OutputFolder {
+    /// Create the folder, or take over an empty one, one that a killed merge left unfinished, or,
+    /// with `overwrite`, one that holds a model.
+    ///
+    /// # Errors
+    /// What [`check`] refuses, a folder that another merge is writing, and [`Error::Io`].
+    pub fn create(path: &Path, overwrite: bool, inputs: &[&Path]) -> Result<Self> {
+        check(path, overwrite, inputs)?;
+        let made = missing(path)?;
+        std::fs::create_dir_all(path).map_err(Error::io(path))?;
+        let was_unfinished = names(path)?.contains(MARKER);
+        let marker_path = path.join(MARKER);
+        let marker = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&marker_path)
+            .map_err(|error| {
+                remove_folders(&made);
+                Error::io(&marker_path)(error)
+            })?;
+        match marker.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::output(path, "another merge is writing to it"));
+            }
+            // Some network file systems have no locks; the marker still stands.
+            Ok(()) | Err(TryLockError::Error(_)) => {}
+        }
+        let folder = Self {
+            path: path.to_path_buf(),
+            made,
+            replaces: !is_empty(path)?,
+            was_unfinished,
+            touched: false,
+            marker,
+            files: Mutex::default(),
+            placed: Vec::new(),
+            finished: false,
+        };
+        // A merge that ended between the check and the lock may have filled the folder.
+        check_content(path, overwrite)?;
+        for name in names(path)?.iter().filter(|name| is_temporary(name)) {
+            let stale = path.join(name);
+            std::fs::remove_file(&stale).map_err(Error::io(&stale))?;
+        }
+        Ok(folder)
+    }
+
+    /// Start a weight file: its header is written, its data is not.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn shard(&self, layout: &ShardLayout) -> Result<ShardWriter> {
+        let (file, path) = self.start(&layout.file_name)?;
+        file.set_len(layout.file_bytes).map_err(Error::io(&path))?;
+        let writer = ShardWriter { file, path };
+        writer.write_at(0, &layout.header)?;
+        Ok(writer)
+    }
+
+    /// Write a small file.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write(&self, name: &str, content: &[u8]) -> Result<()> {
+        let (file, path) = self.start(name)?;
+        ShardWriter { file, path }.write_at(0, content)
+    }
+
+    /// Copy a file, byte for byte.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn copy(&self, name: &str, from: &Path) -> Result<()> {
+        let mut source = File::open(from).map_err(Error::io(from))?;
+        let (mut file, path) = self.start(name)?;
+        std::io::copy(&mut source, &mut file).map(drop).map_err(Error::io(path))
+    }
+
+    /// List what was written, flush (where `sync` asks for it), rename everything, the weights'
+    /// entry point last, remove what an older output listed besides, and remove the marker.
+    ///
+    /// # Errors
+    /// [`Error::Io`]. What was written is then removed, or, where it is mixed with what an older
+    /// output wrote, the folder stays marked.
+    pub fn finish(mut self, sync: bool) -> Result<()> {
+        let mut files = lock(&self.files).clone();
+        files.insert(OUTPUT_FILE.to_owned());
+        let old = ours::listed(&self.path)?;
+        let all: BTreeSet<String> = old.union(&files).cloned().collect();
+        self.write(OUTPUT_FILE, &ours::listing(&all))?;
+        if sync {
+            files.iter().try_for_each(|name| self.sync(name))?;
+        }
+        // First, so that a merge that is killed from here on leaves no file that nobody lists.
+        self.place(OUTPUT_FILE)?;
+        self.remove(INDEX_FILE)?;
+        let weights = |name: &&String| name.ends_with(".safetensors") || *name == INDEX_FILE;
+        let others = files.iter().filter(|name| *name != OUTPUT_FILE);
+        let (last, first): (Vec<&String>, Vec<&String>) = others.partition(weights);
+        let (index, shards): (Vec<&String>, Vec<&String>) =
+            last.into_iter().partition(|name| *name == INDEX_FILE);
+        for name in first.into_iter().chain(shards) {
+            self.place(name)?;
+        }
+        for name in old.difference(&files) {
+            self.remove(name)?;
+        }
+        if all != files {
+            self.write(OUTPUT_FILE, &ours::listing(&files))?;
+            if sync {
+                self.sync(OUTPUT_FILE)?;
+            }
+            self.place(OUTPUT_FILE)?;
+        }
+        for name in index {
+            self.place(name)?;
+        }
+        if sync {
+            self.sync_folder()?;
+        }
+        self.remove(MARKER)?;
+        if sync {
+            self.sync_folder()?;
+        }
+        self.finished = true;
+        Ok(())
+    }
+
+    /// Flush a file that is not in place yet.
+    fn sync(&self, name: &str) -> Result<()> {
+        let path = self.path.join(temporary(name));
+        File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io(&path))
+    }
+
+    fn start(&self, name: &str) -> Result<(File, PathBuf)> {
+        let path = self.path.join(temporary(name));
+        if !is_bare(name) {
+            return Err(Error::output(&self.path, format!("'{name}' is no file name")));
+        }
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .map_err(Error::io(&path))?;
+        lock(&self.files).insert(name.to_owned());
+        Ok((file, path))
+    }
+
+    fn place(&mut self, name: &str) -> Result<()> {
+        self.touched = true;
+        let path = self.path.join(name);
+        std::fs::rename(self.path.join(temporary(name)), &path).map_err(Error::io(&path))?;
+        lock(&self.files).remove(name);
+        self.placed.push(name.to_owned());
+        Ok(())
+    }
+
+    fn remove(&mut self, name: &str) -> Result<()> {
+        self.touched = true;
+        let path = self.path.join(name);
+        remove(&path).map_err(Error::io(&path))
+    }
+
+    /// Make the renamings durable. Folders cannot be flushed everywhere.
+    fn sync_folder(&self) -> Result<()> {
+        if cfg!(unix) {
+            let folder = File::open(&self.path).and_then(|folder| folder.sync_all());
+            folder.map_err(Error::io(&self.path))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for OutputFolder {
+    /// Take back what an unfinished merge wrote. Failures cannot be told here: the marker says it.
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
+        let mut clean = true;
+        for name in lock(&self.files).iter() {
+            clean &= remove(&self.path.join(temporary(name))).is_ok();
+        }
+        let mixed = self.replaces && self.touched;
+        if !mixed {
+            for name in &self.placed {
+                clean &= remove(&self.path.join(name)).is_ok();
+            }
+        }
+        let marker = self.path.join(MARKER);
+        if mixed || !clean {
+            // Made anew where it was removed already: what failed then came after it.
+            let _ = OpenOptions::new().create(true).append(true).open(marker);
+        } else if self.marker.unlock().is_ok() && !(self.replaces && self.was_unfinished) {
+            let _ = remove(&marker);
+            remove_folders(&self.made);
+        }
+    }
+}
+
+/// A weight file being written, by any number of threads at once.
+#[derive(Debug)]
+pub struct ShardWriter {
+    file: File,
+    path: PathBuf,
+}
+
+impl ShardWriter {
+    /// Write `bytes` at `offset` of the file.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        write_all_at(&self.file, bytes, offset).map_err(Error::io(&self.path))
+    }
+}
+
+#[cfg(unix)]
+fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
+}
+
+#[cfg(windows)]
+fn write_all_at(file: &File, mut bytes: &[u8], mut offset: u64) -> std::io::Result<()> {
+    while !bytes.is_empty() {
+        let written = std::os::windows::fs::FileExt::seek_write(file, bytes, offset)?;
+        if written == 0 {
+            return Err(std::io::ErrorKind::WriteZero.into());
+        }
+        bytes = &bytes[written..];
+        offset += written as u64;
+    }
+    Ok(())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn temporary(name: &str) -> String {
+    format!("{TEMPORARY_PREFIX}{name}{TEMPORARY_SUFFIX}")
+}
+
+fn is_temporary(name: &str) -> bool {
+    name.starts_with(TEMPORARY_PREFIX) && name.ends_with(TEMPORARY_SUFFIX)
+}
+
+/// Remove empty folders, innermost first.
+fn remove_folders(folders: &[PathBuf]) {
+    for folder in folders {
+        let _ = std::fs::remove_dir(folder);
+    }
+}
+
+/// Remove a file, where it is there.
+fn remove(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

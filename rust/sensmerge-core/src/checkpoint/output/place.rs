@@ -1,0 +1,139 @@
+//! Where an output may lie: never at, in or around what is merged, and not where something lies
+//! that it may not replace.
+
+use std::io::ErrorKind;
+use std::path::{Component, Path, PathBuf};
+
+use super::{MARKER, is_temporary, ours};
+use crate::checkpoint::foreign::enumerate;
+use crate::checkpoint::select::names;
+use crate::error::{Error, Hint, Result};
+
+/// Refuse an output folder that cannot be written as asked, without touching anything.
+///
+/// `inputs` are the folders and files that are merged; `overwrite` allows replacing what an earlier
+/// merge wrote.
+///
+/// # Errors
+/// [`Error::Output`] for a folder that is not empty, is no folder, holds weights of others, or is,
+/// contains or lies in an input; [`Error::Io`].
+pub fn check(path: &Path, overwrite: bool, inputs: &[&Path]) -> Result<()> {
+    let output = canonical(path)?;
+    for input in inputs {
+        let input_path = canonical(input)?;
+        let how = if output == input_path {
+            "is"
+        } else if output.starts_with(&input_path) {
+            "lies in"
+        } else if input_path.starts_with(&output) || holds_weights_of(&output, input)? {
+            "contains"
+        } else {
+            continue;
+        };
+        let reason = format!("{how} the input {}; inputs are never written to", input.display());
+        return Err(Error::output(path, reason));
+    }
+    match std::fs::symlink_metadata(path) {
+        Err(error) if is_absence(&error) => Ok(()),
+        Err(error) => Err(Error::io(path)(error)),
+        Ok(_) if !is_folder(path)? => Err(Error::output(path, "exists and is not a folder")),
+        Ok(_) => check_content(path, overwrite),
+    }
+}
+
+/// Refuse a folder for what it holds.
+pub(super) fn check_content(path: &Path, overwrite: bool) -> Result<()> {
+    if is_empty(path)? {
+        return Ok(());
+    }
+    if !overwrite {
+        let unfinished = names(path)?.contains(MARKER);
+        let state = if unfinished { "holds an unfinished merge" } else { "is not empty" };
+        let reason = format!("{state}; name another folder, or set overwrite to replace it");
+        return Err(Error::output(path, reason).with_hint(Hint::Overwrite));
+    }
+    let strangers = ours::strangers(path)?;
+    if strangers.is_empty() {
+        return Ok(());
+    }
+    let names = enumerate(strangers.iter().map(String::as_str));
+    Err(Error::output(
+        path,
+        format!(
+            "holds weights that no {} lists, so that no merge of this version wrote them: \
+             {names}; move or delete them, or name another folder",
+            super::OUTPUT_FILE
+        ),
+    ))
+}
+
+/// Whether a folder holds nothing but what an unfinished merge may leave.
+pub(super) fn is_empty(folder: &Path) -> Result<bool> {
+    Ok(names(folder)?.iter().all(|name| name == MARKER || is_temporary(name)))
+}
+
+/// The folders of a path that do not exist yet, innermost first.
+pub(super) fn missing(path: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    // The empty path is what a relative path's outermost ancestor is called.
+    for folder in path.ancestors().take_while(|folder| !folder.as_os_str().is_empty()) {
+        match std::fs::symlink_metadata(folder) {
+            Ok(_) => break,
+            Err(error) if is_absence(&error) => found.push(folder.to_path_buf()),
+            Err(error) => return Err(Error::io(folder)(error)),
+        }
+    }
+    Ok(found)
+}
+
+/// Whether an error says that there is nothing of this name. Any other says that nobody knows.
+fn is_absence(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+}
+
+fn is_folder(path: &Path) -> Result<bool> {
+    match std::fs::metadata(path) {
+        Ok(kind) => Ok(kind.is_dir()),
+        Err(error) if is_absence(&error) => Ok(false),
+        Err(error) => Err(Error::io(path)(error)),
+    }
+}
+
+/// The path without links; `None` where nothing is there.
+fn resolved(path: &Path) -> Result<Option<PathBuf>> {
+    match path.canonicalize() {
+        Ok(path) => Ok(Some(path)),
+        Err(error) if is_absence(&error) => Ok(None),
+        Err(error) => Err(Error::io(path)(error)),
+    }
+}
+
+/// A path without links, whether or not it exists yet.
+fn canonical(path: &Path) -> Result<PathBuf> {
+    let absolute = std::path::absolute(path).map_err(Error::io(path))?;
+    for existing in absolute.ancestors() {
+        let Some(mut found) = resolved(existing)? else { continue };
+        // What does not exist cannot be a link, so that `..` takes back just what was named.
+        for part in absolute.strip_prefix(existing).into_iter().flat_map(Path::components) {
+            match part {
+                Component::ParentDir => drop(found.pop()),
+                part => found.push(part),
+            }
+        }
+        return Ok(resolved(&found)?.unwrap_or(found));
+    }
+    Ok(absolute)
+}
+
+/// Whether weights of `input` really lie below the folder `output`, by links.
+fn holds_weights_of(output: &Path, input: &Path) -> Result<bool> {
+    if !is_folder(input)? {
+        return Ok(false);
+    }
+    for name in names(input)?.iter().filter(|name| name.ends_with(".safetensors")) {
+        if resolved(&input.join(name))?.is_some_and(|target| target.starts_with(output)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

@@ -1,0 +1,150 @@
+//! Which files of a folder are the model: those that transformers' `from_pretrained` loads. There is
+//! no other answer to that question in this program.
+//!
+//! In this order: the file that `config.json` names as `transformers_weights`; `model.safetensors`;
+//! the shards of `model.safetensors.index.json`. A folder with none of them is read where it holds
+//! one safetensors file. What is passed over is told.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use super::foreign::{self, enumerate};
+use super::index::{self, INDEX_FILE, Index, is_bare};
+use super::mapping;
+use crate::error::{Error, Result};
+
+/// The weights of a checkpoint that is one file.
+pub(super) const SINGLE_FILE: &str = "model.safetensors";
+
+const CONFIG_FILE: &str = "config.json";
+
+/// Ends the name of every index.
+const INDEX_END: &str = ".safetensors.index.json";
+
+/// The files of a model.
+pub(super) struct Selection {
+    /// Its weight files.
+    pub files: Vec<PathBuf>,
+    /// The index that names them.
+    pub index: Option<Index>,
+    /// What the caller should be told.
+    pub notes: Vec<String>,
+}
+
+/// The files of the model in `folder`.
+///
+/// # Errors
+/// [`Error::File`] for a folder that holds no model, or more than one; [`Error::Io`].
+pub(super) fn select(folder: &Path) -> Result<Selection> {
+    let names = names(folder)?;
+    let named = named_by_config(folder, &names)?;
+    let by_config = named.is_some();
+    let entry = match named {
+        Some(named) => named,
+        None if names.contains(SINGLE_FILE) => SINGLE_FILE.to_owned(),
+        None if names.contains(INDEX_FILE) => INDEX_FILE.to_owned(),
+        None => only_safetensors(folder, &names)?,
+    };
+    let path = folder.join(&entry);
+    let (mut read, index) = if entry.ends_with(INDEX_END) {
+        let index = index::read(&path)?;
+        (index.files.values().cloned().collect(), Some(index))
+    } else {
+        (BTreeSet::from([entry.clone()]), None)
+    };
+    let files = read.iter().map(|name| folder.join(name)).collect();
+    read.insert(entry.clone());
+    let over = names.iter().map(String::as_str);
+    let over = over.filter(|name| foreign::holds_weights(name) && !read.contains(*name));
+    let over: Vec<&str> = over.collect();
+    let notes = passed_over(folder, &entry, by_config, &over).into_iter().collect();
+    Ok(Selection { files, index, notes })
+}
+
+/// What is in a folder, by name.
+pub(super) fn names(folder: &Path) -> Result<BTreeSet<String>> {
+    let entries = std::fs::read_dir(folder).map_err(Error::io(folder))?;
+    let name = |entry: std::io::Result<std::fs::DirEntry>| {
+        Ok(entry.map_err(Error::io(folder))?.file_name().to_string_lossy().into_owned())
+    };
+    entries.map(name).collect()
+}
+
+/// The file that a config names as its weights.
+fn named_by_config(folder: &Path, names: &BTreeSet<String>) -> Result<Option<String>> {
+    const KEY: &str = "transformers_weights";
+    let path = folder.join(CONFIG_FILE);
+    if !names.contains(CONFIG_FILE) {
+        return Ok(None);
+    }
+    let text = mapping::read(&path)?;
+    // Python's JSON has numbers that this one refuses: it is read only where it says something.
+    if !text.windows(KEY.len()).any(|window| window == KEY.as_bytes()) {
+        return Ok(None);
+    }
+    let config: serde_json::Value = serde_json::from_slice(&text)
+        .map_err(|error| Error::file(&path, format!("cannot be read as JSON: {error}")))?;
+    match &config[KEY] {
+        serde_json::Value::Null => Ok(None),
+        serde_json::Value::String(name)
+            if is_bare(name) && (name.ends_with(".safetensors") || name.ends_with(INDEX_END)) =>
+        {
+            Ok(Some(name.clone()))
+        }
+        other => Err(Error::file(
+            path,
+            format!("{KEY} is {other}, which names no safetensors file of this folder"),
+        )),
+    }
+}
+
+/// The sentence about weight files that are not read.
+fn passed_over(folder: &Path, entry: &str, by_config: bool, over: &[&str]) -> Option<String> {
+    if over.is_empty() {
+        return None;
+    }
+    let why = match entry {
+        _ if by_config => "which config.json names",
+        SINGLE_FILE | INDEX_FILE => "as transformers does",
+        _ => "its only safetensors file",
+    };
+    Some(format!(
+        "{}: is read from {entry}, {why}; passed over: {}",
+        folder.display(),
+        enumerate(over.iter().copied())
+    ))
+}
+
+/// The one safetensors file of a folder that has neither an index nor the usual name.
+fn only_safetensors(folder: &Path, names: &BTreeSet<String>) -> Result<String> {
+    let refuse = |reason: String| Err(Error::file(folder, reason));
+    let ending = |end: &str| -> Vec<&str> {
+        names.iter().map(String::as_str).filter(|name| name.ends_with(end)).collect()
+    };
+    let found = ending(".safetensors");
+    if names.contains(foreign::ADAPTER_CONFIG) || found.iter().any(|name| foreign::is_adapter(name))
+    {
+        return refuse(foreign::adapter(&folder.join(foreign::ADAPTER_CONFIG)));
+    }
+    match found.as_slice() {
+        [only] => return Ok((*only).to_owned()),
+        [] => {}
+        several => {
+            return refuse(format!(
+                "holds several safetensors files ({}) and neither {SINGLE_FILE} nor {INDEX_FILE} \
+                 to say which are the model; name one of them, or add the index",
+                enumerate(several.iter().copied())
+            ));
+        }
+    }
+    let pickles = [".bin", ".pt", ".pth"].into_iter().flat_map(ending).collect::<Vec<_>>();
+    let gguf = ending(".gguf");
+    if !pickles.is_empty() {
+        let names = enumerate(pickles);
+        return refuse(format!("holds weights only as {names}: {}", foreign::PICKLE));
+    }
+    if !gguf.is_empty() {
+        return refuse(format!("holds weights only as {}: {}", enumerate(gguf), foreign::GGUF));
+    }
+    refuse("holds no safetensors file".into())
+}

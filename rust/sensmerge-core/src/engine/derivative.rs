@@ -1,0 +1,66 @@
+//! How a loss changes with the weights of a merge: `∂L/∂w_i = Σ_j ∂L/∂θ_j · ∂θ_j/∂w_i`.
+
+use rayon::prelude::*;
+
+use super::reduce::Buffer;
+use super::stage::{Decided, Stage, carried};
+use super::write::{Combination, read};
+use crate::error::{Error, Result};
+use crate::program::block::BLOCK;
+use crate::program::sweep::Chunk;
+use crate::program::{Computed, Operand};
+
+/// The derivative by every model's weight of the one tensor of a stage, at the manifest's weights.
+/// `place` is where `decided` has the tensor, whose stage was another one.
+///
+/// Products and sums are float64, of a fixed shape: a sum of the sums of blocks, in index order.
+pub(super) fn derivatives<T: Computed>(
+    stage: &Stage<T>,
+    decided: &Decided<T>,
+    place: usize,
+    gradient: Buffer,
+) -> Result<Vec<f64>> {
+    let [tensor] = stage.tensors else { return Ok(Vec::new()) };
+    gradient.check_length("gradient", tensor.elements())?;
+    let combination = Combination::new(stage.job, tensor, &decided.found[place]);
+    let of_chunk = |chunk: &Chunk| {
+        stage.job.monitor.check()?;
+        stage.scratch.lend(|worker| {
+            let mut carried = carried(&decided.steps, place, chunk.place);
+            let mut wide = [T::ZERO; BLOCK];
+            let mut sums = Vec::new();
+            worker.block.activate(|_| true);
+            for entries in stage.blocks(chunk) {
+                let wide = &mut wide[..entries.len()];
+                gradient.read(entries.start, wide);
+                read(
+                    stage,
+                    decided,
+                    (chunk.tensor, place),
+                    &entries,
+                    &mut carried,
+                    &mut worker.block,
+                )?;
+                let found = combination.join.derivatives(&mut worker.block, wide);
+                sums.push(found.ok_or_else(|| {
+                    let method = &stage.job.manifest.method.name;
+                    let reason = format!("the weights of {method} cannot be learned");
+                    Error::setting("merge_method", reason)
+                })?);
+            }
+            Ok(sums)
+        })
+    };
+    let chunks: Vec<Result<Vec<Vec<f64>>>> = stage.chunks.par_iter().map(of_chunk).collect();
+    let mut totals = vec![0.0; tensor.experts()];
+    for blocks in chunks {
+        for sums in blocks? {
+            totals.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
+        }
+    }
+    let outer = match stage.job.program.operand {
+        Operand::TaskVectors => tensor.subject().number_or("lambda", 1.0),
+        Operand::Parameters => 1.0,
+    };
+    Ok(totals.into_iter().map(|total| outer * total).collect())
+}

@@ -1,0 +1,213 @@
+//! The entries of a source, read a few at a time as floats of the computing type.
+
+use std::ops::Range;
+
+use super::inputs::Inputs;
+use crate::dtype::{Float, Real};
+use crate::error::{Error, Result};
+use crate::manifest::{Run, Source};
+use crate::processor;
+
+/// A source whose bytes are at hand.
+pub(super) enum Entries<'i> {
+    /// Entries as they are stored.
+    Stored { bytes: &'i [u8], dtype: Float },
+    /// One number.
+    Constant(f64),
+    /// Rows of others.
+    Rows {
+        of: Vec<Entries<'i>>,
+        /// Entries of a row.
+        row_length: usize,
+        /// The first row of every run in the output, and what it is a run of.
+        runs: Vec<(usize, Run)>,
+    },
+}
+
+impl<'i> Entries<'i> {
+    /// Find the bytes of a source.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] for a tensor that is not as the manifest describes it, or is not computed
+    /// with; [`Error::Setting`] for rows that there are not.
+    pub(super) fn of(source: &Source, inputs: &'i Inputs) -> Result<Self> {
+        match source {
+            Source::Constant { value, .. } => Ok(Self::Constant(*value)),
+            Source::Stored(stored) => {
+                let bytes = inputs.bytes(stored)?;
+                match stored.dtype.float() {
+                    Some(dtype) => Ok(Self::Stored { bytes, dtype }),
+                    None => Err(Error::tensor(
+                        inputs.checkpoint(stored)?.path(),
+                        &stored.name,
+                        format!("{} is not computed with", stored.dtype.name()),
+                    )),
+                }
+            }
+            Source::Rows { of, runs } => {
+                let row_length = source.shape().iter().skip(1).product();
+                check_rows(of, runs)?;
+                let mut first = 0;
+                let placed = runs.iter().map(|&run| {
+                    first += run.count;
+                    (first - run.count, run)
+                });
+                let runs = placed.collect();
+                let of = of.iter().map(|source| Self::of(source, inputs)).collect::<Result<_>>()?;
+                Ok(Self::Rows { of, row_length, runs })
+            }
+        }
+    }
+
+    /// Read entries, widened exactly.
+    pub(super) fn read<T: Real>(&self, entries: Range<usize>, out: &mut [T]) {
+        match self {
+            Self::Stored { bytes, dtype } => T::widen(*dtype, part(bytes, *dtype, &entries), out),
+            Self::Constant(value) => out.fill(T::from_f64(*value)),
+            Self::Rows { .. } => {
+                let mut out = out;
+                self.pieces(entries, &mut |source, entries| {
+                    let (now, later) = std::mem::take(&mut out).split_at_mut(entries.len());
+                    source.read(entries, now);
+                    out = later;
+                });
+            }
+        }
+    }
+
+    /// Bring entries near before they are read.
+    pub(super) fn prefetch(&self, entries: Range<usize>) {
+        match self {
+            Self::Stored { bytes, dtype } => processor::prefetch(part(bytes, *dtype, &entries)),
+            Self::Constant(_) => {}
+            Self::Rows { .. } => {
+                self.pieces(entries, &mut |source, entries| source.prefetch(entries));
+            }
+        }
+    }
+
+    /// Bytes that one entry takes, at most: the unit of progress.
+    pub(super) fn entry_bytes(&self) -> u64 {
+        match self {
+            Self::Stored { dtype, .. } => dtype.size() as u64,
+            Self::Constant(_) => 0,
+            Self::Rows { of, .. } => of.iter().map(Self::entry_bytes).max().unwrap_or(0),
+        }
+    }
+
+    /// Call `take` with the sources that hold a run of entries of rows, and the entries in each.
+    fn pieces(&self, entries: Range<usize>, take: &mut dyn FnMut(&Self, Range<usize>)) {
+        let Self::Rows { of, row_length, runs } = self else { return take(self, entries) };
+        let Range { mut start, end } = entries;
+        let mut place = runs.partition_point(|(first, _)| first * row_length <= start);
+        while start < end {
+            let (first, run) = &runs[place.max(1) - 1];
+            let stop = end.min((first + run.count) * row_length);
+            // Where the entry lies in the source.
+            let shift = start - first * row_length + run.first * row_length;
+            if stop > start {
+                take(&of[run.of], shift..shift + stop - start);
+            }
+            start = stop.max(start);
+            place = place.max(1) + 1;
+        }
+    }
+}
+
+fn part<'b>(bytes: &'b [u8], dtype: Float, entries: &Range<usize>) -> &'b [u8] {
+    let size = dtype.size();
+    &bytes[entries.start * size..entries.end * size]
+}
+
+/// Refuse runs of rows that there are not, and sources whose rows differ.
+fn check_rows(of: &[Source], runs: &[Run]) -> Result<()> {
+    let shapes: Vec<Vec<usize>> = of.iter().map(Source::shape).collect();
+    let same = shapes.windows(2).all(|pair| pair[0].get(1..) == pair[1].get(1..));
+    let there = runs.iter().all(|run| {
+        let rows = shapes.get(run.of).and_then(|shape| shape.first()).copied().unwrap_or(0);
+        run.first.checked_add(run.count).is_some_and(|end| end <= rows)
+    });
+    if same && there && !of.is_empty() {
+        return Ok(());
+    }
+    Err(Error::setting("manifest", format!("takes rows {runs:?} of tensors of shapes {shapes:?}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::{Checkpoint, MemoryTensor};
+    use crate::dtype::Dtype;
+    use crate::manifest::Stored;
+    use proptest::prelude::*;
+    use std::sync::Arc;
+
+    /// Two matrices of three columns in one model, and a constant one.
+    fn sources() -> (Inputs, Vec<Source>, Vec<Vec<f32>>) {
+        let rows = |count: usize, start: f32| -> Vec<f32> {
+            (0..3 * count).map(|place| start + place as f32).collect()
+        };
+        let values = [rows(4, 0.0), rows(7, 100.0)];
+        let tensors = values.iter().zip(["a", "b"]).map(|(values, name)| MemoryTensor {
+            name: name.into(),
+            dtype: Dtype::F32,
+            shape: vec![values.len() / 3, 3],
+            bytes: Box::new(
+                values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>(),
+            ),
+        });
+        let checkpoint = Checkpoint::from_memory("model", tensors.collect()).expect("fits");
+        let stored = |name: &str| {
+            let info = checkpoint.get(name).expect("is there");
+            Source::Stored(Stored {
+                model: 0,
+                name: name.into(),
+                dtype: info.dtype,
+                shape: info.shape.clone(),
+                file: info.shard,
+                bytes: [info.start, info.end],
+            })
+        };
+        let sources =
+            vec![stored("a"), stored("b"), Source::Constant { value: 0.5, shape: vec![9, 3] }];
+        let [a, b] = values;
+        (Inputs { checkpoints: vec![Arc::new(checkpoint)] }, sources, vec![a, b, vec![0.5; 27]])
+    }
+
+    proptest! {
+        #[test]
+        fn rows_are_those_of_their_sources(
+            runs in prop::collection::vec((0..3_usize, 0..4_usize, 0..4_usize), 1..6),
+            window in (0.0..1.0_f64, 0.0..1.0_f64),
+        ) {
+            let (inputs, of, values) = sources();
+            let runs: Vec<Run> = runs
+                .into_iter()
+                .map(|(of, first, count)| Run { of, first, count: count.min(4 - first) })
+                .collect();
+            let expected: Vec<f32> = runs
+                .iter()
+                .flat_map(|run| values[run.of][3 * run.first..3 * (run.first + run.count)].to_vec())
+                .collect();
+            let source = Source::Rows { of, runs };
+            prop_assert_eq!(source.shape(), vec![expected.len() / 3, 3]);
+            let entries = Entries::of(&source, &inputs).expect("fits");
+            let place = |share: f64| (share * (expected.len() + 1) as f64) as usize;
+            let (a, b) = (place(window.0), place(window.1));
+            let (start, end) = (a.min(b), a.max(b).min(expected.len()));
+            let mut found = vec![9.0_f32; end - start.min(end)];
+            entries.prefetch(start.min(end)..end);
+            entries.read(start.min(end)..end, &mut found);
+            prop_assert_eq!(&found, &expected[start.min(end)..end]);
+        }
+    }
+
+    #[test]
+    fn rows_that_there_are_not_are_refused() {
+        let (inputs, of, _) = sources();
+        for run in [Run { of: 0, first: 2, count: 3 }, Run { of: 3, first: 0, count: 1 }] {
+            let source = Source::Rows { of: of.clone(), runs: vec![run] };
+            assert!(Entries::of(&source, &inputs).is_err());
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! The models of a manifest, opened.
+
+use std::sync::Arc;
+
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+use crate::manifest::{File, Manifest, Model, Stored};
+
+/// The checkpoints that a manifest's tensors are read from. They may serve other merges too.
+#[derive(Clone, Debug)]
+pub struct Inputs {
+    pub(super) checkpoints: Vec<Arc<Checkpoint>>,
+}
+
+impl Inputs {
+    /// Open every file that a manifest names.
+    ///
+    /// # Errors
+    /// [`Error::File`] for a file that is not the one that the manifest was made from,
+    /// [`Error::Setting`] for a model that lay in memory, and what opening a file refuses.
+    pub fn open(manifest: &Manifest) -> Result<Self> {
+        let opened = manifest.models.iter().map(|model| open(model).map(Arc::new));
+        Ok(Self { checkpoints: opened.collect::<Result<_>>()? })
+    }
+
+    /// Checkpoints that are open already, or lie in memory: those that the manifest was built from,
+    /// the base first.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for other than as many checkpoints as the manifest names.
+    pub fn of(manifest: &Manifest, checkpoints: Vec<Arc<Checkpoint>>) -> Result<Self> {
+        let (given, named) = (checkpoints.len(), manifest.models.len());
+        if given != named {
+            let reason = format!("{given} checkpoints are given for the {named} of the manifest");
+            return Err(Error::setting("models", reason));
+        }
+        Ok(Self { checkpoints })
+    }
+
+    /// The checkpoint of a stored tensor.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a model that there is not.
+    pub(super) fn checkpoint(&self, stored: &Stored) -> Result<&Checkpoint> {
+        let found = self.checkpoints.get(stored.model);
+        found.map(Arc::as_ref).ok_or_else(|| {
+            let reason = format!("tensor '{}' is of a model that there is not", stored.name);
+            Error::setting("manifest", reason)
+        })
+    }
+
+    /// The data of a stored tensor.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] where the checkpoint does not hold it as the manifest says.
+    pub(super) fn bytes(&self, stored: &Stored) -> Result<&[u8]> {
+        let checkpoint = self.checkpoint(stored)?;
+        let found = checkpoint.get(&stored.name).filter(|found| {
+            found.dtype == stored.dtype
+                && found.shape == stored.shape
+                && found.shard == stored.file
+                && [found.start, found.end] == stored.bytes
+        });
+        match found {
+            Some(found) => Ok(checkpoint.bytes(found)),
+            None => Err(Error::tensor(
+                checkpoint.path(),
+                &stored.name,
+                "is not as the manifest describes it; plan the merge anew",
+            )),
+        }
+    }
+}
+
+/// Open a model's files, which must be those that the manifest was made from.
+fn open(model: &Model) -> Result<Checkpoint> {
+    if model.files.is_empty() {
+        let reason = "lay in memory when the manifest was made, and cannot be opened again";
+        return Err(Error::setting(model.path.display().to_string(), reason));
+    }
+    let checkpoint = Checkpoint::open(&model.path)?;
+    let found = checkpoint.identities().into_iter();
+    let found: Vec<File> =
+        found.map(|(path, bytes, header)| File { path, bytes, header }).collect();
+    let changed = model.files.iter().find(|file| !found.contains(file)).map(|file| &file.path);
+    let changed = changed.or_else(|| (found.len() != model.files.len()).then_some(&model.path));
+    let changed = changed.or_else(|| {
+        let same = |fingerprint: &String| *fingerprint == checkpoint.fingerprint();
+        (!model.fingerprint.as_ref().is_none_or(same)).then_some(&model.path)
+    });
+    match changed {
+        None => Ok(checkpoint),
+        Some(path) => {
+            let reason = "is not what the manifest was made from; plan the merge anew";
+            Err(Error::file(path, reason))
+        }
+    }
+}

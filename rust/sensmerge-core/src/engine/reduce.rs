@@ -1,0 +1,145 @@
+//! Reductions over tensors that a caller already holds in memory: what calibration asks of the
+//! kernels. They run on the rayon pool that calls them.
+
+use rayon::prelude::*;
+
+use crate::dtype::{Float, Real};
+use crate::error::{Error, Result};
+use crate::kernel::{distance, sensitivity};
+use crate::program::block::BLOCK;
+
+/// Blocks that a thread takes at a time.
+const BLOCKS: usize = 16;
+
+/// A tensor in memory: little-endian entries of a dtype, at any alignment.
+#[derive(Clone, Copy, Debug)]
+pub struct Buffer<'b> {
+    bytes: &'b [u8],
+    dtype: Float,
+}
+
+impl<'b> Buffer<'b> {
+    /// A view of `bytes` as entries of `dtype`.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] where the length is no whole number of entries.
+    pub fn new(name: &str, bytes: &'b [u8], dtype: Float) -> Result<Self> {
+        if bytes.len().is_multiple_of(dtype.size()) {
+            return Ok(Self { bytes, dtype });
+        }
+        let length = bytes.len();
+        Err(Error::setting(
+            name,
+            format!("{length} bytes are no whole number of {dtype:?} entries"),
+        ))
+    }
+
+    /// Number of entries.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.bytes.len() / self.dtype.size()
+    }
+
+    /// Whether there are no entries.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    pub(super) fn read<T: Real>(&self, start: usize, out: &mut [T]) {
+        T::widen(self.dtype, self.stored(start, out.len()), out);
+    }
+
+    fn stored(&self, start: usize, length: usize) -> &'b [u8] {
+        let size = self.dtype.size();
+        &self.bytes[start * size..(start + length) * size]
+    }
+
+    fn row(&self, row: usize, columns: usize) -> Self {
+        let size = self.dtype.size() * columns;
+        Self { bytes: &self.bytes[row * size..(row + 1) * size], dtype: self.dtype }
+    }
+
+    /// Refuse another number of entries.
+    pub(super) fn check_length(&self, name: &str, expected: usize) -> Result<()> {
+        if self.len() == expected {
+            return Ok(());
+        }
+        let reason = format!("has {} entries where {expected} are expected", self.len());
+        Err(Error::setting(name, reason))
+    }
+}
+
+/// `Σ_j |θ_j · g_j|` over one parameter tensor (Sens-Merging, Eq. 1 and 3).
+///
+/// Products are float32 (float64 where a buffer is), sums float64 of a fixed shape: the result
+/// does not depend on the number of threads.
+///
+/// # Errors
+/// [`Error::Setting`] where the lengths differ.
+pub fn sum_abs_product(theta: Buffer, gradient: Buffer) -> Result<f64> {
+    gradient.check_length("gradient", theta.len())?;
+    if theta.dtype == Float::F64 || gradient.dtype == Float::F64 {
+        Ok(sum_blocks(theta, gradient, &Kernel::<f64>::SUM_ABS_PRODUCT))
+    } else {
+        Ok(sum_blocks(theta, gradient, &Kernel::<f32>::SUM_ABS_PRODUCT))
+    }
+}
+
+/// `‖a_r − b_r‖₂` for every row `r` of two `[rows, columns]` matrices (Sens-Merging, Eq. 4).
+///
+/// # Errors
+/// [`Error::Setting`] where the lengths differ or are no multiple of `rows`.
+pub fn row_distances(a: Buffer, b: Buffer, rows: usize) -> Result<Vec<f64>> {
+    b.check_length("b", a.len())?;
+    if rows == 0 || !a.len().is_multiple_of(rows) {
+        let reason = format!("{rows} rows do not divide {} entries", a.len());
+        return Err(Error::setting("rows", reason));
+    }
+    let columns = a.len() / rows;
+    let double = a.dtype == Float::F64 || b.dtype == Float::F64;
+    let distance = |index: usize| {
+        let (a, b) = (a.row(index, columns), b.row(index, columns));
+        let squared = if double {
+            sum_blocks(a, b, &Kernel::<f64>::SQUARED_DISTANCE)
+        } else {
+            sum_blocks(a, b, &Kernel::<f32>::SQUARED_DISTANCE)
+        };
+        squared.sqrt()
+    };
+    Ok((0..rows).into_par_iter().map(distance).collect())
+}
+
+/// A sum over pairs of entries: of numbers, and of entries that are stored in one dtype.
+struct Kernel<T> {
+    wide: fn(&[T], &[T]) -> f64,
+    stored: fn(Float, &[u8], &[u8]) -> f64,
+}
+
+impl<T: Real> Kernel<T> {
+    const SUM_ABS_PRODUCT: Self = Self {
+        wide: sensitivity::sum_abs_product,
+        stored: sensitivity::sum_abs_product_stored::<T>,
+    };
+    const SQUARED_DISTANCE: Self =
+        Self { wide: distance::squared_distance, stored: distance::squared_distance_stored::<T> };
+}
+
+/// Apply a kernel to blocks of both buffers and add the results in index order.
+fn sum_blocks<T: Real>(a: Buffer, b: Buffer, kernel: &Kernel<T>) -> f64 {
+    let of_block = |block: usize| {
+        let start = block * BLOCK;
+        let length = BLOCK.min(a.len() - start);
+        if a.dtype == b.dtype {
+            return (kernel.stored)(a.dtype, a.stored(start, length), b.stored(start, length));
+        }
+        let (mut left, mut right) = ([T::ZERO; BLOCK], [T::ZERO; BLOCK]);
+        let (left, right) = (&mut left[..length], &mut right[..length]);
+        a.read(start, left);
+        b.read(start, right);
+        (kernel.wide)(left, right)
+    };
+    let blocks = a.len().div_ceil(BLOCK);
+    let sums: Vec<f64> = (0..blocks).into_par_iter().with_min_len(BLOCKS).map(of_block).collect();
+    sums.iter().sum()
+}

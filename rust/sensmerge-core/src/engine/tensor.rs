@@ -1,0 +1,117 @@
+//! A tensor being merged: its inputs as bytes, read block by block.
+
+use std::ops::Range;
+
+use super::entries::Entries;
+use super::inputs::Inputs;
+use crate::dtype::{Float, Real};
+use crate::error::Result;
+use crate::kernel::task_vector::subtract;
+use crate::manifest::{Content, Manifest, Merge, Output};
+use crate::program::Subject;
+use crate::program::block::{BLOCK, Block};
+
+/// The floating-point type that a tensor is computed in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Precision {
+    /// float32: no input of the tensor is wider.
+    Single,
+    /// float64: some input of the tensor is float64.
+    Double,
+}
+
+/// A tensor being merged.
+pub(super) struct Tensor<'m> {
+    /// Its place in the manifest.
+    pub(super) place: usize,
+    pub(super) output: &'m Output,
+    pub(super) merge: &'m Merge,
+    pub(super) precision: Precision,
+    /// The dtype it is rounded to.
+    pub(super) dtype: Float,
+    seed: u64,
+    base: Option<Entries<'m>>,
+    experts: Vec<Entries<'m>>,
+    /// Bytes of all inputs for one entry: the unit of progress.
+    pub(super) entry_bytes: u64,
+}
+
+impl<'m> Tensor<'m> {
+    /// Every tensor of a manifest that is merged.
+    pub(super) fn all(manifest: &'m Manifest, inputs: &'m Inputs) -> Result<Vec<Self>> {
+        let places = 0..manifest.tensors.len();
+        places.filter_map(|place| Self::at(manifest, inputs, place).transpose()).collect()
+    }
+
+    /// The tensor at a place of the manifest; `None` where it is copied.
+    pub(super) fn at(
+        manifest: &'m Manifest,
+        inputs: &'m Inputs,
+        place: usize,
+    ) -> Result<Option<Self>> {
+        let output = &manifest.tensors[place];
+        let (Content::Merge(merge), Some(dtype)) = (&output.content, output.dtype.float()) else {
+            return Ok(None);
+        };
+        let of = |source| Entries::of(source, inputs);
+        let base = merge.base.as_ref().map(of).transpose()?;
+        let experts = merge.experts.iter().map(of).collect::<Result<Vec<_>>>()?;
+        let mut sources = merge.base.iter().chain(&merge.experts);
+        let double = sources.any(|source| source.dtype() == Some(Float::F64));
+        Ok(Some(Self {
+            place,
+            output,
+            merge,
+            precision: if double { Precision::Double } else { Precision::Single },
+            dtype,
+            seed: manifest.seed,
+            entry_bytes: base.iter().chain(&experts).map(Entries::entry_bytes).sum(),
+            base,
+            experts,
+        }))
+    }
+
+    /// What the program may know of it.
+    pub(super) fn subject(&self) -> Subject<'m> {
+        self.merge.subject(self.output, self.seed)
+    }
+
+    /// Number of entries.
+    pub(super) fn elements(&self) -> usize {
+        self.output.elements()
+    }
+
+    /// Number of models.
+    pub(super) fn experts(&self) -> usize {
+        self.experts.len()
+    }
+
+    /// The base's entries; nothing where parameters themselves are combined.
+    pub(super) fn read_base<T: Real>(&self, entries: Range<usize>, out: &mut [T]) {
+        if let Some(base) = &self.base {
+            base.read(entries, out);
+        }
+    }
+
+    /// An expert's entries as they are stored.
+    pub(super) fn read_expert<T: Real>(&self, expert: usize, entries: Range<usize>, out: &mut [T]) {
+        self.experts[expert].read(entries, out);
+    }
+
+    /// Turn an expert's row of a block into its task vector's.
+    pub(super) fn subtract_base<T: Real>(&self, expert: usize, block: &mut Block<T>) {
+        if self.base.is_some() {
+            let (base, row) = block.base_and_row(expert);
+            subtract(row, base);
+        }
+    }
+
+    /// Bring the block after this one near, of every input: memory then works while the processor
+    /// does, which is worth a quarter of a merge's time.
+    pub(super) fn prefetch_after(&self, entries: &Range<usize>) {
+        let next = entries.end..self.elements().min(entries.end + BLOCK);
+        for input in self.base.iter().chain(&self.experts) {
+            input.prefetch(next.clone());
+        }
+    }
+}

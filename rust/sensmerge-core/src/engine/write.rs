@@ -1,0 +1,228 @@
+//! The last sweep: read a block of every input, combine, round once, write.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::Job;
+use super::destination::{Destination, Slot};
+use super::stage::{Decided, Stage, carried};
+use super::tensor::Tensor;
+use super::window::chunk_entries;
+use crate::dtype::{Float, Real};
+use crate::error::{Error, Hint, Result};
+use crate::kernel::finite::{all_finite, has_infinite, has_nan};
+use crate::kernel::weighted_sum::scale_and_add;
+use crate::manifest::Source;
+use crate::program::block::{Block, Parts};
+use crate::program::sweep::Chunk;
+use crate::program::{Computed, Join, Operand};
+
+/// What the last sweep over one tensor needs to know.
+pub(super) struct Combination<T: Real> {
+    pub(super) join: Box<dyn Join<T>>,
+    lambda: T,
+}
+
+impl<T: Computed> Combination<T> {
+    pub(super) fn new(job: &Job, tensor: &Tensor, found: &[f64]) -> Self {
+        let subject = tensor.subject();
+        Self {
+            join: T::combine(&*job.program.combine).bind(&subject, found),
+            lambda: T::from_f64(subject.number_or("lambda", 1.0)),
+        }
+    }
+}
+
+/// Merge the tensors of a stage and put them where they belong.
+pub(super) fn write<T: Computed>(
+    stage: &Stage<T>,
+    decided: &Decided<T>,
+    destination: &mut Destination,
+) -> Result<()> {
+    let (job, blocks) = (stage.job, stage.job.program.combine.blocks());
+    let combinations: Vec<Combination<T>> = (stage.tensors.iter().zip(&decided.found))
+        .map(|(tensor, found)| Combination::new(job, tensor, found))
+        .collect();
+    let slots = stage.tensors.iter().flat_map(|tensor| {
+        let entries = chunk_entries::<T>(tensor, blocks, job.options.chunk_bytes);
+        destination.slots(tensor.place, entries.saturating_mul(tensor.dtype.size()))
+    });
+    let pieces: Vec<(&Chunk, Slot)> = stage.chunks.iter().zip(slots).collect();
+    pieces.into_par_iter().try_for_each(|(chunk, slot)| {
+        merge_chunk(stage, decided, &combinations[chunk.tensor], chunk, slot)
+    })
+}
+
+/// Merge one chunk of a tensor and put it where it belongs.
+fn merge_chunk<T: Computed>(
+    stage: &Stage<T>,
+    decided: &Decided<T>,
+    combination: &Combination<T>,
+    chunk: &Chunk,
+    slot: Slot,
+) -> Result<()> {
+    let tensor = &stage.tensors[chunk.tensor];
+    stage.job.monitor.check()?;
+    stage.scratch.lend(|worker| {
+        let block = &mut worker.block;
+        match slot {
+            Slot::Memory(bytes) => merge_into(stage, decided, combination, chunk, block, bytes),
+            Slot::File { writer, offset } => {
+                let bytes = &mut worker.bytes;
+                bytes.resize(chunk.entries.len() * tensor.dtype.size(), 0);
+                merge_into(stage, decided, combination, chunk, block, bytes)?;
+                writer.write_at(offset, bytes)
+            }
+        }
+    })?;
+    stage.job.monitor.advance(tensor.entry_bytes * chunk.entries.len() as u64);
+    Ok(())
+}
+
+/// Merge one chunk of a tensor into `bytes`.
+fn merge_into<T: Computed>(
+    stage: &Stage<T>,
+    decided: &Decided<T>,
+    combination: &Combination<T>,
+    chunk: &Chunk,
+    block: &mut Block<T>,
+    bytes: &mut [u8],
+) -> Result<()> {
+    let (job, tensor) = (stage.job, &stage.tensors[chunk.tensor]);
+    let mut carried = carried(&decided.steps, chunk.tensor, chunk.place);
+    let mut rest = bytes;
+    block.activate(|_| true);
+    for entries in stage.blocks(chunk) {
+        let size = entries.len() * tensor.dtype.size();
+        let (bytes, later) = std::mem::take(&mut rest).split_at_mut(size);
+        rest = later;
+        read(stage, decided, (chunk.tensor, chunk.tensor), &entries, &mut carried, block)?;
+        combination.join.join(block);
+        if job.program.operand == Operand::TaskVectors {
+            let Parts { base, out, .. } = block.parts();
+            scale_and_add(base, combination.lambda, out);
+        }
+        round(job, tensor, &entries, block, bytes)?;
+    }
+    Ok(())
+}
+
+/// Read one block of the base and of every sparsified task vector of a tensor, given its places in the
+/// stage and among the decisions.
+pub(super) fn read<T: Computed>(
+    stage: &Stage<T>,
+    decided: &Decided<T>,
+    (tensor, place): (usize, usize),
+    entries: &Range<usize>,
+    carried: &mut [Vec<u64>],
+    block: &mut Block<T>,
+) -> Result<()> {
+    let tensor = &stage.tensors[tensor];
+    tensor.prefetch_after(entries);
+    block.start(entries.clone());
+    tensor.read_base(entries.clone(), block.parts().base);
+    let hides = |model| decided.steps.iter().any(|step| step[place].may_hide_nan(model));
+    for model in 0..block.models() {
+        tensor.read_expert(model, entries.clone(), block.row_mut(model));
+        // Elsewhere NaN reaches the output, where one look finds it.
+        if hides(model) && !stage.job.options.allow_nan && has_nan(block.row(model)) {
+            return Err(nan_input(stage.job, tensor, Some(model)));
+        }
+        tensor.subtract_base(model, block);
+    }
+    for (step, carried) in decided.steps.iter().zip(carried) {
+        step[place].apply(block, carried, None);
+    }
+    Ok(())
+}
+
+/// Round the combined entries once, into the bytes that are written.
+fn round<T: Real>(
+    job: &Job,
+    tensor: &Tensor,
+    entries: &Range<usize>,
+    block: &mut Block<T>,
+    bytes: &mut [u8],
+) -> Result<()> {
+    let dtype = tensor.dtype;
+    let Parts { out, signs, .. } = block.parts();
+    T::narrow(out, dtype, bytes);
+    if job.options.allow_nan {
+        return Ok(());
+    }
+    if !all_finite(out) {
+        return explain(job, tensor, entries, block);
+    }
+    // Only float16 is narrower in range than what checkpoints hold.
+    if dtype == Float::F16 {
+        T::widen(dtype, bytes, signs);
+        if has_infinite(signs) {
+            let reason = "merged values are beyond float16's range; use out_dtype: bfloat16";
+            return Err(unusable(job, tensor, reason));
+        }
+    }
+    Ok(())
+}
+
+/// Find out why a block of the output is not finite: NaN is refused, infinite entries of an input are
+/// noted.
+fn explain<T: Real>(
+    job: &Job,
+    tensor: &Tensor,
+    entries: &Range<usize>,
+    block: &mut Block<T>,
+) -> Result<()> {
+    let Parts { out, signs: input, .. } = block.parts();
+    let merged_nan = has_nan(out);
+    let mut infinite = None;
+    for model in std::iter::once(None).chain((0..tensor.experts()).map(Some)) {
+        input.fill(T::ZERO);
+        match model {
+            None => tensor.read_base(entries.clone(), input),
+            Some(expert) => tensor.read_expert(expert, entries.clone(), input),
+        }
+        if has_nan(input) {
+            return Err(nan_input(job, tensor, model));
+        }
+        if infinite.is_none() && has_infinite(input) {
+            infinite = Some(model);
+        }
+    }
+    match infinite {
+        _ if merged_nan => Err(unusable(job, tensor, "infinite inputs or weights merge to NaN")),
+        Some(model) => {
+            let (path, name) = input_of(job, tensor, model);
+            job.note(format!(
+                "{}: tensor '{name}': holds infinite entries, which are in the merged model too",
+                path.display()
+            ));
+            Ok(())
+        }
+        None => Err(unusable(job, tensor, "the merge overflows; its weights are too large")),
+    }
+}
+
+fn unusable(job: &Job, tensor: &Tensor, reason: &str) -> Error {
+    Error::tensor(job.output, &tensor.output.name, reason).with_hint(Hint::AllowNan)
+}
+
+fn nan_input(job: &Job, tensor: &Tensor, expert: Option<usize>) -> Error {
+    let (path, name) = input_of(job, tensor, expert);
+    let reason = "holds NaN; repair the checkpoint, or let NaN through";
+    Error::tensor(path, name, reason).with_hint(Hint::AllowNan)
+}
+
+/// The checkpoint and the tensor's name in it, of the base or of an expert.
+fn input_of(job: &Job, tensor: &Tensor, expert: Option<usize>) -> (std::path::PathBuf, String) {
+    let source = match expert {
+        None => tensor.merge.base.as_ref(),
+        Some(expert) => Some(&tensor.merge.experts[expert]),
+    };
+    let stored = source.map(Source::stored).unwrap_or_default().into_iter().next();
+    let path = stored.and_then(|stored| job.inputs.checkpoint(stored).ok());
+    (
+        path.map(|checkpoint| checkpoint.path().to_path_buf()).unwrap_or_default(),
+        stored.map_or_else(|| tensor.output.name.clone(), |stored| stored.name.clone()),
+    )
+}

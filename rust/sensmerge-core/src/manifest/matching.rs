@@ -1,0 +1,312 @@
+//! The rules by which tensors of different checkpoints are matched. Nothing is skipped in silence:
+//! a tensor is matched, handled by a rule that leaves a note, or refused by name.
+
+use std::collections::BTreeSet;
+
+use super::builder::Input;
+use super::source::{Source, Stored};
+use crate::checkpoint::{Checkpoint, TensorInfo};
+use crate::dtype::{Dtype, Float};
+use crate::error::{Error, Result};
+
+/// Buffers that old checkpoints store and newer ones compute; they are no parameters.
+const COMPUTED_BUFFERS: [&str; 1] = ["rotary_emb.inv_freq"];
+
+/// An output tensor and its inputs.
+pub(super) struct Matched {
+    pub(super) name: String,
+    pub(super) shape: Vec<usize>,
+    pub(super) dtype: Dtype,
+    /// The base and the experts where it is merged, or the tensor that it is a copy of.
+    pub(super) content: std::result::Result<(Option<Source>, Vec<Source>), Stored>,
+}
+
+/// One of the inputs, and its place among all models of the manifest.
+#[derive(Clone, Copy)]
+struct Place<'i> {
+    input: &'i Input,
+    model: usize,
+}
+
+impl<'i> Place<'i> {
+    fn checkpoint(self) -> &'i Checkpoint {
+        &self.input.checkpoint
+    }
+
+    fn stored(self, tensor: &TensorInfo) -> Stored {
+        Stored {
+            model: self.model,
+            name: tensor.name.clone(),
+            dtype: tensor.dtype,
+            shape: tensor.shape.clone(),
+            file: tensor.shard,
+            bytes: [tensor.start, tensor.end],
+        }
+    }
+}
+
+/// Matches the tensors of all models with those of the first: the base, where there is one.
+pub(super) struct Matcher<'i> {
+    template: Place<'i>,
+    experts: Vec<Place<'i>>,
+    identical: Vec<[Stored; 2]>,
+    notes: BTreeSet<String>,
+}
+
+impl<'i> Matcher<'i> {
+    /// # Panics
+    /// If there is neither a base nor a model.
+    pub(super) fn new(base: Option<&'i Input>, models: &'i [Input]) -> Self {
+        let all = base.into_iter().chain(models).enumerate();
+        let all: Vec<Place> = all.map(|(model, input)| Place { input, model }).collect();
+        let experts = all[usize::from(base.is_some())..].to_vec();
+        Self { template: all[0], experts, identical: Vec::new(), notes: BTreeSet::new() }
+    }
+
+    /// What is left to verify and to tell once every tensor is matched.
+    pub(super) fn findings(self) -> (Vec<[Stored; 2]>, Vec<String>) {
+        (self.identical, self.notes.into_iter().collect())
+    }
+
+    /// Every output tensor, by name.
+    pub(super) fn matches(
+        &mut self,
+        with_base: bool,
+        out_dtype: Option<Float>,
+    ) -> Result<Vec<Matched>> {
+        for expert in self.experts.clone() {
+            self.check_extra_tensors(expert)?;
+        }
+        let template = self.template;
+        let of_tensor = |tensor| self.matched(tensor, with_base, out_dtype);
+        template.checkpoint().tensors().map(|tensor| &**tensor).map(of_tensor).collect()
+    }
+
+    fn matched(
+        &mut self,
+        tensor: &TensorInfo,
+        with_base: bool,
+        out_dtype: Option<Float>,
+    ) -> Result<Matched> {
+        let template = self.template.stored(tensor);
+        let mut sources = Vec::with_capacity(self.experts.len());
+        for expert in self.experts.clone() {
+            sources.push(self.find(expert, tensor)?);
+        }
+        let sources: Option<Vec<Source>> = sources.into_iter().collect();
+        let (dtype, content) = match (tensor.dtype.float(), sources) {
+            // A computed buffer may be missing in some models: then it is the template's.
+            (_, None) => {
+                self.notes.insert(format!(
+                    "buffers '*.{}' are not in every model; they are copied from {}",
+                    COMPUTED_BUFFERS[0],
+                    self.template.checkpoint().path().display()
+                ));
+                (tensor.dtype, Err(template))
+            }
+            (Some(float), Some(sources)) => {
+                let base = with_base.then_some(Source::Stored(template));
+                (out_dtype.unwrap_or(float).dtype(), Ok((base, sources)))
+            }
+            (None, Some(sources)) => {
+                self.require_equal(tensor, &sources)?;
+                (tensor.dtype, Err(template))
+            }
+        };
+        Ok(Matched { name: tensor.name.clone(), shape: tensor.shape.clone(), dtype, content })
+    }
+
+    /// A tensor that is not computed with is copied, where all models hold the same bytes.
+    fn require_equal(&mut self, tensor: &TensorInfo, sources: &[Source]) -> Result<()> {
+        for twin in sources.iter().flat_map(Source::stored) {
+            if twin.dtype != tensor.dtype {
+                let path = self.experts_path(twin.model);
+                return Err(Error::tensor(
+                    path,
+                    &tensor.name,
+                    format!(
+                        "is {} here and {} in {}; only tensors of the same dtype can be copied, \
+                         and only BF16, F16, F32 and F64 can be merged",
+                        twin.dtype.name(),
+                        tensor.dtype.name(),
+                        self.template.checkpoint().path().display()
+                    ),
+                ));
+            }
+            self.identical.push([self.template.stored(tensor), twin.clone()]);
+        }
+        Ok(())
+    }
+
+    fn experts_path(&self, model: usize) -> &'i std::path::Path {
+        let expert = self.experts.iter().find(|expert| expert.model == model);
+        expert.unwrap_or(&self.template).input.checkpoint.path()
+    }
+
+    /// The source of an expert that answers to a tensor of the template; `None` for a computed
+    /// buffer that the expert leaves out.
+    fn find(&mut self, expert: Place, tensor: &TensorInfo) -> Result<Option<Source>> {
+        let (checkpoint, name) = (expert.checkpoint(), &tensor.name);
+        let alias = || expert.input.aliases.get(name).and_then(|alias| checkpoint.get(alias));
+        let Some(found) = checkpoint.get(name).or_else(alias) else {
+            if let Some((shape, value)) = expert.input.constants.get(name) {
+                return Ok(Some(Source::Constant { value: *value, shape: shape.clone() }));
+            }
+            if is_computed_buffer(name) {
+                return Ok(None);
+            }
+            return Err(Error::tensor(
+                checkpoint.path(),
+                name,
+                format!(
+                    "is missing, and {} has it{}",
+                    self.template.checkpoint().path().display(),
+                    advice(name, checkpoint)
+                ),
+            ));
+        };
+        if tensor.dtype.float().is_some() && found.dtype.float().is_none() {
+            return Err(Error::tensor(
+                checkpoint.path(),
+                &found.name,
+                format!(
+                    "is {} here and {} in {}; {}",
+                    found.dtype.name(),
+                    tensor.dtype.name(),
+                    self.template.checkpoint().path().display(),
+                    not_floats(found, checkpoint)
+                ),
+            ));
+        }
+        let source = Source::Stored(expert.stored(found));
+        if found.shape == tensor.shape {
+            return Ok(Some(source));
+        }
+        let longer = found.shape.len() == tensor.shape.len()
+            && found.shape.first() > tensor.shape.first()
+            && found.shape.get(1..) == tensor.shape.get(1..);
+        if longer && expert.input.leading_rows.contains(name) {
+            self.notes.insert(format!(
+                "{}: '{}' has {} rows and the base {}: the rows of its extra tokens are left out",
+                checkpoint.path().display(),
+                name,
+                found.shape[0],
+                tensor.shape[0]
+            ));
+            return Ok(Some(source.leading_rows(tensor.shape[0])));
+        }
+        let (ours, theirs) = (&found.shape, &tensor.shape);
+        let path = self.template.checkpoint().path().display();
+        let reason = if ours.contains(&0) {
+            format!(
+                "is empty (shape {ours:?}) and {theirs:?} in {path}; the checkpoint was probably saved \
+                 from a sharded run without gathering its parts"
+            )
+        } else if longer || ours.get(1..) == theirs.get(1..) {
+            format!(
+                "has {} rows and {} in {path}; where these are vocabularies, only one of the same \
+                 size or, if the configs say so, a larger one is taken",
+                ours.first().unwrap_or(&1),
+                theirs.first().unwrap_or(&1)
+            )
+        } else {
+            format!(
+                "has shape {ours:?} and {theirs:?} in {path}; models of different sizes cannot be merged"
+            )
+        };
+        Err(Error::tensor(checkpoint.path(), name, reason))
+    }
+
+    /// Tensors of an expert that the template does not have.
+    fn check_extra_tensors(&mut self, expert: Place) -> Result<()> {
+        let (checkpoint, template) = (expert.checkpoint(), self.template.checkpoint());
+        for tensor in checkpoint.tensors() {
+            let name = &tensor.name;
+            if template.get(name).is_some() {
+                continue;
+            }
+            if is_computed_buffer(name) {
+                self.notes.insert(format!(
+                    "{}: buffers '*.{}' are left out; {} has none",
+                    checkpoint.path().display(),
+                    COMPUTED_BUFFERS[0],
+                    template.path().display()
+                ));
+                continue;
+            }
+            if let Some(twin) =
+                expert.input.aliases.get(name).and_then(|alias| checkpoint.get(alias))
+            {
+                self.identical.push([expert.stored(twin), expert.stored(tensor)]);
+                self.notes.insert(format!(
+                    "{}: '{name}' is left out: it holds the same bytes as the tensor it is tied to",
+                    checkpoint.path().display(),
+                ));
+                continue;
+            }
+            return Err(Error::tensor(
+                checkpoint.path(),
+                name,
+                format!("is not in {}{}", template.path().display(), advice(name, checkpoint)),
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn is_computed_buffer(name: &str) -> bool {
+    COMPUTED_BUFFERS.iter().any(|buffer| name.ends_with(buffer))
+}
+
+/// Prefixes that wrappers of a training run leave on names.
+const WRAPPERS: [&str; 3] = ["_orig_mod.", "module.", "base_model.model."];
+
+/// Parts of names that quantised layers have in place of a weight.
+const QUANTISED: [&str; 6] =
+    [".qweight", ".qzeros", ".weight_scale", ".weight_scale_inv", ".SCB", ".absmax"];
+
+/// What is probably the matter where a tensor is in one model and not in the other, and what to do.
+fn advice(name: &str, checkpoint: &Checkpoint) -> String {
+    let names = || checkpoint.tensors().map(|tensor| tensor.name.as_str());
+    if let Some(wrapper) = WRAPPERS.iter().find(|wrapper| {
+        names().all(|name| name.starts_with(**wrapper)) || name.starts_with(**wrapper)
+    }) {
+        return format!(
+            "; names in {} start with '{wrapper}', which a wrapper of its training run left there: \
+             save the model itself",
+            checkpoint.path().display()
+        );
+    }
+    if names().any(|name| name.contains(".lora_")) {
+        return format!(
+            "; {} holds tensors of a LoRA adapter: merge it into its base first (PEFT's \
+             merge_and_unload)",
+            checkpoint.path().display()
+        );
+    }
+    if let Some(part) = QUANTISED.iter().find(|part| names().any(|name| name.contains(**part))) {
+        return format!(
+            "; {} is quantised (it has tensors named '*{part}'): convert it to bfloat16 first",
+            checkpoint.path().display()
+        );
+    }
+    if name == "lm_head.weight" {
+        return "; it is the output head: if it is tied to the embedding, config.json says so with \
+                tie_word_embeddings: true, and otherwise the models cannot be merged"
+            .to_owned();
+    }
+    "; the two are models of different architectures, or one was saved in part".to_owned()
+}
+
+/// Why a tensor is not computed with, and what to do.
+fn not_floats(tensor: &TensorInfo, checkpoint: &Checkpoint) -> String {
+    let quantised =
+        QUANTISED.iter().any(|part| checkpoint.tensors().any(|tensor| tensor.name.contains(part)));
+    if quantised || tensor.dtype.name().starts_with("F8") || tensor.dtype.name().starts_with("F4") {
+        return format!(
+            "{} is quantised: convert it to bfloat16 first",
+            checkpoint.path().display()
+        );
+    }
+    "only BF16, F16, F32 and F64 can be merged".to_owned()
+}

@@ -1,0 +1,67 @@
+//! SLERP: along the arc between two models.
+//!
+//! With Ω the angle between the flattened tensors, `θ = sin((1−t)Ω)/sinΩ · θ_a + sin(tΩ)/sinΩ · θ_b`;
+//! the straight line `(1−t) θ_a + t θ_b` where they point almost the same way (|cos Ω| > 0.9995).
+//! `a` is the base, where the recipe names one, and otherwise the first model.
+//!
+//! Shoemake 1985. Both semantics are the same.
+
+use super::{Base, Count, Kind, Method, Owner, Parameter, Range, Schema, Semantics, Settings};
+use crate::program::gram::{Gram, Groups, WeightedByGram};
+use crate::program::{Operand, Program, Subject};
+
+/// Above this cosine the arc is a straight line for all practical purposes.
+const ALMOST_PARALLEL: f64 = 0.9995;
+
+/// Vectors shorter than this are not brought to unit length before their cosine is taken.
+const SMALLEST_NORM: f64 = 1e-8;
+
+pub(super) struct Slerp;
+
+impl Method for Slerp {
+    fn schema(&self, _: Semantics) -> Schema {
+        let t = Parameter {
+            name: "t",
+            summary: "how far along the arc: 0 is the base, 1 the other model",
+            owner: Owner::Merge,
+            kind: Kind::Number {
+                default: None,
+                range: Range::default(),
+                by_tensor: true,
+                search: None,
+            },
+        };
+        Schema {
+            name: "slerp",
+            title: "SLERP",
+            summary: "along the arc between two models",
+            source: "Shoemake 1985",
+            base: Base::Merged,
+            models: Count::exactly(2),
+            parameters: vec![t],
+            coefficients: false,
+            learnable: false,
+        }
+    }
+
+    fn program(&self, _: &Settings) -> Program {
+        let combine = WeightedByGram { name: "slerp", groups: Groups::Tensor, weigh };
+        Program::new(Operand::Parameters, Vec::new(), combine)
+    }
+}
+
+fn weigh(gram: &Gram, subject: &Subject) -> Vec<f64> {
+    let t = subject.number("t");
+    let length = |model| if gram.norm(model) > SMALLEST_NORM { gram.norm(model) } else { 1.0 };
+    let cosine = (gram.dot(0, 1) / (length(0) * length(1))).clamp(-1.0, 1.0);
+    if cosine.abs() > ALMOST_PARALLEL {
+        return vec![1.0 - t, t];
+    }
+    arc(t, cosine.acos())
+}
+
+/// The weights of two vectors whose mix lies a share `t` along the arc of `angle` between them.
+pub(super) fn arc(t: f64, angle: f64) -> Vec<f64> {
+    let sine = angle.sin();
+    vec![((1.0 - t) * angle).sin() / sine, (t * angle).sin() / sine]
+}

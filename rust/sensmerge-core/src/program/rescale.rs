@@ -1,0 +1,186 @@
+//! Bringing what sparsification leaves back to its size.
+
+use super::block::Block;
+use super::sweep::{Chunk, reduce_tensors};
+use super::{Apply, Computed, Decision, Reduction, Scope, Step, StepOn, Subject, Sweep};
+use crate::dtype::Real;
+use crate::error::Result;
+use crate::kernel::sum::l1;
+use crate::kernel::weighted_sum::multiply;
+
+/// Norms below this are left alone: there is nothing to restore.
+const SMALLEST_NORM: f64 = 1e-7;
+
+/// A step whose survivors are multiplied by the factor that restores the L1 norm that each model's
+/// task vector had in the tensor (mergekit's `rescale`).
+#[derive(Debug)]
+pub struct PreserveL1 {
+    inner: Box<dyn Step>,
+}
+
+impl PreserveL1 {
+    /// Restore the norm that `inner` takes away.
+    pub fn of(inner: impl Step + 'static) -> Self {
+        Self { inner: Box::new(inner) }
+    }
+}
+
+impl Step for PreserveL1 {
+    fn scope(&self) -> Scope {
+        self.inner.scope()
+    }
+
+    fn parameters(&self) -> Vec<&'static str> {
+        self.inner.parameters()
+    }
+
+    fn sweeps(&self, subjects: &[Subject]) -> u64 {
+        self.inner.sweeps(subjects) + 1
+    }
+}
+
+impl<T: Computed> StepOn<T> for PreserveL1 {
+    fn decide(&self, sweep: &dyn Sweep<T>) -> Result<Vec<Decision<T>>> {
+        let decided = T::step(&*self.inner).decide(sweep)?;
+        let norms = reduce_tensors(sweep, &Norms { decided: &decided })?;
+        let scaled = |(inner, norms): (Decision<T>, Partial)| {
+            let scales = norms.by_model.iter().map(|blocks| factor(blocks)).collect();
+            Box::new(Scaled { inner, scales }) as _
+        };
+        Ok(decided.into_iter().zip(norms).map(scaled).collect())
+    }
+}
+
+/// The factor that restores a norm, from the norms of blocks before and after.
+fn factor<T: Real>(blocks: &[(f64, f64)]) -> T {
+    let (before, after) =
+        blocks.iter().fold((0.0, 0.0), |total, block| (total.0 + block.0, total.1 + block.1));
+    let vanishing = before < SMALLEST_NORM || after < SMALLEST_NORM;
+    if vanishing { T::ONE } else { T::from_f64(before / after) }
+}
+
+/// L1 norms of blocks, before and after a step.
+struct Norms<'d, T: Real> {
+    decided: &'d [Decision<T>],
+}
+
+struct Partial {
+    carried: Vec<u64>,
+    /// By model and block. A model of which nothing is taken away has none.
+    by_model: Vec<Vec<(f64, f64)>>,
+}
+
+impl<T: Real> Reduction<T> for Norms<'_, T> {
+    type Partial = Partial;
+
+    fn wants(&self, tensor: usize, model: usize) -> bool {
+        self.decided[tensor].changes(model)
+    }
+
+    fn identity(&self, chunk: Option<&Chunk>) -> Partial {
+        let carried = chunk.map(|chunk| self.decided[chunk.tensor].carried(chunk.place));
+        Partial { carried: carried.unwrap_or_default(), by_model: Vec::new() }
+    }
+
+    fn block(&self, tensor: usize, block: &mut Block<T>, partial: &mut Partial) {
+        partial.by_model.resize_with(block.models(), Vec::new);
+        for (model, blocks) in partial.by_model.iter_mut().enumerate() {
+            if block.is_active(model) {
+                blocks.push((l1(block.row(model)), 0.0));
+            }
+        }
+        self.decided[tensor].apply(block, &mut partial.carried, None);
+        for (model, blocks) in partial.by_model.iter_mut().enumerate() {
+            if let Some((_, after)) = blocks.last_mut().filter(|_| block.is_active(model)) {
+                *after = l1(block.row(model));
+            }
+        }
+    }
+
+    fn merge(&self, partial: &mut Partial, next: Partial) {
+        partial.by_model.resize_with(next.by_model.len().max(partial.by_model.len()), Vec::new);
+        for (blocks, next) in partial.by_model.iter_mut().zip(next.by_model) {
+            blocks.extend(next);
+        }
+    }
+}
+
+/// A step whose survivors are divided by a density, so that their expectation is what it was
+/// (Yu et al. 2024).
+#[derive(Debug)]
+pub struct DivideByDensity {
+    inner: Box<dyn Step>,
+    density: &'static str,
+}
+
+impl DivideByDensity {
+    /// Divide what `inner` leaves by the parameter `density`.
+    pub fn of(inner: impl Step + 'static, density: &'static str) -> Self {
+        Self { inner: Box::new(inner), density }
+    }
+}
+
+impl Step for DivideByDensity {
+    fn scope(&self) -> Scope {
+        self.inner.scope()
+    }
+
+    fn parameters(&self) -> Vec<&'static str> {
+        let mut parameters = self.inner.parameters();
+        parameters.push(self.density);
+        parameters
+    }
+
+    fn sweeps(&self, subjects: &[Subject]) -> u64 {
+        self.inner.sweeps(subjects)
+    }
+}
+
+impl<T: Computed> StepOn<T> for DivideByDensity {
+    fn decide(&self, sweep: &dyn Sweep<T>) -> Result<Vec<Decision<T>>> {
+        let decided = T::step(&*self.inner).decide(sweep)?;
+        let scaled = |(inner, subject): (Decision<T>, &Subject)| {
+            let densities = subject.numbers(self.density).iter();
+            let scales = densities.map(|density| T::from_f64(1.0 / density)).collect();
+            Box::new(Scaled { inner, scales }) as _
+        };
+        Ok(decided.into_iter().zip(sweep.subjects()).map(scaled).collect())
+    }
+}
+
+/// A decided step, and what is kept multiplied by a factor a model.
+struct Scaled<T: Real> {
+    inner: Decision<T>,
+    scales: Vec<T>,
+}
+
+impl<T: Real> Apply<T> for Scaled<T> {
+    fn changes(&self, model: usize) -> bool {
+        self.inner.changes(model) || self.scales.get(model).is_some_and(|&scale| scale != T::ONE)
+    }
+
+    fn may_hide_nan(&self, model: usize) -> bool {
+        self.inner.may_hide_nan(model)
+    }
+
+    fn carried(&self, chunk: usize) -> Vec<u64> {
+        self.inner.carried(chunk)
+    }
+
+    fn apply(&self, block: &mut Block<T>, carried: &mut [u64], scales: Option<&[T]>) {
+        let own = (!self.scales.is_empty()).then_some(&*self.scales);
+        self.inner.apply(block, carried, own);
+        scale_rows(block, scales);
+    }
+}
+
+/// Multiply the active rows of a block by a factor a model.
+pub(super) fn scale_rows<T: Real>(block: &mut Block<T>, scales: Option<&[T]>) {
+    if let Some(scales) = scales {
+        for (model, &scale) in scales.iter().enumerate() {
+            if scale != T::ONE && block.is_active(model) {
+                multiply(block.row_mut(model), scale);
+            }
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Sums of rows.
+
+use super::block::{Block, Parts};
+use super::{Combine, CombineOn, Join, Subject};
+use crate::dtype::Real;
+use crate::error::{Error, Result};
+use crate::kernel::derivative::dot;
+use crate::kernel::weighted_sum::{divide, weighted_sum};
+
+/// A sum of weights nearer to 0 than this does not divide.
+const SMALLEST_DIVISOR: f64 = 1e-8;
+
+/// `Σ w_i x_i`, divided by `Σ w_i` with `normalize`.
+#[derive(Debug)]
+pub struct WeightedSum {
+    /// Whether it is divided.
+    pub normalize: bool,
+    /// What is done where it is to be divided and the weights cancel.
+    pub cancelling: Cancelling,
+}
+
+/// What is done with weights that sum to 0 and are to be divided by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cancelling {
+    /// They are refused: a mean of parameters without them is no model.
+    Refused,
+    /// Nothing is divided.
+    NotDivided,
+}
+
+impl WeightedSum {
+    fn divisor(&self, subject: &Subject) -> Option<f64> {
+        let sum: f64 = subject.numbers("weight").iter().sum();
+        (self.normalize && sum.abs() >= SMALLEST_DIVISOR).then_some(sum)
+    }
+}
+
+impl Combine for WeightedSum {
+    fn check(&self, subject: &Subject) -> Result<()> {
+        let refused = self.normalize && self.cancelling == Cancelling::Refused;
+        if refused && self.divisor(subject).is_none() {
+            return Err(Error::setting(
+                "models[].parameters.weight",
+                format!("the weights for '{}' sum to 0 and cannot be normalized", subject.name),
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl<T: Real> CombineOn<T> for WeightedSum {
+    fn bind(&self, subject: &Subject, _: &[f64]) -> Box<dyn Join<T>> {
+        Box::new(Summed {
+            weights: subject.numbers("weight").iter().copied().map(T::from_f64).collect(),
+            divisor: self.divisor(subject).map(T::from_f64),
+        })
+    }
+}
+
+/// One model, multiplied by a parameter of its own.
+#[derive(Debug)]
+pub struct Scaled {
+    /// The parameter.
+    pub by: &'static str,
+}
+
+impl Combine for Scaled {}
+
+impl<T: Real> CombineOn<T> for Scaled {
+    fn bind(&self, subject: &Subject, _: &[f64]) -> Box<dyn Join<T>> {
+        let weights = subject.numbers(self.by).iter().copied().map(T::from_f64).collect();
+        Box::new(Summed { weights, divisor: None })
+    }
+}
+
+struct Summed<T> {
+    weights: Vec<T>,
+    divisor: Option<T>,
+}
+
+impl<T: Real> Join<T> for Summed<T> {
+    fn join(&self, block: &mut Block<T>) {
+        let Parts { rows, out, .. } = block.parts();
+        weighted_sum(rows, &self.weights, out);
+        if let Some(divisor) = self.divisor {
+            divide(out, divisor);
+        }
+    }
+
+    fn derivatives(&self, block: &mut Block<T>, gradient: &[T]) -> Option<Vec<f64>> {
+        let Some(divisor) = self.divisor else {
+            let models = 0..block.models();
+            return Some(models.map(|model| dot(gradient, block.row(model))).collect());
+        };
+        self.join(block);
+        let through = dot(gradient, block.parts().out);
+        let of_model = |model| (dot(gradient, block.row(model)) - through) / divisor.to_f64();
+        Some((0..block.models()).map(of_model).collect())
+    }
+}

@@ -1,0 +1,418 @@
+//! Magnitude trimming, the first half of TIES (Yadav et al. 2023), with exact thresholds and
+//! without sorting.
+//!
+//! For every tensor and model the k-th largest magnitude is needed. Of a small tensor all magnitudes
+//! are read and one is selected. Elsewhere:
+//!
+//! ```text
+//! sample 32,768 magnitudes, spread evenly: they tell a bracket that should hold the threshold
+//! in one sweep, for every chunk: count the entries above the bracket and on its two bounds, and
+//!     collect those inside it (2.5 % of the tensor)
+//! the counts of all chunks tell where in the bracket the threshold lies: on a bound, or at which
+//!     rank among the collected ones, from which it is selected
+//! where the bracket missed, or a tensor is so large that 2.5 % of it is too much to hold: search by
+//!     narrowing the bracket instead (`select`)
+//! ```
+//!
+//! The bounds are counted apart since differences of bfloat16 numbers take few values, so that one of
+//! them may hold a tenth of a tensor. Where exactly k entries are to stay, ties at the threshold go to
+//! the lowest indices: the counts tell how many of them each chunk may keep.
+//!
+//! Collecting takes one sweep where narrowing takes two or more, and narrowing takes the same memory
+//! whatever its entries: tensors are collected, whole models are narrowed.
+
+use std::sync::OnceLock;
+
+use super::block::Block;
+use super::rescale::scale_rows;
+use super::sample::{bracket, sample};
+use super::select::{Place, Search, Selected, locate, select};
+use super::sweep::{Chunk, reduce_tensors};
+use super::{Apply, Decision, Reduction, Scope, Step, StepOn, Subject, Sweep};
+use crate::dtype::Real;
+use crate::error::Result;
+use crate::kernel::bracket::{Bracket, Counts, count_and_collect};
+use crate::kernel::trim::{count_equal, trim, trim_exact};
+
+/// Tensors of up to this many entries are selected from in memory.
+const SMALL: usize = 1 << 16;
+
+/// Tensors of more than this many entries are not collected from.
+const LARGE: usize = 1 << 26;
+
+/// Places of a tensor that are sampled, and the share of its entries that a bracket spans on both
+/// sides of the guess: four standard deviations, with room for entries that resemble their neighbours.
+const TENSOR_RUNS: usize = 1 << 11;
+const TENSOR_MARGIN: f64 = 0.0125;
+
+/// The same for a whole model.
+const MODEL_RUNS: usize = 1 << 15;
+const MODEL_MARGIN: f64 = 0.004;
+
+/// Set small entries to 0.
+///
+/// - Within a tensor: exactly `max(1, floor(density * n))` entries stay; ties go to the lowest index.
+/// - Over the model: with `k = n - floor(density * n)`, entries at or above the k-th smallest
+///   magnitude of a model's whole task vector stay, ties included.
+#[derive(Debug)]
+pub struct Trim {
+    /// The parameter that holds the fraction of entries kept.
+    pub density: &'static str,
+    /// What magnitudes are compared with.
+    pub scope: Scope,
+}
+
+impl Step for Trim {
+    fn scope(&self) -> Scope {
+        self.scope
+    }
+
+    fn parameters(&self) -> Vec<&'static str> {
+        vec![self.density]
+    }
+
+    fn sweeps(&self, subjects: &[Subject]) -> u64 {
+        let trims =
+            |subject: &Subject| subject.numbers(self.density).iter().any(|&density| density < 1.0);
+        u64::from(subjects.iter().any(trims))
+    }
+}
+
+impl<T: Real> StepOn<T> for Trim {
+    fn decide(&self, sweep: &dyn Sweep<T>) -> Result<Vec<Decision<T>>> {
+        let cuts = match self.scope {
+            Scope::Tensor => self.cuts_by_tensor(sweep)?,
+            Scope::Model => self.cuts_by_model(sweep)?,
+        };
+        Ok(cuts.into_iter().map(|cuts| Box::new(Trimmed { cuts }) as _).collect())
+    }
+}
+
+/// The cut of every model's part of one tensor.
+struct Trimmed<T: Real> {
+    cuts: Vec<Cut<T>>,
+}
+
+/// Which entries a trim keeps.
+#[derive(Clone, Debug)]
+enum Cut<T: Real> {
+    /// All of them.
+    None,
+    /// Those of at least this magnitude.
+    AtLeast(T::Magnitude),
+    /// Those above this magnitude, and of those equal to it the first few in index order.
+    Exactly {
+        /// The threshold.
+        magnitude: T::Magnitude,
+        /// For every chunk of the tensor, how many equal entries it may still keep.
+        ties: Vec<u64>,
+    },
+}
+
+impl<T: Real> Apply<T> for Trimmed<T> {
+    fn changes(&self, model: usize) -> bool {
+        !matches!(self.cuts[model], Cut::None)
+    }
+
+    fn carried(&self, chunk: usize) -> Vec<u64> {
+        let ties = |cut: &Cut<T>| match cut {
+            Cut::Exactly { ties, .. } => ties[chunk],
+            Cut::None | Cut::AtLeast(_) => 0,
+        };
+        self.cuts.iter().map(ties).collect()
+    }
+
+    fn apply(&self, block: &mut Block<T>, carried: &mut [u64], scales: Option<&[T]>) {
+        for (model, cut) in self.cuts.iter().enumerate() {
+            if !block.is_active(model) {
+                continue;
+            }
+            match cut {
+                Cut::None => {}
+                Cut::AtLeast(magnitude) => trim(block.row_mut(model), *magnitude),
+                Cut::Exactly { magnitude, .. } => {
+                    trim_exact(block.row_mut(model), *magnitude, &mut carried[model]);
+                }
+            }
+        }
+        scale_rows(block, scales);
+    }
+}
+
+/// How far the threshold of one model's part of one tensor is known.
+enum Guess<T: Real> {
+    Known(Cut<T>),
+    Within(Bracket<T::Magnitude>),
+}
+
+/// How many entries of a tensor a trim to `density` keeps.
+fn kept(elements: usize, density: f64) -> u64 {
+    ((density * elements as f64).floor() as u64).max(1)
+}
+
+impl Trim {
+    fn densities<'s>(&self, subject: &Subject<'s>) -> &'s [f64] {
+        // A subject's numbers outlive it.
+        match subject.numbers.get(self.density) {
+            Some(super::Number::Models(densities)) => densities,
+            _ => &[],
+        }
+    }
+
+    /// Cut every model's part of every tensor to exactly as many entries as its density says.
+    fn cuts_by_tensor<T: Real>(&self, sweep: &dyn Sweep<T>) -> Result<Vec<Vec<Cut<T>>>> {
+        let subjects = sweep.subjects();
+        let guesses: Vec<OnceLock<Vec<Guess<T>>>> =
+            subjects.iter().map(|_| OnceLock::new()).collect();
+        sweep.visit_tensors(&|tensor, reader| {
+            let mut chunks = sweep.chunks().iter().filter(|chunk| chunk.tensor == tensor);
+            let size = chunks.next().map_or(1, |chunk| chunk.entries.len());
+            let subject = &subjects[tensor];
+            let _ = guesses[tensor].set(guess(subject, self.densities(subject), size, reader));
+        })?;
+        let guesses: Vec<Vec<Guess<T>>> =
+            guesses.into_iter().map(|guess| guess.into_inner().unwrap_or_default()).collect();
+
+        let counted = reduce_tensors(sweep, &Counting { subjects, guesses: &guesses })?;
+        let of_tensor = |(tensor, (guesses, counted)): (usize, (Vec<Guess<T>>, ByChunk<T>))| {
+            let densities = self.densities(&subjects[tensor]);
+            let elements = subjects[tensor].elements();
+            let of_model = |(model, guess)| match guess {
+                Guess::Known(cut) => Ok(cut),
+                Guess::Within(bracket) => {
+                    let kept = kept(elements, densities[model]);
+                    match resolve(elements as u64, kept, model, bracket, &counted) {
+                        Some(cut) => Ok(cut),
+                        None => search(sweep, tensor, model, kept, bracket),
+                    }
+                }
+            };
+            guesses.into_iter().enumerate().map(of_model).collect()
+        };
+        guesses.into_iter().zip(counted).enumerate().map(of_tensor).collect()
+    }
+
+    /// Cut every model's whole task vector at one magnitude.
+    fn cuts_by_model<T: Real>(&self, sweep: &dyn Sweep<T>) -> Result<Vec<Vec<Cut<T>>>> {
+        let subjects = sweep.subjects();
+        let Some(first) = subjects.first() else { return Ok(Vec::new()) };
+        let entries: usize = subjects.iter().map(Subject::elements).sum();
+        let trimmed = |model: usize| {
+            let density = self.densities(first)[model];
+            entries as u64 - (density * entries as f64).floor() as u64
+        };
+        let models: Vec<usize> = (0..first.models).filter(|&model| trimmed(model) > 0).collect();
+        let samples: Vec<OnceLock<Vec<Vec<T::Magnitude>>>> =
+            subjects.iter().map(|_| OnceLock::new()).collect();
+        if !models.is_empty() {
+            sweep.visit_tensors(&|tensor, reader| {
+                let elements = subjects[tensor].elements() as u128;
+                let runs = (MODEL_RUNS as u128 * elements).div_ceil(entries as u128);
+                let _ = samples[tensor].set(sample(&subjects[tensor], runs as usize, reader));
+            })?;
+        }
+        let search = |&model: &usize| {
+            let found = samples.iter().filter_map(OnceLock::get);
+            let mut magnitudes: Vec<T::Magnitude> =
+                found.flat_map(|models| models[model].iter().copied()).collect();
+            let rank = trimmed(model) - 1;
+            let share = rank as f64 / entries as f64;
+            Search::new(model, rank, bracket::<T>(&mut magnitudes, share, MODEL_MARGIN))
+        };
+        let mut searches: Vec<Search<T>> = models.iter().map(search).collect();
+        select(sweep, None, &mut searches)?;
+        let mut cuts = vec![Cut::None; first.models];
+        for search in searches {
+            if let Some(Selected { magnitude, .. }) = search.found {
+                cuts[search.model] = Cut::AtLeast(magnitude);
+            }
+        }
+        Ok(subjects.iter().map(|_| cuts.clone()).collect())
+    }
+}
+
+/// Where the thresholds of a tensor lie; exactly, if it is small.
+fn guess<T: Real>(
+    subject: &Subject,
+    densities: &[f64],
+    chunk_entries: usize,
+    reader: &mut dyn super::sweep::Reader<T>,
+) -> Vec<Guess<T>> {
+    let elements = subject.elements();
+    let is_trimmed = |density: f64| elements > 0 && density < 1.0;
+    if !densities.iter().any(|&density| is_trimmed(density)) {
+        return densities.iter().map(|_| Guess::Known(Cut::None)).collect();
+    }
+    let small = elements <= SMALL;
+    let samples = sample(subject, if small { elements } else { TENSOR_RUNS }, reader);
+    let of_model = |(mut sample, &density): (Vec<T::Magnitude>, &f64)| {
+        if !is_trimmed(density) {
+            return Guess::Known(Cut::None);
+        }
+        let kept = kept(elements, density);
+        if small {
+            return Guess::Known(cut_in_memory(&sample, kept, chunk_entries));
+        }
+        let share = 1.0 - kept as f64 / elements as f64;
+        Guess::Within(bracket::<T>(&mut sample, share, TENSOR_MARGIN))
+    };
+    samples.into_iter().zip(densities).map(of_model).collect()
+}
+
+/// The trim of magnitudes that are all at hand, in index order.
+fn cut_in_memory<T: Real>(magnitudes: &[T::Magnitude], kept: u64, chunk_entries: usize) -> Cut<T> {
+    let mut order = magnitudes.to_vec();
+    let rank = order.len() - kept as usize;
+    let magnitude = *order.select_nth_unstable(rank).1;
+    let above = magnitudes.iter().filter(|&&other| other > magnitude).count() as u64;
+    let equal = magnitudes
+        .chunks(chunk_entries)
+        .map(|chunk| chunk.iter().filter(|&&other| other == magnitude).count() as u64);
+    Cut::Exactly { magnitude, ties: ties_by_chunk(kept - above, equal) }
+}
+
+/// How many ties each chunk may still keep, `left` before the first, from how many it has.
+fn ties_by_chunk(mut left: u64, equal: impl Iterator<Item = u64>) -> Vec<u64> {
+    let of_chunk = |equal| {
+        let ties = left;
+        left = left.saturating_sub(equal);
+        ties
+    };
+    equal.map(of_chunk).collect()
+}
+
+/// What one sweep over a chunk tells of one model.
+struct Counted<M> {
+    counts: Counts,
+    inside: Vec<M>,
+}
+
+/// By chunk and model.
+type ByChunk<T> = Vec<Vec<Counted<<T as Real>::Magnitude>>>;
+
+/// Counts against the brackets of a tensor's models, chunk by chunk.
+struct Counting<'c, T: Real> {
+    subjects: &'c [Subject<'c>],
+    guesses: &'c [Vec<Guess<T>>],
+}
+
+impl<T: Real> Reduction<T> for Counting<'_, T> {
+    type Partial = ByChunk<T>;
+
+    fn wants(&self, tensor: usize, model: usize) -> bool {
+        self.subjects[tensor].elements() <= LARGE
+            && matches!(self.guesses[tensor][model], Guess::Within(_))
+    }
+
+    fn identity(&self, chunk: Option<&Chunk>) -> ByChunk<T> {
+        let nothing = |_| Counted { counts: Counts::default(), inside: Vec::new() };
+        let of_chunk = |chunk: &Chunk| self.guesses[chunk.tensor].iter().map(nothing).collect();
+        chunk.map(of_chunk).into_iter().collect()
+    }
+
+    fn block(&self, tensor: usize, block: &mut Block<T>, partial: &mut ByChunk<T>) {
+        let [counted] = partial.as_mut_slice() else { return };
+        for (model, (guess, counted)) in self.guesses[tensor].iter().zip(counted).enumerate() {
+            if let Guess::Within(bracket) = guess {
+                let (delta, inside) = block.row_and_inside(model);
+                let found = count_and_collect(delta, *bracket, &mut counted.counts, inside);
+                counted.inside.extend_from_slice(&inside[..found]);
+            }
+        }
+    }
+
+    fn merge(&self, partial: &mut ByChunk<T>, next: ByChunk<T>) {
+        partial.extend(next);
+    }
+}
+
+/// The trim that the counts of all chunks of a tensor tell; `None` where the bracket missed.
+fn resolve<T: Real>(
+    elements: u64,
+    kept: u64,
+    model: usize,
+    bracket: Bracket<T::Magnitude>,
+    chunks: &ByChunk<T>,
+) -> Option<Cut<T>> {
+    if chunks.is_empty() {
+        return None;
+    }
+    let counted = || chunks.iter().map(|models| &models[model]);
+    let total = |part: fn(&Counts) -> u64| counted().map(|chunk| part(&chunk.counts)).sum::<u64>();
+    let inside: u64 = counted().map(|chunk| chunk.inside.len() as u64).sum();
+    let counts = Counts {
+        above: total(|counts| counts.above),
+        high: total(|counts| counts.high),
+        low: total(|counts| counts.low),
+    };
+    let left = |above: u64| kept - above;
+    let (magnitude, ties) = match locate(elements, elements - kept, &counts, inside) {
+        Place::Below | Place::Above => return None,
+        Place::High => {
+            let equal = counted().map(|chunk| chunk.counts.high);
+            (bracket.high, ties_by_chunk(left(counts.above), equal))
+        }
+        Place::Low => {
+            let above = counts.above + counts.high + inside;
+            (bracket.low, ties_by_chunk(left(above), counted().map(|chunk| chunk.counts.low)))
+        }
+        Place::Inside(rank) => {
+            let mut all: Vec<T::Magnitude> =
+                counted().flat_map(|chunk| chunk.inside.iter().copied()).collect();
+            let magnitude = *all.select_nth_unstable(rank as usize).1;
+            let larger = all.iter().filter(|&&other| other > magnitude).count() as u64;
+            let equal = counted().map(|chunk| {
+                chunk.inside.iter().filter(|&&other| other == magnitude).count() as u64
+            });
+            (magnitude, ties_by_chunk(left(counts.above + counts.high + larger), equal))
+        }
+    };
+    Some(Cut::Exactly { magnitude, ties })
+}
+
+/// The trim of one model's part of one tensor, by sweeps of its own.
+fn search<T: Real>(
+    sweep: &dyn Sweep<T>,
+    tensor: usize,
+    model: usize,
+    kept: u64,
+    bracket: Bracket<T::Magnitude>,
+) -> Result<Cut<T>> {
+    let elements = sweep.subjects()[tensor].elements() as u64;
+    let mut searches = [Search::new(model, elements - kept, bracket)];
+    select(sweep, Some(tensor), &mut searches)?;
+    let [Search { found: Some(Selected { magnitude, above }), .. }] = searches else {
+        return Ok(Cut::None);
+    };
+    let equal = reduce_tensors(sweep, &Equal { tensor, model, magnitude })?;
+    Ok(Cut::Exactly { magnitude, ties: ties_by_chunk(kept - above, equal[tensor].iter().copied()) })
+}
+
+/// How many entries of each chunk of one tensor have a magnitude.
+struct Equal<M> {
+    tensor: usize,
+    model: usize,
+    magnitude: M,
+}
+
+impl<T: Real> Reduction<T> for Equal<T::Magnitude> {
+    type Partial = Vec<u64>;
+
+    fn wants(&self, tensor: usize, model: usize) -> bool {
+        (tensor, model) == (self.tensor, self.model)
+    }
+
+    fn identity(&self, chunk: Option<&Chunk>) -> Vec<u64> {
+        chunk.map(|_| 0).into_iter().collect()
+    }
+
+    fn block(&self, _: usize, block: &mut Block<T>, partial: &mut Vec<u64>) {
+        if let [equal] = partial.as_mut_slice() {
+            *equal += count_equal(block.row(self.model), self.magnitude);
+        }
+    }
+
+    fn merge(&self, partial: &mut Vec<u64>, next: Vec<u64>) {
+        partial.extend(next);
+    }
+}

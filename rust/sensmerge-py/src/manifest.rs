@@ -1,0 +1,194 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+use sensmerge_core::checkpoint;
+use sensmerge_core::checkpoint::layout::layout;
+use sensmerge_core::dtype::Float;
+use sensmerge_core::engine::Inputs;
+use sensmerge_core::error::Result;
+use sensmerge_core::manifest::{self, Builder, Content, Input};
+use sensmerge_core::method::Semantics;
+use sensmerge_core::program::Numbers;
+use serde::Deserialize;
+
+use crate::checkpoint::Checkpoint;
+use crate::error::{bad_input, to_python};
+
+/// One output tensor of a manifest.
+#[pyclass(frozen, get_all, module = "sensmerge._core")]
+pub(crate) struct OutputTensor {
+    /// Its name.
+    name: String,
+    /// Name of the dtype in the safetensors format, such as ``BF16``.
+    dtype: String,
+    /// Shape.
+    shape: Vec<usize>,
+    /// Size of its data in bytes.
+    nbytes: usize,
+    /// Whether the method makes it; a copy if not.
+    merged: bool,
+}
+
+/// A merge in plain data: every output tensor with its inputs by role and its numbers.
+///
+/// Complete, with nothing held open: another process can carry it out.
+#[pyclass(frozen, module = "sensmerge._core")]
+pub(crate) struct Manifest {
+    inner: Arc<manifest::Manifest>,
+}
+
+impl Manifest {
+    pub(crate) fn inner(&self) -> Arc<manifest::Manifest> {
+        Arc::clone(&self.inner)
+    }
+}
+
+/// What a merge is asked to be, but for the checkpoints.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Request {
+    method: String,
+    semantics: Semantics,
+    switches: BTreeMap<String, bool>,
+    /// Whether the first of the models is the base.
+    base: bool,
+    models: Vec<RequestedModel>,
+    seed: u64,
+    out_dtype: Option<Float>,
+    /// The numbers of every output tensor.
+    tensors: BTreeMap<String, Numbers>,
+}
+
+/// What a model leaves to rules.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RequestedModel {
+    /// Tensors that others stand for.
+    aliases: BTreeMap<String, String>,
+    /// Tensors of which only as many leading rows are read as the output has.
+    leading_rows: Vec<String>,
+}
+
+impl Request {
+    fn build(self, checkpoints: Vec<Arc<checkpoint::Checkpoint>>) -> Result<manifest::Manifest> {
+        let mut builder = Builder::new(self.method).semantics(self.semantics).seed(self.seed);
+        if let Some(dtype) = self.out_dtype {
+            builder = builder.out_dtype(dtype);
+        }
+        for (name, on) in self.switches {
+            builder = builder.switch(name, on);
+        }
+        for (name, numbers) in self.tensors {
+            builder = builder.tensor(name, numbers);
+        }
+        for (place, (model, checkpoint)) in self.models.into_iter().zip(checkpoints).enumerate() {
+            let mut input = Input::new(checkpoint);
+            for (name, stand_in) in model.aliases {
+                input = input.alias(name, stand_in);
+            }
+            for name in model.leading_rows {
+                input = input.leading_rows(name);
+            }
+            builder =
+                if self.base && place == 0 { builder.base(input) } else { builder.model(input) };
+        }
+        builder.build()
+    }
+}
+
+#[pymethods]
+impl Manifest {
+    /// Decide what every output tensor is made of, from headers alone.
+    ///
+    /// Args:
+    ///     request: JSON: ``method``, ``semantics``, ``switches``, ``base`` (whether the first model is
+    ///         the base), ``models`` (``aliases`` and ``leading_rows`` of each), ``seed``,
+    ///         ``out_dtype``, and ``tensors``: the numbers of every output tensor, by parameter.
+    ///     models: The base, where there is one, and the models that are merged.
+    ///
+    /// Raises:
+    ///     InputError: They cannot be merged as asked.
+    #[staticmethod]
+    fn build(py: Python<'_>, request: &str, models: Vec<PyRef<'_, Checkpoint>>) -> PyResult<Self> {
+        let request: Request = serde_json::from_str(request)
+            .map_err(|error| bad_input(format!("request: {error}")))?;
+        if request.models.len() != models.len() {
+            return Err(bad_input("as many checkpoints are needed as the request has models"));
+        }
+        let checkpoints = opened(&models);
+        let inner = py.detach(|| request.build(checkpoints)).map_err(to_python)?;
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Read a manifest that was written as JSON.
+    ///
+    /// Raises:
+    ///     InputError: The text is no manifest, or one of another version.
+    #[staticmethod]
+    fn from_json(py: Python<'_>, text: &str) -> PyResult<Self> {
+        let inner = py.detach(|| manifest::Manifest::from_json(text)).map_err(to_python)?;
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The manifest as JSON.
+    fn to_json(&self, py: Python<'_>) -> String {
+        py.detach(|| self.inner.to_json())
+    }
+
+    /// The same with digests of the models' weights, so that whoever carries it out can tell whether
+    /// they are still the same.
+    fn with_fingerprints(&self, py: Python<'_>, models: Vec<PyRef<'_, Checkpoint>>) -> Self {
+        let checkpoints = opened(&models);
+        let inner = py.detach(|| {
+            let manifest = manifest::Manifest::clone(&self.inner);
+            manifest.with_fingerprints(checkpoints.iter().map(AsRef::as_ref))
+        });
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Every output tensor, by name.
+    #[getter]
+    fn tensors(&self) -> Vec<OutputTensor> {
+        let describe = |output: &manifest::Output| OutputTensor {
+            name: output.name.clone(),
+            dtype: output.dtype.name().to_owned(),
+            shape: output.shape.clone(),
+            nbytes: output.nbytes(),
+            merged: matches!(output.content, Content::Merge(_)),
+        };
+        self.inner.tensors.iter().map(describe).collect()
+    }
+
+    /// What the user should be told: rules that were applied.
+    #[getter]
+    fn notes(&self) -> Vec<String> {
+        self.inner.notes.clone()
+    }
+
+    /// The weight files that an output folder would have, and the names of the tensors in each.
+    fn files(&self, max_shard_bytes: u64) -> Vec<(String, Vec<String>)> {
+        let shards = layout(self.inner.specs(), max_shard_bytes).into_iter();
+        let names = |shard: sensmerge_core::checkpoint::layout::ShardLayout| {
+            let names = shard.tensors.into_iter().map(|(spec, _)| spec.name);
+            (shard.file_name, names.collect())
+        };
+        shards.map(names).collect()
+    }
+}
+
+/// The core's checkpoints behind Python's.
+pub(crate) fn opened(models: &[PyRef<'_, Checkpoint>]) -> Vec<Arc<checkpoint::Checkpoint>> {
+    models.iter().map(|model| model.inner()).collect()
+}
+
+/// The inputs of a manifest: checkpoints that are open already, or its own files.
+pub(crate) fn inputs(
+    manifest: &manifest::Manifest,
+    models: Option<Vec<Arc<checkpoint::Checkpoint>>>,
+) -> Result<Inputs> {
+    match models {
+        Some(models) => Inputs::of(manifest, models),
+        None => Inputs::open(manifest),
+    }
+}

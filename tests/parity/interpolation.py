@@ -1,0 +1,214 @@
+"""Recipes for slerp, nuslerp, model_stock and passthrough, and what the reference makes of them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from sensmerge import reference
+from sensmerge.models.layers import block_of, blocks
+from sensmerge.recipe.numbers import resolve_first
+
+Array = NDArray[np.float64]
+Arrays = dict[str, Array]
+
+
+# Recipes ----------------------------------------------------------------------------------------
+
+
+def cases() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and recipe of every case."""
+    by_part = [{"filter": "self_attn", "value": [0.0, 1.0, 0.25]}, {"value": 0.4}]
+    for t in (0.0, 0.3, 0.5, 1.0):
+        yield f"slerp t={t}", recipe("slerp", ["e0"], {"t": t})
+    yield "slerp t gradient", recipe("slerp", ["e0"], {"t": [0.0, 0.9, 0.2]})
+    yield "slerp t filters", recipe("slerp", ["e0"], {"t": by_part})
+    yield "slerp base listed first", recipe("slerp", ["base", "e0"], {"t": 0.3})
+    yield "slerp base listed last", recipe("slerp", ["e0", "base"], {"t": 0.3})
+
+    for base in ("", "base"):
+        where = "with base" if base else "without base"
+        for options in (
+            {},
+            {"nuslerp_row_wise": True},
+            {"nuslerp_flatten": False},
+            {"nuslerp_flatten": False, "nuslerp_row_wise": True},
+        ):
+            keys = " ".join(key.removeprefix("nuslerp_") + f"={options[key]}" for key in options)
+            yield f"nuslerp {where} {keys}".strip(), nuslerp(0.6, 0.9, options, base)
+        yield f"nuslerp {where} weights sum to 0", nuslerp(0.5, -0.5, {}, base)
+        yield f"nuslerp {where} negative weight", nuslerp(1.5, -0.5, {}, base)
+        yield f"nuslerp {where} gradient and filters", nuslerp([1, 0.2], by_part, {}, base)
+    listed = nuslerp(0.6, 0.9, {"nuslerp_flatten": False}, "base")
+    listed["models"].insert(1, {"model": "base"})
+    yield "nuslerp base listed", listed
+    yield "nuslerp weight for all", recipe("nuslerp", ["e0", "e1"], {"weight": 0.7}, base="")
+
+    for count in (2, 3):
+        experts = [f"e{place}" for place in range(count)]
+        for filter_wise in (None, False, True):
+            options = {} if filter_wise is None else {"filter_wise": filter_wise}
+            name = f"model_stock of {count} filter_wise={filter_wise}"
+            yield name, recipe("model_stock", experts, options)
+    yield "model_stock base listed", recipe("model_stock", ["e0", "base", "e1"], {})
+
+    yield "passthrough", recipe("passthrough", ["e0"], {}, base="")
+    yield "passthrough scale=0.3", recipe("passthrough", ["e0"], {"scale": 0.3}, base="")
+    own = recipe("passthrough", ["e0"], {"scale": 0.3}, base="")
+    zeroed = [{"filter": "down_proj", "value": 0.0}, {"filter": "o_proj", "value": [0.5, -2.0]}]
+    own["models"][0]["parameters"] = {"scale": zeroed}
+    yield "passthrough scale filters", own
+    yield "passthrough base is the model", recipe("passthrough", ["base"], {"scale": 1.7})
+
+
+def recipe(
+    method: str, models: list[str], options: dict[str, Any], base: str = "base"
+) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "merge_method": method,
+        "models": [{"model": model} for model in models],
+    }
+    if base:
+        data["base_model"] = base
+    return data | {"parameters": options, "dtype": "float32", "out_dtype": "bfloat16"}
+
+
+def nuslerp(first: Any, second: Any, options: dict[str, Any], base: str) -> dict[str, Any]:
+    data = recipe("nuslerp", ["e0", "e1"], options, base)
+    for model, weight in zip(data["models"], (first, second), strict=True):
+        model["parameters"] = {"weight": weight}
+    return data
+
+
+# A family with the values at which these methods make exceptions --------------------------------
+
+
+def with_edges(family: Path, folder: Path) -> None:
+    """Copy a family, with tensors and rows that are zero, untouched, equal, at an obtuse angle or
+    hardly changed.
+
+    None is opposed to another: there both interpolations divide by nearly 0, and what mergekit's
+    float32 gives is decided by the rounding of a cosine.
+    """
+    shutil.copytree(family, folder)
+    models = {path.name: tensors(path) for path in folder.iterdir() if path.is_dir()}
+    base = models["base"]
+    untouched, equal = "model.layers.1.mlp.up_proj.weight", "model.layers.2.mlp.up_proj.weight"
+    obtuse, rows = "model.layers.2.self_attn.q_proj.weight", "model.embed_tokens.weight"
+    models["e0"][untouched] = base[untouched]
+    models["e1"][equal] = models["e0"][equal]
+    models["e1"][obtuse] = base[obtuse] + 0.6 * models["e1"][obtuse] - 0.6 * models["e0"][obtuse]
+    for place, (name, model) in enumerate(sorted(models.items())):
+        model[rows][0] = 0
+        model[rows][2] = base[rows][2]
+        # Changed in one small entry: the product of two such norms is below 1e-6.
+        model[rows][3] = base[rows][3]
+        model[rows][3, 0] = 1e-4 * (1 + 0.1 * place)
+        if name == "e0":
+            model[rows][1] = base[rows][1]
+    for name, model in models.items():
+        for path in (folder / name).glob("*.safetensors"):
+            changed = {key: model[key].contiguous() for key in load_file(path)}
+            save_file(changed, path, metadata={"format": "pt"})
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        found |= load_file(path)
+    return found
+
+
+# What the reference makes of a recipe -----------------------------------------------------------
+
+
+def expected(data: dict[str, Any], family: Path) -> tuple[Arrays, Arrays]:
+    """Every tensor of the merged model, in float64, and the largest input of every entry."""
+    base_name = data.get("base_model")
+    experts = [model for model in data["models"] if model["model"] != base_name]
+    if data["merge_method"] == "passthrough":
+        experts = data["models"]
+    stored = [arrays(family / expert["model"]) for expert in experts]
+    base = arrays(family / base_name) if base_name else {}
+    merged, largest = {}, {}
+    for name in stored[0]:
+        values = [model[name] for model in stored]
+        position = position_of(name, stored[0])
+        merged[name] = one_tensor(data, experts, name, position, base.get(name), values)
+        inputs = [*values, base[name]] if base else values
+        largest[name] = np.max(np.abs(inputs), axis=0)
+    return merged, largest
+
+
+def one_tensor(
+    data: dict[str, Any],
+    experts: list[dict[str, Any]],
+    name: str,
+    position: float,
+    base: Array | None,
+    values: list[Array],
+) -> Array:
+    options = data["parameters"]
+
+    def number(key: str, model: dict[str, Any], default: float = 0.0) -> float:
+        own = model.get("parameters", {}).get(key)
+        return resolve_first([own, options.get(key)], name, position, default)
+
+    method = data["merge_method"]
+    if method == "passthrough":
+        return reference.passthrough(values[0], number("scale", experts[0], 1.0))
+    if method == "nuslerp":
+        return reference.nuslerp(
+            values[0],
+            values[1],
+            [number("weight", expert) for expert in experts],
+            base=base,
+            flatten=options.get("nuslerp_flatten", True),
+            row_wise=options.get("nuslerp_row_wise", False),
+        )
+    assert base is not None
+    if method == "slerp":
+        return reference.slerp(base, values[0], number("t", {}))
+    return reference.model_stock(base, values, filter_wise=options.get("filter_wise", False))
+
+
+def arrays(folder: Path) -> Arrays:
+    return {name: value.double().numpy() for name, value in tensors(folder).items()}
+
+
+def position_of(name: str, model: Arrays) -> float:
+    """Where in the model's depth a tensor lies: 0 the first block, 1 the last; 0 outside."""
+    block, known = block_of(name), blocks(model)
+    return 0.0 if block is None else known.index(block) / (len(known) - 1)
+
+
+def by_reference(
+    found: dict[str, torch.Tensor], wanted: Arrays, largest: Arrays
+) -> tuple[str, bool]:
+    """How far bfloat16 tensors lie from the reference's, in units of the last place.
+
+    Where inputs cancel, a unit is not smaller than what float32 keeps of the largest of them.
+    """
+    different = apart = total = 0
+    furthest = 0.0
+    for name, values in wanted.items():
+        their = found[name].double().numpy()
+        rounded = torch.tensor(values).bfloat16().double().numpy()
+        size = np.maximum(np.abs(values), np.maximum(2.0**-14 * largest[name], 2.0**-126))
+        distance = np.abs(their - values) / 2.0 ** (np.floor(np.log2(size)) - 7)
+        different += int((their != rounded).sum())
+        apart += int((distance > 1).sum())
+        total += their.size
+        furthest = max(furthest, float(distance.max()))
+    said = (
+        f"{total} entries, {different} differ, {apart} by more than one unit, "
+        f"furthest {furthest:.3f} units"
+    )
+    return said, found.keys() == wanted.keys() and apart == 0
