@@ -114,13 +114,13 @@ def test_threads_are_honoured_and_put_back(
     family: Family, measured: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, seen = torch.get_num_threads(), []
-    loss = sensitivity.loss
+    cross_entropy = sensitivity.cross_entropy
 
     def watched(*arguments: Any) -> torch.Tensor:
         seen.append(torch.get_num_threads())
-        return loss(*arguments)
+        return cross_entropy(*arguments)
 
-    monkeypatch.setattr(sensitivity, "loss", watched)
+    monkeypatch.setattr(sensitivity, "cross_entropy", watched)
     recipe = oracle.recipe_of(family)
     found = sensmerge.calibrate(recipe, progress=False, threads=before + 1)
     assert set(seen) == {before + 1}

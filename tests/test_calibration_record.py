@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,6 @@ from hypothesis import strategies as st
 from sensmerge import Calibration, InputError
 
 
-def umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def test_what_is_saved_is_what_is_loaded(measured: Calibration, tmp_path: Path) -> None:
     path = tmp_path / "new" / "calibration.json"
     measured.save(path)
@@ -29,45 +22,7 @@ def test_what_is_saved_is_what_is_loaded(measured: Calibration, tmp_path: Path) 
         np.testing.assert_array_equal(getattr(loaded, name), getattr(measured, name))
     assert loaded.to_json() == measured.to_json()
     assert loaded.experts == measured.experts
-    assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
     assert [file.name for file in path.parent.iterdir()] == ["calibration.json"]
-
-
-def test_saving_replaces_through_a_link(measured: Calibration, tmp_path: Path) -> None:
-    target, link = tmp_path / "target.json", tmp_path / "link.json"
-    target.write_text("old")
-    link.symlink_to(target)
-    measured.save(link)
-    assert link.is_symlink()
-    assert Calibration.load(target).layers == measured.layers
-
-
-@pytest.mark.parametrize("stop", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_a_save_that_stops_leaves_the_old_file(
-    measured: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException
-) -> None:
-    path = tmp_path / "calibration.json"
-    path.write_text("old")
-
-    def fail(*_: Any) -> None:
-        raise stop
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises((InputError, KeyboardInterrupt)) as stopped:
-        measured.save(path)
-    if isinstance(stop, OSError):
-        assert str(stopped.value) == f"{path}: cannot be written: No space left on device"
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_what_is_no_file_is_not_replaced(measured: Calibration, tmp_path: Path) -> None:
-    for path in (tmp_path, Path(os.devnull)):
-        with pytest.raises(InputError, match="is not a regular file"):
-            measured.save(path)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"cannot be written: .*file is not a folder"):
-        measured.save(tmp_path / "file" / "calibration.json")
 
 
 def test_experts_are_selected_in_any_order(measured: Calibration) -> None:

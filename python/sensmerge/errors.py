@@ -1,4 +1,4 @@
-"""The one error that is the caller's to mend."""
+"""The one error that the caller can mend, and the words of other errors."""
 
 from __future__ import annotations
 
@@ -13,3 +13,9 @@ class InputError(ValueError):
     def __init__(self, message: str, option: str | None = None) -> None:
         super().__init__(message)
         self.option = option
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message, or the kind of the error where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -71,7 +71,7 @@ def _lines(description: str, unit: str) -> Callable[[int, int], None]:
     def line(done: int, total: int) -> None:
         nonlocal last, started
         if done > 0 and not started:
-            # Not before: work that is refused at once has not begun.
+            # Only now: work that is refused at once prints nothing.
             started = True
             print(f"{description} ...", file=sys.stderr, flush=True)
         if time.monotonic() - last >= _SECONDS_BETWEEN_LINES and total > 0:

@@ -1,7 +1,6 @@
-"""What is measured: how sensitive each expert's layers are, and how experts' logits differ.
+"""Calibration: how sensitive each expert's layers are, and how far experts' logits are apart.
 
-With ``search`` and the demo, the only room that imports torch, and only when it measures:
-a calibration can be read and used without it.
+Only measuring imports torch: a calibration that was saved can be read and used without it.
 """
 
 from __future__ import annotations
@@ -36,11 +35,12 @@ def calibrate(
             larger than memory; ``auto`` streams where the weights exceed free memory. The numbers
             are the same.
         device: The torch device to compute on, such as ``cuda``.
-        keep: A calibration file. What it holds of these weights and samples is not measured again,
-            and what a run that was stopped had finished is kept beside it, as ``FILE.partial``.
+        keep: A calibration file, which need not exist yet. Its measurements of the same weights
+            and samples are used again. Those of this run are written to ``FILE.partial`` beside it
+            one by one, so that a run that was stopped can go on.
 
     Returns:
-        What was measured, experts in the recipe's order. It is not saved.
+        The calibration, experts in the recipe's order. It is not saved.
 
     Raises:
         InputError: A model or its samples cannot be used as they are, or torch is not installed.
@@ -59,5 +59,5 @@ def calibrate(
 
 
 def forget(path: Path) -> None:
-    """Remove what stopped runs kept beside a calibration file that is now written."""
+    """Remove ``FILE.partial`` beside a calibration file that is complete."""
     path.with_name(f"{path.name}.partial").unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """Cross-task alignment: how far apart two experts' logits are on the samples of each one's task.
 
-Sens-Merging, Eq. 4. Every model runs once over all samples, as far as its output head: what enters
-the head at the compared positions is small and is kept. Logits are computed from it for one
+Sens-Merging, Eq. 4. Every model runs once over all samples, as far as its output head. The head's
+inputs at the compared positions are small and are kept; logits are computed from them for one
 sample and two models at a time.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sensmerge.calibration.samples import Sample
     from sensmerge.calibration.stream import Stream
 
-# What enters the output head at a sample's compared positions: [positions, hidden].
+# For every sample: the inputs of the output head at the compared positions, [positions, hidden].
 States = list[torch.Tensor]
 
 
@@ -79,7 +79,7 @@ def states_streamed(
 def _entering_head(
     model: PreTrainedModel, sample: Sample, positions: str
 ) -> Iterator[list[torch.Tensor]]:
-    """Note what enters the output head at a sample's positions, and end the run there."""
+    """Keep the inputs of the output head at a sample's positions, and end the run there."""
     head: Any = model.get_output_embeddings()
     where = torch.tensor(sample.logit_positions(positions))
     seen: list[torch.Tensor] = []
@@ -96,10 +96,10 @@ def _entering_head(
 
 
 class Head:
-    """What a model does after its blocks and final norm: the output head, and what follows it."""
+    """The end of a model, after blocks and final norm: the output head, and what follows it."""
 
     def __init__(self, model: PreTrainedModel, stream: Stream | None) -> None:
-        """Keep a model for its head alone; its blocks' weights are let go."""
+        """Keep a model for its head alone; the weights of its blocks are freed."""
         self._model = model
         self._stream = stream
         if stream is not None:
@@ -107,12 +107,12 @@ class Head:
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Float32 logits, [positions, vocabulary], of what enters the head, [positions, hidden]."""
+        """Float32 logits, [positions, vocabulary], of inputs of the head, [positions, hidden]."""
         head: Any = self._model.get_output_embeddings()
         entering = hidden.to(head.weight.device)[None]
         handle = head.register_forward_pre_hook(lambda _, args: (entering, *args[1:]))
         try:
-            # What the model computes up to its head is replaced; one token is the least of it.
+            # The head's input is replaced, whatever the model ran on: one token is cheapest.
             if self._stream is None:
                 output = inner.run(self._model, [0])
             else:
@@ -139,8 +139,8 @@ def distance(
     Args:
         one: The head of model i.
         other: The head of expert j.
-        states_of_one: What enters the head of model i, for every sample of task j.
-        states_of_other: What enters that of expert j.
+        states_of_one: The inputs of model i's head, for every sample of task j.
+        states_of_other: Those of expert j's head.
         samples: The samples of task j.
         pair: The models' names, for messages.
         form: ``token``, the mean of the per-position norms; or ``sequence``, the norm of the whole

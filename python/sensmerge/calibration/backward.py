@@ -85,7 +85,8 @@ def groups(
             group, room = [], most
         group.append(place)
         room -= size
-    yield group
+    if group:
+        yield group
 
 
 def each_gradient(

@@ -1,8 +1,7 @@
-"""A model's decoder blocks, and runs of the model in which they do something else.
+"""A model's decoder blocks, and runs of the model in which a function takes their place.
 
-The model's own code stays in charge of what lies around the blocks: embeddings, positions, masks,
-the final norm, the output head and what is done to its logits. So nothing here needs to know an
-architecture.
+The model's own code runs all that lies around the blocks: embeddings, positions, masks, the final
+norm, the output head and what is done to its logits. So no architecture has to be known here.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from sensmerge.models.layers import block_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Called in a block's place: its position, its own forward, and what it was called with.
+# Called in place of a block: with its position, its own forward, and the arguments.
 Visit = Callable[[int, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -71,7 +70,7 @@ def visited(blocks: list[nn.Module], visit: Visit) -> Iterator[None]:
 
 
 def run(model: PreTrainedModel, ids: list[int]) -> Any:
-    """Run the model on one sequence of token ids; None where a hook or visit had enough."""
+    """Run the model on one sequence of token ids; None where :func:`enough` ended the run."""
     # The first parameters are the input embeddings.
     tokens = torch.tensor([ids], device=next(model.parameters()).device)
     with suppress(_Enough):
@@ -81,16 +80,16 @@ def run(model: PreTrainedModel, ids: list[int]) -> Any:
 
 
 def enough() -> None:
-    """End the current :func:`run`."""
+    """End the current :func:`run`; called in a hook or a visit."""
     raise _Enough
 
 
 def hidden_of(output: Any) -> torch.Tensor:
-    """The hidden states in what a block returns: itself, or the first of a tuple."""
+    """The hidden states in a block's output: the output itself, or the first of a tuple."""
     found: torch.Tensor = output[0] if isinstance(output, tuple) else output
     return found
 
 
 def like(output: Any, hidden: torch.Tensor) -> Any:
-    """What a block returns, with other hidden states."""
+    """A block's output with other hidden states."""
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden

@@ -1,7 +1,7 @@
-"""What a row says: a prompt and its completion, a conversation, or text alone.
+"""The forms of a sample: a prompt and its completion, a conversation, or text alone.
 
-A row is read by its keys, and by all of them: one that fits two forms or none is refused, since
-what is scored would be a guess. Keys that belong to no form are passed over.
+The keys of a row tell its form. A row that fits two forms, or none, is refused, since it would be a
+guess which of its tokens to score. Keys that belong to no form are ignored.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from sensmerge.calibration.rows import Row
 from sensmerge.errors import InputError
 
-# The spellings of a prompt and its completion.
+# Keys that data sets use for a prompt and its completion.
 PAIRS = (
     ("prompt", "completion"),
     ("prompt", "response"),
@@ -34,7 +34,7 @@ EXPECTED = (
     "output, text and code, or text alone"
 )
 
-# The words that Stanford Alpaca was trained with.
+# The prompts that Stanford Alpaca was trained with.
 _ALPACA_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further "
     "context. Write a response that appropriately completes the request.\n\n"
@@ -77,9 +77,10 @@ class Conversation:
     """Turns as chat templates take them.
 
     Attributes:
-        messages: Each with role and content; tool_calls and what else a template knows.
+        messages: Turns with role and content; also tool_calls and other keys that templates use.
         tools: Descriptions of the tools, if there are any.
-        first: The turn from which on the assistant's are scored.
+        first: The first turn that is not part of the prompt: the assistant's turns from there on
+            are scored.
     """
 
     messages: list[dict[str, Any]]
@@ -88,7 +89,7 @@ class Conversation:
 
 
 def form(row: Row) -> Text | Pair | Conversation:
-    """What the row says.
+    """The sample in a row.
 
     Raises:
         InputError: It fits no form or two, or a value in it is not what its key says.
@@ -114,7 +115,7 @@ def form(row: Row) -> Text | Pair | Conversation:
 def _keys(row: Row) -> tuple[str, ...]:
     """The keys of the one form that the row fits."""
     found = [keys for keys in FORMS if all(key in row.data for key in keys)]
-    # Tables have every column in every row, and null where a row has nothing.
+    # In tables every row has all columns, and null in those that it does not use.
     filled = [keys for keys in found if all(row.data[key] is not None for key in keys)]
     found = filled or found
     if TEXT in found and (("text", "code") in found or _repeats_alpaca(row, found)):
@@ -141,7 +142,7 @@ def _among(row: Row) -> str:
 
 
 def _repeats_alpaca(row: Row, found: list[tuple[str, ...]]) -> bool:
-    """Whether 'text' is what Alpaca's other columns say, as it is in Alpaca itself."""
+    """Whether 'text' repeats the other columns as prompt and output, as in Alpaca's own files."""
     if ALPACA not in found or not all(isinstance(row.data[key], str) for key in (*ALPACA, "text")):
         return False
     prompt = _alpaca_prompt(row)
@@ -181,7 +182,7 @@ def _turns(row: Row, key: str) -> list[dict[str, Any]]:
 
 
 def _turn(turn: Any, key: str, place: str) -> dict[str, Any]:
-    """One turn, spelled as chat templates take it."""
+    """One turn, with the keys that chat templates use."""
     plain = isinstance(turn, dict) and _has(turn, "role") and {"content", "tool_calls"} & {*turn}
     sharegpt = isinstance(turn, dict) and _has(turn, "from") and "value" in turn
     if bool(plain) == sharegpt:
@@ -193,9 +194,9 @@ def _turn(turn: Any, key: str, place: str) -> dict[str, Any]:
         return _sharegpt(turn, key, place)
     _check_text(turn["role"], f"{key}.role", place)
     calls, content = turn.get("tool_calls"), turn.get("content")
-    # What else templates know is text: name, tool_call_id, reasoning_content.
+    # Other keys that templates use hold text: name, tool_call_id, reasoning_content.
     found: dict[str, Any] = {name: text for name, text in turn.items() if isinstance(text, str)}
-    # A turn that only calls a tool says nothing.
+    # A turn that only calls a tool has no content.
     found["content"] = "" if content is None and calls else _content(content, key, place)
     if calls:
         found["tool_calls"] = _calls(calls, f"{key}.tool_calls", place)
@@ -204,7 +205,7 @@ def _turn(turn: Any, key: str, place: str) -> dict[str, Any]:
 
 
 def _has(turn: dict[str, Any], key: str) -> bool:
-    # Tables hold null where a turn is spelled otherwise.
+    # In tables every turn has all keys, and null under those that it does not use.
     return turn.get(key) is not None
 
 
@@ -272,7 +273,7 @@ def _calls(calls: Any, key: str, place: str) -> list[dict[str, Any]]:
 def _with_system(
     row: Row, messages: list[dict[str, Any]], first: int
 ) -> tuple[list[dict[str, Any]], int]:
-    """The conversation begun by the row's own system message, where it has one."""
+    """The conversation, with the row's 'system' as its first turn where it has one."""
     system = row.data.get("system")
     if not system:
         return messages, first
@@ -305,7 +306,7 @@ def _parsed(text: str, key: str, place: str) -> Any:
 
 
 def _check_json(value: Any, key: str, place: str) -> None:
-    """Refuse what a template could not lay out: half characters, and what only tables hold."""
+    """Refuse values that no template can lay out: broken Unicode, and types unknown to JSON."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -323,7 +324,7 @@ def _check_text(value: Any, key: str, place: str) -> None:
 
 
 def _kind(value: Any) -> str:
-    """What a value is, in words."""
+    """The type of a value, in words."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, int | float):

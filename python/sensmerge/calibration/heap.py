@@ -1,7 +1,8 @@
-"""Memory that was freed and not given back to the system.
+"""Giving freed memory back to the system.
 
-glibc keeps what is freed, in pieces between what is still held, and what fits into no piece takes
-new memory. The pieces of one forward pass come to 0.8 GB at 6.7 B parameters.
+glibc keeps freed memory to hand it out again. Much of it lies in pieces between memory in use, and
+what fits into none of them takes new memory from the system: the process holds more than it uses.
+At 6.7 B parameters, the pieces that one forward pass leaves come to 0.8 GB.
 """
 
 from __future__ import annotations
@@ -10,40 +11,40 @@ import ctypes
 import sys
 from pathlib import Path
 
-# Freed bytes that may wait on top of the most that was ever in use.
+# Bytes that the process may hold on top of the most that was ever in use.
 _WAITING = 128 * 10**6
 
-# Bytes that are freed between two looks at the heap.
+# Bytes that are freed between two calls of `Heap.tidy`.
 _BETWEEN_LOOKS = 256 * 10**6
 
 _STATUS = Path("/proc/self/status")
 
 
 class Heap:
-    """Gives freed memory back where it would raise the process's peak, and only there.
+    """Gives freed memory back where it would raise the peak of the process, and only there.
 
-    What was given back has to be had anew, page by page: done every 256 MB, that took longer than
-    the reductions of a backward pass.
+    The system hands out memory page by page: to give it back and take it again after every 256 MB
+    took longer than the reductions of a backward pass.
     """
 
     def __init__(self) -> None:
         return_freed()
-        # Of the interpreter, which asks the system by itself.
+        # Memory that the interpreter took from the system without malloc.
         self._beside = _resident() - _in_use()
         self._most = 0
         self._freed = 0
 
     def freed(self, size: int) -> None:
-        """Count bytes that are about to be freed, and look at the heap every now and then."""
+        """Count bytes that are about to be freed, and call :meth:`tidy` after every 256 MB."""
         self._freed += size
         if self._freed >= _BETWEEN_LOOKS:
             self._freed = 0
             self.tidy()
 
     def tidy(self) -> None:
-        """Look, and give freed memory back where too much of it waits.
+        """Give freed memory back if the process holds too much of it.
 
-        Nothing is done where glibc does not say what is in use.
+        Does nothing where glibc does not tell how much is in use.
         """
         used = _in_use()
         self._most = max(self._most, used)
@@ -52,7 +53,7 @@ class Heap:
 
 
 def return_freed() -> None:
-    """Give all freed memory back to the system, where it is glibc that keeps it."""
+    """Give all memory that glibc keeps back to the system."""
     trim = getattr(_LIBRARY, "malloc_trim", None)
     if trim is not None:
         trim(0)
@@ -72,7 +73,7 @@ _LIBRARY = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def _in_use() -> int:
-    """Bytes that were asked of malloc and not freed; 0 before glibc 2.33."""
+    """Bytes that malloc handed out and that were not freed; 0 before glibc 2.33."""
     function = getattr(_LIBRARY, "mallinfo2", None)
     if function is None:
         return 0

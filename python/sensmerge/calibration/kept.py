@@ -1,7 +1,7 @@
-"""What earlier calibrations measured and this one need not measure again.
+"""Measurements of earlier runs, which a calibration need not repeat.
 
-A finished calibration file serves, and beside it what a calibration that was stopped had
-finished: `calibration.json.partial`, one entry an expert.
+They are in a calibration file, or beside it in `calibration.json.partial`, to which every run adds
+the sensitivity of an expert as soon as it is measured.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from sensmerge.calibration.record import Calibration, Expert
 from sensmerge.errors import InputError
 from sensmerge.files import write_atomically
 
-# What the same samples can be measured with differently.
+# Options that give other numbers for the same weights and samples.
 _DECIDING = ("positions", "distance", "dtype")
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one expert's backward passes gave.
+    """The sensitivity of one expert.
 
     Attributes:
         expert: The expert and its samples.
         of: Σ|θ · g| of every layer, in the model's order.
-        tied: For every other layer that shares a parameter: the layer it is counted in.
+        tied: Layers that ``of`` leaves out, since they share a parameter with one of its layers,
+            and that layer.
     """
 
     expert: Expert
@@ -41,7 +42,7 @@ class Part:
         return self.expert.fingerprint == fingerprint and self.expert.task.token_ids == token_ids
 
     def is_sound(self) -> bool:
-        """Whether it can be a measurement at all."""
+        """Whether its numbers are possible: finite, and not negative."""
         sums = self.of.values()
         return bool(self.of) and all(math.isfinite(value) and value >= 0 for value in sums)
 
@@ -57,14 +58,14 @@ _FILE = TypeAdapter(_File)
 
 
 class Kept:
-    """Measurements at hand, and where to keep new ones."""
+    """Earlier measurements, and the file that new ones are added to."""
 
     def __init__(self, path: Path | None, options: dict[str, Any]) -> None:
         """Look for measurements with the same options.
 
         Args:
-            path: The calibration file that is being written; None keeps nothing.
-            options: What is measured with.
+            path: The calibration file that will be written; None: nothing is read or written.
+            options: The options of this run.
         """
         self._path = None if path is None else path.with_name(f"{path.name}.partial")
         self._options = {key: options[key] for key in _DECIDING}
@@ -73,14 +74,14 @@ class Kept:
         self._parts = self._read_parts()
 
     def part(self, fingerprint: str, token_ids: str) -> Part | None:
-        """What was measured on these weights and samples."""
+        """The sensitivity that was measured on these weights and samples, if any."""
         found = (
             part for part in (*self._known, *self._parts) if part.matches(fingerprint, token_ids)
         )
         return next(found, None)
 
     def distance(self, one: Expert, other: Expert) -> float | None:
-        """g_ij of two experts on the samples of the second."""
+        """g_ij of two experts on the samples of the second, if it was measured."""
         if self._finished is None:
             return None
         rows = [
@@ -100,7 +101,7 @@ class Kept:
         return float(self._finished.alignment[rows[0], rows[1]])
 
     def add(self, part: Part) -> None:
-        """Keep a new measurement, also for a later run should this one be stopped.
+        """Add a measurement, and write the file for a later run in case this one is stopped.
 
         Raises:
             InputError: It cannot be written.
@@ -115,7 +116,7 @@ class Kept:
         try:
             found = Calibration.load(path)
         except InputError:
-            # Whatever it is, it is about to be replaced.
+            # Missing or damaged: it is about to be written anyway.
             return None
         return found if self._same_options(found.options) else None
 
@@ -137,7 +138,7 @@ class Kept:
         try:
             found = _FILE.validate_json(self._path.read_bytes())
         except (OSError, ValidationError):
-            # Half a file is none.
+            # A damaged file counts as none.
             return []
         if not self._same_options(found.options):
             return []

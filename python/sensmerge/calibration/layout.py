@@ -1,10 +1,12 @@
-"""Conversations laid out by a tokenizer's chat template, and which tokens are the assistant's.
+"""Conversations laid out by a tokenizer's chat template, and the assistant's tokens in them.
 
-A template that marks the assistant's words (`{% generation %}`) is taken at its word. Of any
-other, a turn of the assistant's is what it adds to the layout of the turns before it with the
-generation prompt. Either way it is a piece of the text, and its tokens are those that begin in it;
-a token that reaches over its beginning, as a space and the first word do in some tokenizers, is
-the assistant's too.
+Some templates mark the assistant's words (`{% generation %}`), and these marks are used. With any
+other template the conversation is laid out twice for every turn of the assistant: up to the turn,
+with the generation prompt, and with the turn. The text by which the second layout is longer is the
+assistant's.
+
+Tokens are the assistant's if they begin in such a piece of text, or if they begin before it and
+reach into it, as a space with the first word does in some tokenizers.
 """
 
 from __future__ import annotations
@@ -37,13 +39,13 @@ def lay_out(
         )
     layout = _Layout(conversation, tokenizer, place)
     whole = layout.text(len(conversation.messages))
-    ids = _tokens(tokenizer, whole)
+    ids = tokens(tokenizer, whole)
     marked = layout.marked()
     pieces = layout.added(whole) if marked is None else marked
 
     def tokens_of(text: str) -> int:
-        """How many of the conversation's tokens lie in this beginning of it."""
-        part = _tokens(tokenizer, text)
+        """How many tokens of the conversation lie within its first part, ``text``."""
+        part = tokens(tokenizer, text)
         pairs = enumerate(zip(part, ids, strict=False))
         return next((place for place, (one, other) in pairs if one != other), len(part))
 
@@ -64,7 +66,7 @@ class _Layout:
         self.place = place
 
     def text(self, turns: int, **options: Any) -> str:
-        """The layout of the first turns."""
+        """The layout of the first ``turns`` turns."""
         if not turns:
             return ""
         messages, tools = self.conversation.messages[:turns], self.conversation.tools
@@ -76,7 +78,7 @@ class _Layout:
             raise self._refused(error) from None
 
     def marked(self) -> list[tuple[int, int]] | None:
-        """Pieces that the template marks as the assistant's; None where it marks nothing ever."""
+        """Pieces that the template marks as the assistant's; None where it has no marks."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
         conversation = self.conversation
@@ -84,8 +86,8 @@ class _Layout:
             template = self.tokenizer.get_chat_template(tools=conversation.tools)
             if not _MARKS.search(template):
                 return None
-            # The mask of apply_chat_template runs on to the end behind a piece that ends in a
-            # character without a token.
+            # The mask of apply_chat_template is of no use: where the last character of a piece
+            # has no token, it covers all that follows.
             special: dict[str, Any] = dict(self.tokenizer.special_tokens_map)
             rendered: Any = render_jinja_template(
                 conversations=[conversation.messages],
@@ -108,7 +110,7 @@ class _Layout:
         return pieces
 
     def added(self, whole: str) -> list[tuple[int, int]]:
-        """Pieces that the assistant's turns add."""
+        """Pieces that the assistant's turns add to the text."""
         pieces = []
         for place, turn in enumerate(self.conversation.messages):
             if turn["role"] == "assistant" and place >= self.conversation.first:
@@ -126,5 +128,7 @@ class _Layout:
         return InputError(f"{self.place}: the chat template refuses it: {error}")
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text, verbose=False, add_special_tokens=False)["input_ids"])
+def tokens(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = False) -> list[int]:
+    """The token ids of a text, with the tokenizer's special tokens or without."""
+    # Not verbose: it would warn of texts that are too long for the model, which are cut later.
+    return list(tokenizer(text, verbose=False, add_special_tokens=special)["input_ids"])

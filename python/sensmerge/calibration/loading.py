@@ -15,7 +15,7 @@ import transformers
 from sensmerge import _core
 from sensmerge.calibration.mapped import mapped
 from sensmerge.calibration.surroundings import quiet_transformers
-from sensmerge.errors import InputError
+from sensmerge.errors import InputError, first_line
 from sensmerge.models.dtypes import STORED, is_float
 from sensmerge.models.folders import is_folder, mode_of, tokenizer_files
 from sensmerge.models.layers import layer_of
@@ -84,15 +84,17 @@ def open_source(name: str, path: Path, base: Path | None) -> Source:
                 home, local_files_only=True, trust_remote_code=False
             )
         except Exception as error:
-            raise InputError(f"{home}: its tokenizer cannot be loaded: {_first(error)}") from None
+            raise InputError(
+                f"{home}: its tokenizer cannot be loaded: {first_line(error)}"
+            ) from None
     return Source(name, path, tokenizer, borrowed)
 
 
 def load(source: Source, dtype: str) -> PreTrainedModel:
     """Load an expert for running: dropout off, no cache.
 
-    Weights that are stored as they are run are the mapped files themselves: they are not read
-    yet, and must not be written to.
+    Weights that are stored in the dtype they are run in are views of the mapped files: they are
+    not read yet, and must not be written to.
 
     Args:
         source: The expert.
@@ -108,7 +110,7 @@ def load(source: Source, dtype: str) -> PreTrainedModel:
 def assemble(path: Path, weights: dict[str, torch.Tensor], dtype: torch.dtype) -> PreTrainedModel:
     """Put weights into the model that a folder's config describes: dropout off, no cache.
 
-    Weights of this dtype that the architecture stores as it runs them are not copied.
+    Weights that need no conversion are not copied.
 
     Args:
         path: The folder.
@@ -132,7 +134,7 @@ def assemble(path: Path, weights: dict[str, torch.Tensor], dtype: torch.dtype) -
                 f"{path}: transformers has no causal language model for its config"
             ) from None
         except Exception as error:
-            raise InputError(f"{path}: cannot be loaded: {_first(error)}") from None
+            raise InputError(f"{path}: cannot be loaded: {first_line(error)}") from None
     model: PreTrainedModel = loaded[0]
     _check_loaded(path, loaded[1])
     model.eval()
@@ -140,17 +142,17 @@ def assemble(path: Path, weights: dict[str, torch.Tensor], dtype: torch.dtype) -
 
 
 def copied_bytes(model: PreTrainedModel) -> int:
-    """Bytes of a model's weights that loading had to convert, and that are no mapped file's."""
+    """Bytes of a model's weights that had to be converted, so that they are no mapped file's."""
     return sum(
         parameter.nbytes
         for parameter in model.parameters()
-        # Memory of torch's own can be resized, that of a mapped file cannot.
+        # Memory that torch allocated can be resized, a mapped file cannot.
         if parameter.untyped_storage().resizable()
     )
 
 
 def _check_loaded(path: Path, info: dict[str, Any]) -> None:
-    """Refuse a model with weights that no file gave, or that found no place in it."""
+    """Refuse a model that lacks weights, and a checkpoint with weights of no use to the model."""
     problems = {
         "missing_keys": "missing keys",
         "mismatched_keys": "keys of another shape",
@@ -191,12 +193,12 @@ def stored_dtype(path: Path) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Layers:
-    """Where a model's parameters belong.
+    """The layers that a model's parameters belong to.
 
     Attributes:
-        of: The layer of every parameter, named as in the checkpoint, in the model's order. What
-            is tied is one parameter, in the layer that the checkpoint stores it under.
-        tied: For every other layer that shares a parameter: the layer it is counted in.
+        of: The layer of every parameter, named as in the checkpoint, in the model's order. A
+            parameter that layers share is in the one that the checkpoint stores it under.
+        tied: For every other layer that shares a parameter: the layer that the parameter is in.
     """
 
     of: dict[str, str]
@@ -223,7 +225,7 @@ def parameter_layers(model: PreTrainedModel, path: Path) -> Layers:
     tied: dict[str, str] = {}
     for name, parameter in model.named_parameters():
         aliases = names[id(parameter)]
-        # Experts of a mixture are one parameter here and many tensors there, of the same block.
+        # Experts of a mixture are one parameter, and many tensors of one block in the checkpoint.
         home = next((alias for alias in aliases if alias in stored), aliases[0])
         found[name] = layer_of(home)
         if not is_float(stored.get(home, "F32")):
@@ -243,7 +245,7 @@ def parameter_layers(model: PreTrainedModel, path: Path) -> Layers:
 def before_renaming(
     model: PreTrainedModel, name: str, tensor: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint that transformers makes a parameter of when it loads it.
+    """The tensors of a checkpoint that transformers turns into a parameter when it loads them.
 
     Args:
         model: The model.
@@ -276,7 +278,7 @@ def known_tokens(source: Source) -> int:
                 source.path, local_files_only=True, trust_remote_code=False
             )
         except Exception as error:
-            raise InputError(f"{source.path}: cannot be loaded: {_first(error)}") from None
+            raise InputError(f"{source.path}: cannot be loaded: {first_line(error)}") from None
     return int(config.get_text_config().vocab_size)
 
 
@@ -297,8 +299,3 @@ def check_same_tokens(one: Source, other: Source) -> None:
 
 def _tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     return {place: token for token, place in tokenizer.get_vocab().items()}
-
-
-def _first(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -1,7 +1,7 @@
 """A checkpoint's weights as torch tensors, without reading them.
 
-The files are mapped read-only and shared: their pages are the system's to drop and to read again,
-so that weights cost no memory of the process, whatever their size.
+The files are mapped read-only and shared. The system may drop their pages and read them again, so
+weights take no memory of the process's own, whatever their size.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _view(path: Path, tensor: _core.TensorInfo, file: mmap.mmap) -> torch.Tensor
     if tensor.nbytes == 0:
         return torch.empty(tensor.shape, dtype=dtype)
     with warnings.catch_warnings():
-        # torch warns that the buffer is read-only, which is what is wanted.
+        # torch warns that the buffer is read-only, as it should be.
         warnings.simplefilter("ignore")
         raw = torch.frombuffer(file, dtype=torch.uint8, count=tensor.nbytes, offset=tensor.start)
     if tensor.start % dtype.itemsize:

@@ -1,4 +1,4 @@
-"""A calibration as a file that people can read: what was measured, on what, and how."""
+"""Calibrations, and the JSON files that they are saved in."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ class TaskRecord:
     """The samples that one expert was measured on.
 
     Attributes:
-        path: The file, as the recipe names it; several with a comma between them.
+        path: The file, as the recipe names it; several are separated by commas.
         rows: Samples in all files.
-        drawn: Places of the drawn ones, counted from 0.
+        drawn: Rows that were drawn, counted from 0.
         used: How many were used: those with at least one scored token.
         left_out: How many had every scored token cut away.
         scored_tokens: Tokens that the loss was taken over.
         token_ids: Digest of the token ids of the used samples.
         max_length: Tokens that a sample was cut to.
-        files: The files in the order in which their rows are counted. Calibrations that were made
-            before there could be several have none.
+        files: The files in the order in which their rows are counted; empty in calibrations of
+            versions that read one file only.
     """
 
     path: str
@@ -68,12 +68,12 @@ class TaskRecord:
 
 @dataclass(frozen=True)
 class Expert:
-    """One expert that was measured.
+    """An expert that was measured.
 
     Attributes:
         model: Its name in the recipe.
         fingerprint: Digest of its weights.
-        vocabulary: Number of logits it gives.
+        vocabulary: Logits that it gives at a position.
         loss: Mean loss over its samples.
         task: Its samples.
     """
@@ -87,7 +87,7 @@ class Expert:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured of K experts with L decoder blocks and M layers outside them.
+    """Measurements of K experts with L decoder blocks and M layers outside them.
 
     Attributes:
         base: The base's name in the recipe, if it has one.
@@ -99,7 +99,7 @@ class Calibration:
         order: Names of all L + M layers, in the model's order.
         alignment: K × K, g_ij of Eq. 4: model i against expert j on j's samples.
         options: The options it was measured with.
-        notes: What the user should know.
+        notes: Remarks for the user.
         versions: Versions of the software.
         seconds: Seconds by phase.
     """
@@ -140,7 +140,7 @@ class Calibration:
         return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     def save(self, path: str | Path) -> None:
-        """Write the file; it is complete or not there.
+        """Write the file, whole or not at all.
 
         Raises:
             InputError: It cannot be written there.
@@ -226,7 +226,7 @@ class _Outside(_Strict):
 
 
 class _File(_Strict):
-    """The file as it is written: every key, and the kind of its value."""
+    """The keys of the file and the types of their values."""
 
     format: str
     version: int
@@ -243,7 +243,7 @@ class _File(_Strict):
     seconds: dict[str, FiniteFloat]
 
     def calibration(self) -> Calibration:
-        """What the file says, its parts held against each other."""
+        """The calibration, after a check that the parts of the file agree."""
         count, layers, outside = len(self.experts), self.layers, self.outside
         alignment = _matrix("alignment", self.alignment, count, count)
         if np.any(np.diagonal(alignment)):

@@ -1,6 +1,6 @@
 """Rows of the files that people keep samples in: JSON Lines, JSON, gzip of either, Parquet.
 
-A file's name says what it is. Nothing in a row is followed: no path, no address, no code.
+A file's ending tells its format. Paths and addresses in a row are not followed, code is not run.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _OLDEST_PYARROW = 15
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a file, and the words by which a message names it."""
+    """One row of a file, and its place in words, for messages."""
 
     place: str
     data: dict[str, Any]
 
 
 def rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Every row's place and what is there, be it an object or not.
+    """Every row's place, in words, and its value, which need not be an object.
 
     Raises:
         InputError: The file cannot be read, or a part of it is not what its name says.
@@ -44,7 +44,7 @@ def rows(path: Path) -> Iterator[tuple[str, Any]]:
         return _lines(path, _text(path))
     if name.endswith((".json", ".json.gz")):
         text = _text(path)
-        # On the Hub many a .json holds lines.
+        # On the Hub, many .json files hold JSON Lines.
         return _array(path, text) if text.lstrip().startswith("[") else _lines(path, text)
     raise InputError(f"{path}: is no kind of file that samples are read from; known: {_KNOWN}")
 

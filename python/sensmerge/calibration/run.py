@@ -1,4 +1,4 @@
-"""The calibrate verb: every expert on its own samples, then every pair of experts."""
+"""The calibrate verb: sensitivity of every expert, then alignment of every pair of experts."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def run(
             samples.task(recipe, place, source.tokenizer, options)
             for place, source in enumerate(sources)
         ]
-        # What can be refused is refused before the long measurement.
+        # Refusals come before the long measurement.
         _check_blocks(sources)
         check_tokens(sources, tasks)
         start = time.monotonic()
@@ -169,9 +169,9 @@ def _sensitivities(
                 expert = Expert(source.name, fingerprint, size, loss, task.record)
                 part = Part(expert, sums, opened.layers.tied)
                 kept.add(part)
-                # Before the next one is loaded.
+                # Freed before the next expert is loaded.
                 del opened
-            # Known weights and samples may have other names in this recipe.
+            # An earlier run may have called the expert otherwise.
             expert = replace(part.expert, model=source.name, task=task.record)
             parts.append(replace(part, expert=expert))
     return parts
@@ -187,7 +187,7 @@ def _alignments(
     progress: bool,
     threads: int | None,
 ) -> NDArray[np.float64]:
-    """Row i, column j: model i against expert j, on the samples of task j."""
+    """The distances g: row i, column j compares model i with expert j on the samples of task j."""
     count = len(sources)
     g = np.zeros((count, count))
     missing = []
@@ -198,7 +198,7 @@ def _alignments(
                 missing.append((i, j))
             else:
                 g[i, j] = known
-    # What every model has to run over: the tasks of the pairs that it is in.
+    # For every model: the tasks that it has to run on, to measure the missing pairs it is in.
     wanted = [sorted({j for pair in missing if i in pair for j in pair[1:]}) for i in range(count)]
     total = sum(len(tasks[j].samples) for row in wanted for j in row)
     heads: dict[int, alignment.Head] = {}
@@ -228,12 +228,12 @@ def _alignments(
 
 
 def _order(parts: list[Part]) -> list[str]:
-    """All layers in the model's order, from the expert that has the most: the least tied one."""
+    """All layers in the model's order: those of the expert that ties the fewest."""
     return list(max(parts, key=lambda part: len(part.of)).of)
 
 
 def _by_layer(source: loading.Source, sums: Part, order: list[str]) -> dict[str, float]:
-    """One expert's sums for the layers that all have; a tied layer has what it is tied to."""
+    """One expert's sums for all layers; a tied layer has the sum of the layer it is tied to."""
     found = dict(sums.of)
     found |= {layer: sums.of[home] for layer, home in sums.tied.items()}
     missing = [layer for layer in order if layer not in found]

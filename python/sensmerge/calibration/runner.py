@@ -1,4 +1,4 @@
-"""How models are run: whole or block by block, and where."""
+"""Runs models as the user asks: whole or block by block, on a device, in a dtype."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from sensmerge import _core
 from sensmerge.calibration import alignment, loading, sensitivity
 from sensmerge.calibration.stream import Stream
-from sensmerge.errors import InputError
+from sensmerge.errors import InputError, first_line
 from sensmerge.models.dtypes import STORED
 
 if TYPE_CHECKING:
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
 MEMORY = ("auto", "whole", "stream")
 
-# Of the memory that is free, what weights may take before they are read block by block.
+# The share of free memory that weights may take before a model is run block by block.
 _SHARE = 0.8
 
-# Of the memory that is free, what the inputs of blocks may take.
+# The share of free memory that the kept inputs of blocks may take.
 KEPT_SHARE = 0.25
 
-# Of a model's weights, how many bytes may be held in memory before that is worth a note.
+# The share of a model's weights that may be held in memory, though it is run block by block,
+# before the user is told.
 _SMALL = 0.1
 
 
@@ -39,7 +40,7 @@ class Opened:
     Attributes:
         name: What the recipe calls it.
         model: The model.
-        layers: Where its parameters belong.
+        layers: The layers of its parameters.
         stream: The model taken apart; None where that is not possible.
         streamed: Whether it is run block by block.
     """
@@ -55,11 +56,11 @@ class Runner:
     """Opens models and runs them as asked.
 
     Attributes:
-        notes: What could not be done as asked.
+        notes: Remarks for the user: what could not be done as asked.
     """
 
     def __init__(self, memory: str, device: str, dtype: str) -> None:
-        """Check what is asked.
+        """Check the options.
 
         Args:
             memory: ``whole``, ``stream`` for block by block, or ``auto``: block by block where the
@@ -68,7 +69,7 @@ class Runner:
             dtype: ``stored`` or ``float32``.
 
         Raises:
-            InputError: There is no such way or device.
+            InputError: There is no such memory mode or device.
         """
         if memory not in MEMORY:
             raise InputError(f"memory: '{memory}' is none of {', '.join(MEMORY)}")
@@ -135,13 +136,13 @@ class Runner:
         positions: str,
         advance: Callable[[int], None],
     ) -> alignment.States:
-        """What enters the model's output head, for every sample."""
+        """The inputs of the model's output head, for every sample."""
         if opened.streamed and opened.stream is not None:
             return alignment.states_streamed(opened.stream, samples, positions, advance=advance)
         return alignment.states(opened.model, samples, positions, advance=advance)
 
     def _note(self, note: str) -> None:
-        # Every model is opened twice.
+        # Once: every model is opened twice.
         if note not in self.notes:
             self.notes.append(note)
 
@@ -169,13 +170,12 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"device: '{name}' cannot be used: {first}") from None
+        raise InputError(f"device: '{name}' cannot be used: {first_line(error)}") from None
     return device
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that can be had on a device; infinite where the system does not tell."""
+    """Bytes of memory that are free on a device; infinite where the system does not tell."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     try:

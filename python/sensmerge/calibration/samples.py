@@ -1,8 +1,7 @@
 """Calibration samples: read, drawn, tokenised.
 
-What a row may look like is in ``forms``. What is scored: the completion's tokens where a sample
-has a prompt and a completion, the assistant's turns where it is a conversation, every token but
-the first where it has only text.
+Scored are the completion's tokens where a sample has a prompt and a completion, the assistant's
+turns where it is a conversation, every token but the first where it is text alone (``forms``).
 
 Tokens of a prompt and completion: the prompt with the tokenizer's special tokens, the completion
 without, EOS where the tokenizer has one. Text: with its special tokens, then EOS. Conversations:
@@ -17,10 +16,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sensmerge.calibration.forms import EXPECTED, Conversation, Pair, form
-from sensmerge.calibration.layout import lay_out
+from sensmerge.calibration.layout import lay_out, tokens
 from sensmerge.calibration.record import SampleFile, TaskRecord
 from sensmerge.calibration.rows import Row, rows
 from sensmerge.errors import InputError
@@ -178,13 +177,13 @@ def encode(row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int, positi
     if isinstance(said, Conversation):
         ids, scored = lay_out(said, tokenizer, row.place)
     elif isinstance(said, Pair):
-        prompt = _tokens(tokenizer, said.prompt)
+        prompt = tokens(tokenizer, said.prompt, special=True)
         completion = _written(row, tokenizer, said.completion)
         ids = [*prompt, *completion, *_end(tokenizer)]
         scored = range(len(prompt), len(ids))
     else:
         _written(row, tokenizer, said.text)
-        ids = [*_tokens(tokenizer, said.text), *_end(tokenizer)]
+        ids = [*tokens(tokenizer, said.text, special=True), *_end(tokenizer)]
         scored = range(1, len(ids))
     ids = ids[:max_length]
     if positions == "all":
@@ -194,8 +193,8 @@ def encode(row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int, positi
 
 
 def _written(row: Row, tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The tokens of a text without special ones; a measurement of EOS alone would mean nothing."""
-    ids = _tokens(tokenizer, text, add_special_tokens=False)
+    """The tokens of a text without special ones; refuses a text that has none."""
+    ids = tokens(tokenizer, text)
     if not ids:
         key = [key for key, value in row.data.items() if value == text][-1]
         raise InputError(
@@ -203,11 +202,6 @@ def _written(row: Row, tokenizer: PreTrainedTokenizerBase, text: str) -> list[in
             "knows, or see whether its files belong to the model"
         )
     return ids
-
-
-def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> list[int]:
-    # Not verbose: a text that is longer than the tokenizer thinks fit is cut here, not there.
-    return list(tokenizer(text, verbose=False, **options)["input_ids"])
 
 
 def _end(tokenizer: PreTrainedTokenizerBase) -> list[int]:

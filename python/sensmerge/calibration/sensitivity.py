@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from sensmerge.calibration.stream import Stream
 
 # Gradients of float16 models are often below 6e-8, the smallest number that float16 holds: on a
-# small model with a loss of 0.05, α was off by 13 %. So their loss is multiplied by a power of two
-# and the sums are divided by it, which is exact; where that overflows, the next one is tried.
+# small model with a loss of 0.05, α was off by 13 %. So the loss is multiplied by a power of two
+# and the sums are divided by it, which is exact; where gradients overflow, the next one is tried.
 _FLOAT16_SCALES = (2.0**14, 2.0**10, 2.0**6, 2.0**2, 1.0)
 
 
@@ -69,18 +69,19 @@ def measure(
     passes = _Passes(layers, samples, expert, threads)
     scales = _scales(model)
     with _tidied(model, layers, passes.heap, enabled=stream is None):
-        for passes.scale in scales:
+        for scale in scales:
+            passes.scale = scale
             # At first all samples, then those whose gradients overflowed at the scale before.
             left = [place for place in range(len(samples)) if place not in found]
-            for group in groups(stream, samples, left, most) if left else ():
+            for group in groups(stream, samples, left, most):
                 passes.start(group)
                 each_gradient(model, stream, samples, group, passes.loss, passes.take)
                 for place in group:
                     sums = passes.sums[place]
                     if all(math.isfinite(total) for total in sums.values()):
-                        found[place] = {name: sums[name] / passes.scale for name in sums}
+                        found[place] = {layer: total / scale for layer, total in sums.items()}
                         advance(1)
-                    elif passes.scale == scales[-1]:
+                    elif scale == scales[-1]:
                         raise InputError(
                             f"expert '{expert}': its gradients on {samples[place].place} are not "
                             "finite; try sensitivity.dtype: float32"
@@ -212,7 +213,7 @@ def cross_entropy(logits: torch.Tensor, sample: Sample) -> torch.Tensor:
     scored = torch.tensor(sample.scored)
     targets = torch.tensor(sample.ids)[scored].to(logits.device)
     rows = logits[(scored - 1).to(logits.device)]
-    # At least float32: a model that runs in float64 is an oracle's.
+    # At least float32: tests run models in float64.
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     return torch.nn.functional.cross_entropy(rows, targets)
 

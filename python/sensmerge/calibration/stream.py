@@ -28,12 +28,12 @@ _CPU = torch.device("cpu")
 
 @dataclass
 class Call:
-    """How one sample enters the blocks.
+    """The arguments that a model calls its blocks with for one sample.
 
     Attributes:
-        ids: Its token ids.
-        first: Hidden states before the first block.
-        others: For every block: what else it is called with, by position and by keyword.
+        ids: The sample's token ids.
+        first: The hidden states that the first block is called with.
+        others: For every block: its other arguments, by position and by keyword.
     """
 
     ids: list[int]
@@ -42,7 +42,7 @@ class Call:
 
 
 class Stream:
-    """A model, run block by block.
+    """A model that is run block by block.
 
     Attributes:
         model: The model.
@@ -83,24 +83,24 @@ class Stream:
                     )
 
     def learn(self) -> None:
-        """Find out what a block returns, where no sample has gone through yet."""
+        """Find out what a block returns, unless it is known from a sample."""
         if self._template is None:
             with self.outer_on_device():
                 self.enter([0])
 
     def kept_bytes(self, tokens: int) -> int:
-        """What a backward pass keeps of a sample: the inputs of its blocks."""
+        """Bytes that a backward pass keeps of a sample: the inputs of all blocks."""
         self.learn()
         return inner.hidden_of(self._template).nbytes * tokens * len(self.blocks)
 
     @contextmanager
     def outer_on_device(self) -> Iterator[None]:
-        """Bring what lies around the blocks to the device."""
+        """Hold the modules outside the blocks on the device."""
         with _resident(self._outer(), self._device, self._dtype):
             yield
 
     def keep_outer(self) -> None:
-        """Bring what lies around the blocks to the device for good, and let the blocks go."""
+        """Move the modules outside the blocks to the device for good, and free the blocks."""
         self.learn()
         for tensor in self._outer():
             tensor.data = _brought(tensor, self._device, self._dtype)
@@ -114,7 +114,7 @@ class Stream:
 
     @torch.no_grad()
     def enter(self, ids: list[int]) -> Call:
-        """Find out how the model calls its blocks for a sample."""
+        """Find out what the model calls its blocks with for a sample; no block is run."""
         call = Call(ids)
 
         def visit(
@@ -127,7 +127,7 @@ class Stream:
             if place == 0:
                 call.first = hidden
                 if self._template is None:
-                    # Only a real call tells what a block returns.
+                    # A tensor or a tuple: only a real call tells.
                     with self._on_device(self.blocks[0]):
                         self._template = forward(hidden, *args, **kwargs)
             call.others.append((args, kwargs))
@@ -146,11 +146,12 @@ class Stream:
         """Run the blocks, each for all samples.
 
         Args:
-            calls: How the samples enter the blocks.
-            keep: Whether to keep what enters every block.
+            calls: What the blocks are called with, for every sample.
+            keep: Whether to keep the inputs of the blocks.
 
         Returns:
-            For every block, what entered it of every sample; and what left the last one.
+            For every block, its inputs for all samples, where they are kept; and the outputs of
+            the last block.
         """
         hidden = [call.first for call in calls if call.first is not None]
         kept = []
@@ -165,7 +166,7 @@ class Stream:
         return kept, hidden
 
     def leave(self, call: Call, hidden: torch.Tensor) -> Any:
-        """The model's output for what left the last block."""
+        """The model's output for an output of the last block."""
 
         def visit(_: int, __: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return inner.like(self._template, hidden)
@@ -174,7 +175,7 @@ class Stream:
             return inner.run(self.model, call.ids)
 
     def without_blocks(self, ids: list[int]) -> Any:
-        """The model's output if its blocks did nothing."""
+        """The model's output if every block returned its input."""
 
         def visit(_: int, __: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return inner.like(self._template, _split(args, kwargs)[0])
@@ -185,16 +186,16 @@ class Stream:
     def backward_block(
         self, place: int, call: Call, before: torch.Tensor, gradient: torch.Tensor
     ) -> torch.Tensor:
-        """Differentiate one block for one sample; its parameters' gradients go to their hooks.
+        """Differentiate one block for one sample; gradients of its parameters are accumulated.
 
         Args:
             place: The block's position.
-            call: How the sample enters the blocks.
-            before: What entered the block.
-            gradient: The loss's gradient for what left it.
+            call: What the blocks are called with for the sample.
+            before: The block's input.
+            gradient: The gradient of the loss with respect to the block's output.
 
         Returns:
-            The gradient for what entered it.
+            The gradient of the loss with respect to the block's input.
         """
         leaf = before.detach().requires_grad_(True)
         with torch.enable_grad():
@@ -204,7 +205,7 @@ class Stream:
         return leaf.grad
 
     def backward_entry(self, call: Call, gradient: torch.Tensor) -> None:
-        """Differentiate what comes before the first block."""
+        """Differentiate the part of the model before the first block."""
 
         def visit(_: int, __: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             hidden, _args, _kwargs = _split(args, kwargs)
@@ -217,7 +218,7 @@ class Stream:
 
     @contextmanager
     def block_on_device(self, place: int) -> Iterator[None]:
-        """Bring one block to the device."""
+        """Hold one block on the device."""
         with self._on_device(self.blocks[place]):
             yield
 
@@ -240,7 +241,7 @@ def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
 def _resident(
     tensors: list[torch.Tensor], device: torch.device, dtype: torch.dtype | None
 ) -> Iterator[None]:
-    """Hold tensors on a device and in a dtype for a while; buffers keep theirs."""
+    """Hold tensors on a device for a while, and parameters in a dtype; None keeps theirs."""
     moved = [(tensor, tensor.data) for tensor in tensors]
     for tensor, _ in moved:
         tensor.data = _brought(tensor, device, dtype)
@@ -259,7 +260,7 @@ def _brought(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | No
 def _split(
     args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[torch.Tensor, tuple[Any, ...], dict[str, Any]]:
-    """The hidden states that a block is called with, and the rest."""
+    """The hidden states that a block is called with, and its other arguments."""
     if args:
         return args[0], args[1:], kwargs
     others = dict(kwargs)

@@ -1,4 +1,4 @@
-"""What torch and transformers are set to while models run, and set back to afterwards."""
+"""Settings of torch and transformers while models run, restored afterwards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import transformers
 
 @contextmanager
 def torch_threads(threads: int | None) -> Iterator[None]:
-    """Let torch use so many threads; None leaves it as it is."""
+    """Let torch use this many threads; None changes nothing."""
     before = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)
@@ -24,7 +24,7 @@ def torch_threads(threads: int | None) -> Iterator[None]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers from printing and drawing bars; what matters is raised."""
+    """Keep transformers from printing and drawing bars; its errors are still raised."""
     logging: Any = transformers.utils.logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

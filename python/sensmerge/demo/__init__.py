@@ -14,7 +14,7 @@ from sensmerge import InputError
 
 __all__ = ["run"]
 
-# Asked for before two minutes of training, not after.
+# Looked for before minutes of training, not after.
 _NEEDED = ("torch", "transformers", "matplotlib", "jinja2")
 
 

@@ -12,7 +12,7 @@ import transformers
 from numpy.typing import NDArray
 
 from sensmerge.calibration.surroundings import quiet_transformers
-from sensmerge.demo.family import IGNORED
+from sensmerge.demo.family import IGNORED, scored_logits
 from sensmerge.demo.text import Sample
 
 MAX_LENGTH = 256
@@ -21,7 +21,7 @@ _ROWS = 20
 
 @dataclass(frozen=True)
 class TaskScore:
-    """What a model did on one task's samples.
+    """A model's score on one task's samples.
 
     Attributes:
         losses: Sum of the loss over each sample's completion, in nats.
@@ -41,7 +41,7 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class Score:
-    """What a model did on every task, and on their mean."""
+    """A model's scores on all tasks."""
 
     tasks: dict[str, TaskScore]
 
@@ -89,7 +89,7 @@ def _score(
     rows = [_encode(tokenizer, sample) for sample in samples]
     losses, tokens = np.zeros(len(rows)), np.zeros(len(rows))
     exact = np.zeros(len(rows), dtype=np.bool_)
-    # Rows of like length together: less padding. A causal model does not see what stands behind.
+    # Rows of like length together: less padding, which stands behind them, unseen by the model.
     order = sorted(range(len(rows)), key=lambda place: len(rows[place][0]))
     for first in range(0, len(order), _ROWS):
         places = order[first : first + _ROWS]
@@ -100,16 +100,14 @@ def _score(
             ids, prompt = rows[place]
             inputs[row, : len(ids)] = torch.tensor(ids)
             targets[row, prompt : len(ids)] = torch.tensor(ids[prompt:])
-        logits = model(input_ids=inputs, use_cache=False).logits[:, :-1]
-        wanted = targets[:, 1:]
-        loss = torch.nn.functional.cross_entropy(
-            logits.transpose(1, 2), wanted, ignore_index=IGNORED, reduction="none"
-        )
-        losses[places] = loss.double().sum(dim=1).numpy()
-        tokens[places] = (wanted != IGNORED).sum(dim=1).numpy()
+        logits, wanted = scored_logits(model, inputs, targets)
+        loss = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
+        counts = (targets[:, 1:] != IGNORED).sum(dim=1)
+        losses[places] = [each.double().sum().item() for each in loss.split(counts.tolist())]
+        tokens[places] = counts.numpy()
         # Every token the likeliest after the right ones before it: what greedy decoding writes.
-        right = (logits.argmax(dim=-1) == wanted) | (wanted == IGNORED)
-        exact[places] = right.all(dim=1).numpy()
+        right = (logits.argmax(dim=1) == wanted).split(counts.tolist())
+        exact[places] = [each.all().item() for each in right]
     return TaskScore(losses, tokens, exact)
 
 

@@ -49,12 +49,12 @@ class Size:
 
 
 FULL = Size(
-    amounts=Amounts(training=700_000, calibration=30, development=40, held_back=60),
+    amounts=Amounts(training=600_000, calibration=30, development=40, held_back=60),
     vocabulary=2048,
-    hidden=128,
+    hidden=96,
     blocks=8,
-    base_steps=310,
-    expert_steps=130,
+    base_steps=260,
+    expert_steps=110,
     rows=12,
     length=96,
 )
@@ -197,16 +197,31 @@ def _train(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * factor
         inputs, targets = next(batches)
-        logits = model(input_ids=inputs, use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten()
-        )
+        logits, wanted = scored_logits(model, inputs, targets)
+        loss = torch.nn.functional.cross_entropy(logits, wanted)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         if (step + 1) % 100 == 0 or step + 1 == steps:
             say(f"  step {step + 1} of {steps}: training loss {loss.item():.2f}")
+
+
+def scored_logits(
+    model: transformers.PreTrainedModel, inputs: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits where a token is to be predicted, and that token; no others are computed.
+
+    Args:
+        model: The model.
+        inputs: Token ids, [rows, length].
+        targets: The same, or ``IGNORED`` for tokens that are not to be predicted.
+    """
+    hidden = model.base_model(input_ids=inputs, use_cache=False).last_hidden_state[:, :-1]
+    wanted = targets[:, 1:]
+    scored = wanted != IGNORED
+    head: Any = model.get_output_embeddings()
+    return head(hidden[scored]), wanted[scored]
 
 
 def _save(

@@ -1,4 +1,4 @@
-"""The demo's one table, and what it says in words; every number is computed from the scores."""
+"""The demo's table, and its findings in words; every number is computed from the scores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 SOLVED = "math"  # the one task whose completions are right or wrong
 
-_NOISE = 2.0  # standard errors; what is nearer to 0 is no difference
+_NOISE = 2.0  # standard errors; a smaller difference counts as none
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Everything that was measured.
+    """All scores of a demo.
 
     Attributes:
         singles: The base and each expert, by folder.
@@ -112,7 +112,7 @@ def render(outcome: Outcome) -> str:
 
 
 def verdict(outcome: Outcome) -> list[str]:
-    """What the table says about Sens-Merging, for better or worse."""
+    """The findings on Sens-Merging, good or bad."""
     count = len(outcome.experts)
     return [
         _baseline(outcome),

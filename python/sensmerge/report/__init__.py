@@ -30,8 +30,8 @@ def write(
     """Write one self-contained HTML file and, if asked, the figure as a PNG.
 
     Args:
-        calibration: What was measured, experts in the coefficients' order.
-        coefficients: What was made of it.
+        calibration: The measurements, experts in the coefficients' order.
+        coefficients: The coefficients computed from them.
         output: The HTML file.
         png: The picture: sensitivity by layer, and K·σ below it.
         title: Heading of the page.

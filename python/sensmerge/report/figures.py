@@ -39,7 +39,7 @@ STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "sensmerge",
     "text.color": _INK,
-    # Names of models are names, whatever dollars they hold.
+    # Names of models may hold dollar signs, which would begin a formula.
     "text.parse_math": False,
     "xtick.color": _INK,
     "ytick.color": _INK,
@@ -119,7 +119,7 @@ def labels(experts: list[str], longest: int = 28) -> list[str]:
 
 
 def short(name: str, longest: int = 28) -> str:
-    """The end of a name, which is what tells names apart."""
+    """The end of a long name: names of models differ there."""
     return name if len(name) <= longest else "…" + name[1 - longest :]
 
 
@@ -158,7 +158,7 @@ def _draw_scale(figure: Figure, axes: Axes, coefficients: Coefficients) -> None:
 
 
 def _layer_ticks(axes: Axes, coefficients: Coefficients) -> None:
-    """Numbers for blocks; names where layers outside the blocks stand among them."""
+    """Label blocks by number; by name where there are layers outside the blocks too."""
     labels = [_tick(layer) for layer in coefficients.layers]
     step = max(1, -(-len(labels) // 40))
     places = list(range(0, len(labels), step))

@@ -1,8 +1,7 @@
-"""What a recipe leaves to us: ``lambda: auto`` and ``temperature: auto``.
+"""Chooses λ and T where a recipe says ``lambda: auto`` or ``temperature: auto``.
 
-Both are found on the calibration samples: two searches of one number each, λ first, then T at that
-λ. Sensitivity was measured on the same samples, so that a small gain on them is no proof; `tune`
-validates.
+Both are searched for on the calibration samples, λ first, then T at that λ. Sensitivity was
+measured on the same samples, so a small gain on them proves nothing; `tune` validates on others.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def choose(
         progress: Show a progress bar.
 
     Returns:
-        The recipe, and what was chosen in plain words.
+        The recipe, and the choices in plain words.
 
     Raises:
         InputError: Models or samples cannot be used as they are.

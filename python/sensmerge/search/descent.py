@@ -6,7 +6,7 @@ each gradient with all task vectors as it arrives. Task vectors stay in the mapp
 (AdaMerging, Yang et al. 2024, learns such weights by the entropy of predictions, from samples
 without labels.)
 
-What is kept of task vectors is decided once; signs are elected anew at every step.
+Which entries of task vectors are kept is decided once; signs are elected anew at every step.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ LEARNING_RATE = 0.05
 PULL = 0.05
 VALIDATION = 0.3
 
-# Steps without a better validation loss after which there is no going on.
+# Learning ends after this many steps without a better validation loss.
 PATIENCE = 6
 
 
@@ -65,12 +65,14 @@ class Options:
 
     Attributes:
         steps: Steps at most.
-        groups: What shares a weight: ``global``, ``block`` or ``tensor``.
+        groups: Tensors that share a weight: all of them (``global``), those of a ``block``, or each
+            its own (``tensor``).
         loss: ``nll``, the completions' mean token loss; or ``distill``, how far the merged model's
             predictions are from those of each expert on its own task.
         validation: Share of each task's samples that no step sees.
-        learning_rate: Of Adam, for λ times a weight.
-        pull: Weight of the squared distance from the start, meaned over the groups.
+        learning_rate: Of Adam, whose parameters are λ times the weights.
+        pull: Factor of a penalty that pulls towards the start: the squared distance from it, as a
+            mean over the groups.
     """
 
     steps: int = STEPS
@@ -81,7 +83,7 @@ class Options:
     pull: float = PULL
 
     def check(self) -> None:
-        """Refuse what cannot be.
+        """Refuse options that are out of range.
 
         Raises:
             InputError: It names the option.
@@ -100,12 +102,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Learned:
-    """What was learned.
+    """The outcome of learning.
 
     Attributes:
-        recipe: A plain recipe with the weights, as it is written.
-        history: Every step.
-        notes: What the user should know, in plain words.
+        recipe: A plain recipe with the learned weights, as keys and values.
+        history: All steps.
+        notes: Remarks for the user.
     """
 
     recipe: dict[str, Any]
@@ -113,10 +115,10 @@ class Learned:
     notes: list[str]
 
     def write(self, path: Path) -> list[Path]:
-        """Write the recipe, and beside it a picture; the history is there already.
+        """Write the recipe, and a picture beside it; the history was written step by step.
 
         Returns:
-            What was written.
+            The files.
         """
         from sensmerge.search.pictures import learned_png
 
@@ -133,7 +135,7 @@ class Problem:
 
     Attributes:
         weights: The weights and their groups.
-        tasks: What is judged by.
+        tasks: The experts' tasks, whose samples the loss is computed on.
     """
 
     def __init__(
@@ -144,7 +146,7 @@ class Problem:
         calibration: Calibration | str | Path | None = None,
         threads: int | None = None,
     ) -> None:
-        """Open everything and merge at offset 0.
+        """Open models and samples, and merge at offset 0.
 
         Raises:
             InputError: Recipe, calibration, models or samples cannot be used as they are.
@@ -172,7 +174,7 @@ class Problem:
     def differentiate(
         self, offsets: Matrix, advance: Callable[[int], None] = lambda _: None
     ) -> tuple[list[float], Matrix]:
-        """Every task's loss on its search samples, and their mean's gradient by the offsets."""
+        """Every task's loss on its search samples, and the gradient of their mean for offsets."""
         self._candidate.merge(self.weights.asked(offsets))
         gradient = np.zeros_like(self.weights.start)
 
@@ -194,7 +196,7 @@ class Problem:
 
     @torch.no_grad()
     def validate(self) -> list[float]:
-        """Every task's loss on its validation samples, for the offsets last asked for."""
+        """Every task's loss on its validation samples, at the offsets last differentiated at."""
         if not self._validation:
             return []
         losses = [
@@ -228,15 +230,15 @@ def learn(
     """Learn the weights of a recipe from its experts' samples.
 
     Starts from the recipe's own weights (times K·σ where it has a ``sensitivity`` section; 1/K
-    where it says neither weight nor λ) and keeps what is best on the validation samples: the start,
-    where nothing is better.
+    where it says neither weight nor λ) and keeps the step that is best on the validation samples,
+    which may be the start.
 
     Args:
         recipe: The recipe, or its path. Its experts name their samples.
         options: How to learn.
         calibration: A calibration of the experts, or its path; measured where one is needed.
-        history: Where every step is kept, so that learning that was stopped goes on; None keeps
-            nothing.
+        history: The file that every step is written to, and that learning goes on from if it was
+            stopped; None writes nothing.
         home: The folder that the learned recipe will lie in; the recipe's by default.
         threads: Threads to use; all cores by default.
         progress: Show a progress bar on a terminal and plain lines elsewhere.
@@ -268,7 +270,7 @@ def learn(
 
 
 def started(recipe: Recipe) -> tuple[Recipe, list[str]]:
-    """The recipe that learning starts from: plain sums of task vectors start at 1/K each."""
+    """The recipe that learning starts from: weights of 1/K where it says neither weight nor λ."""
     said = [recipe.parameters.get(SCALE), recipe.parameters.get("weight")]
     said += [expert.parameters.get("weight") for expert in recipe.experts]
     if recipe.method.parameter(SCALE) is None or any(each is not None for each in said):
@@ -283,7 +285,7 @@ def started(recipe: Recipe) -> tuple[Recipe, list[str]]:
 def _descend(
     problem: Problem, options: Options, key: dict[str, Any], path: Path | None, progress: bool
 ) -> History:
-    """Adam on λ times the weights, from where it was stopped."""
+    """Run Adam on λ times the weights, from the last step in the history's file."""
     weights = problem.weights
     history = History.resume(path, key, weights, [task.name for task in problem.tasks])
     parameter = torch.zeros(weights.start.shape, dtype=torch.float64, requires_grad=True)
@@ -305,7 +307,7 @@ def _descend(
 
 
 def _key(recipe: Recipe, problem: Problem, options: Options) -> dict[str, Any]:
-    """What decides every number of a history; more steps may follow the same ones."""
+    """All that the numbers of a history depend on: not the number of steps, which may grow."""
     said = {key: value for key, value in recipe.source.items() if key != "models"}
     key = {
         "sensmerge": __version__,
@@ -317,6 +319,6 @@ def _key(recipe: Recipe, problem: Problem, options: Options) -> dict[str, Any]:
         "models": [model.checkpoint.fingerprint() for model in problem.models.all],
         "start": problem.weights.start.tolist(),
     }
-    # As it is read back from a file.
+    # In the form in which a file gives it back.
     back: dict[str, Any] = json.loads(json.dumps(key))
     return back

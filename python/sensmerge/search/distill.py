@@ -1,6 +1,6 @@
-"""The experts as teachers: how far a model's predictions are from theirs, on their own tasks.
+"""Distillation: how far a model's predictions are from those of each expert on its own task.
 
-No labels are needed: with ``positions: all`` prompts alone serve.
+No completions are needed: with ``positions: all``, samples may be prompts alone.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 class Teachers:
-    """What every expert predicts on its own task's samples.
+    """The predictions of every expert on its own task's samples.
 
-    Every expert runs once, as far as its head: what enters the head is small and is kept.
+    Every expert runs once, as far as its output head. The head's inputs are small and are kept.
     """
 
     def __init__(self, tasks: list[Task], options: Sensitivity) -> None:
@@ -46,7 +46,7 @@ class Teachers:
             sample: One of the experts' samples.
             logits: The model's, [tokens, vocabulary].
         """
-        # A copy: what inference mode made cannot be differentiated through.
+        # A copy: tensors made in inference mode may take no part in a backward pass.
         wanted = self._head[id(sample)].logits(self._states[id(sample)]).clone()
         where = torch.tensor(sample.logit_positions("completion"))
         found = logits[where]

@@ -1,4 +1,4 @@
-"""The gradient of a weighted sum of losses, looked at parameter by parameter and freed."""
+"""The gradient of a weighted sum of losses, handed over parameter by parameter and freed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sensmerge.calibration.samples import Sample
     from sensmerge.calibration.stream import Stream
 
-# Given a parameter's name and its gradient, or a part of it: parts of one gradient add up.
+# Given a parameter's name and its gradient, or one of several parts that add up to it.
 Look = Callable[[str, torch.Tensor], None]
 
 
@@ -36,10 +36,10 @@ def differentiate(
 
     Args:
         model: The model.
-        stream: The same, taken apart, to hold no more than one block's gradients; None where that
-            is not possible: then every sample's gradients are looked at on their own.
+        stream: The same, taken apart, so that no more than one block's gradients are held; None
+            where that is not possible: then the gradients of every sample are parts of their own.
         samples: The samples.
-        shares: What each one's loss counts.
+        shares: The factor of each sample's loss in the sum.
         loss_of: The loss of a sample, from its place among them and its logits.
         look: Given the gradients.
         most: Bytes that the kept inputs of blocks may take.

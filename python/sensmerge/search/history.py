@@ -1,4 +1,4 @@
-"""What learning did, step by step: kept in a file, so that what was stopped goes on."""
+"""The steps of learning, kept in a file so that learning can go on after a stop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Step:
-    """One step.
+    """One step of learning.
 
     Attributes:
         offsets: What was added to the recipe's weights, K × groups.
@@ -45,19 +45,22 @@ class Step:
 
     @property
     def score(self) -> float:
-        """What is to be small: the validation loss or, without one, the loss."""
+        """What steps are compared by: the validation loss or, without one, the loss."""
         return self.loss if math.isnan(self.validation_loss) else self.validation_loss
 
 
 @dataclass
 class History:
-    """Every step of a search.
+    """All steps of learning.
 
     Attributes:
-        tasks: The experts, whose tasks these are.
+        tasks: The experts' names.
         groups: Names of the groups of tensors.
         start: The recipe's weights, K × groups.
         steps: The steps, the start first.
+        key: All that the numbers depend on: a file with another key is of another search.
+        state: Adam's state after the last step: its parameter, and the two moments.
+        path: The file; None writes none.
     """
 
     tasks: list[str]
@@ -65,7 +68,6 @@ class History:
     start: list[list[float]]
     steps: list[Step] = field(default_factory=list)
     key: dict[str, Any] = field(default_factory=dict)
-    # Adam's: the parameter after the last step, and its two moments.
     state: list[list[list[float]]] = field(default_factory=list)
     path: Path | None = None
 
@@ -73,7 +75,7 @@ class History:
     def resume(
         cls, path: Path | None, key: dict[str, Any], weights: Weights, tasks: list[str]
     ) -> History:
-        """What the file holds of the same search; a new one where it holds another or is not there.
+        """The history in a file; a new one if there is no file, or one of another search.
 
         Raises:
             InputError: The file is no history.
@@ -97,13 +99,13 @@ class History:
         return min(self.steps, key=lambda step: step.score)
 
     def is_over(self, patience: int) -> bool:
-        """Whether so many steps brought nothing better."""
+        """Whether the last ``patience`` steps brought nothing better."""
         return (
             len(self.steps) - 1 - self.steps.index(self.best) >= patience if self.steps else False
         )
 
     def add(self, step: Step, parameter: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Add a step and what follows from it, and write the file."""
+        """Add a step and Adam's state after it, and write the file."""
         self.steps.append(step)
         moments = optimizer.state[parameter]
         self.state = [
@@ -115,7 +117,7 @@ class History:
             self._write(self.path)
 
     def restore(self, parameter: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Set a parameter and its optimizer to where the last step left them."""
+        """Set a parameter and its optimizer to their state after the last step."""
         value, first, second = (torch.tensor(part, dtype=torch.float64) for part in self.state)
         with torch.no_grad():
             parameter.copy_(value)
@@ -131,7 +133,7 @@ class History:
         return weights
 
     def sentences(self) -> list[str]:
-        """What came of it, in plain words."""
+        """The outcome in plain words."""
         first, best, last = self.steps[0], self.best, self.steps[-1]
         place = self.steps.index(best)
         validated = not math.isnan(first.validation_loss)

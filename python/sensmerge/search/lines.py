@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-# Evaluations: of a coarse grid, then in ever smaller steps to both sides of the best.
+# Evaluations: on a coarse grid, then to both sides of the best, in steps that halve.
 GRID = 7
 REFINEMENTS = 3
 EVALUATIONS = GRID + 2 * REFINEMENTS + 1
@@ -14,13 +14,13 @@ EVALUATIONS = GRID + 2 * REFINEMENTS + 1
 def minimise(
     function: Callable[[float], float], low: float, high: float, *, start: float | None = None
 ) -> float:
-    """The place of the least value seen, on a grid of equal ratios that is refined around its best.
+    """The place of the least value seen, on a grid of equal ratios that is refined at its best.
 
     Args:
         function: The function; each place is asked for once.
         low: The smallest place.
         high: The largest.
-        start: A place to look at besides.
+        start: One more place to evaluate.
     """
     ratio = math.log(high / low) / (GRID - 1)
     places = [low * math.exp(ratio * step) for step in range(GRID)]

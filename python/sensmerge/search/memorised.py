@@ -1,7 +1,8 @@
-"""Whether experts know the samples by heart: then a search on them finds what memorised them best.
+"""Warnings about experts that have memorised the samples.
 
-Measured on a small family: with samples from the experts' own training data Sens-Merging does as
-well as with fresh ones, and learned weights make the merge worse.
+A search on memorised samples favours the experts that know them by heart. Measured on a small
+family: with samples from the experts' own training data Sens-Merging does as well as with fresh
+ones, and learned weights make the merge worse.
 """
 
 from __future__ import annotations
@@ -12,19 +13,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sensmerge.calibration import loading
-from sensmerge.search.tasks import sample_losses
+from sensmerge.search.tasks import mean, sample_losses
 
 if TYPE_CHECKING:
     from sensmerge.models import Models
     from sensmerge.search.tasks import Task
 
 # An expert whose loss on the samples learned from is below this share of its loss on the validation
-# samples knows the former by heart, if their difference is as many standard errors.
+# samples knows the former by heart, if the losses are also this many standard errors apart.
 OF_VALIDATION = 0.7
 STANDARD_ERRORS = 3.0
 
-# Of the base's loss on the same samples. A skill may bring an expert to a tenth (word problems do),
-# so this alone proves nothing; below it, memory is the likelier reason.
+# An expert whose loss is below this share of the base's on the same samples may know them by heart.
+# A skill alone can bring it to a tenth (of word problems, for instance), hardly below this.
 OF_BASE = 0.05
 
 
@@ -47,7 +48,7 @@ def notes(models: Models, tasks: list[Task]) -> list[str]:
 def judge(
     name: str, search: list[float], validation: list[float], base: list[float] | None
 ) -> list[str]:
-    """What losses tell of one expert.
+    """Warn about an expert whose losses suggest that it has memorised samples.
 
     Args:
         name: The expert.
@@ -56,25 +57,21 @@ def judge(
         base: The base's loss on every sample that is learned from; None without a base.
     """
     advice = "learned weights then do worse on others; use samples that no expert was trained on"
-    ours = _mean(search)
+    ours = mean(search)
     if len(search) > 1 and len(validation) > 1:
-        theirs = _mean(validation)
+        theirs = mean(validation)
         error = math.hypot(_error(search), _error(validation))
         if ours < OF_VALIDATION * theirs and theirs - ours > STANDARD_ERRORS * error:
             return [
                 f"expert '{name}' seems to have memorised its samples: its loss on those learned "
                 f"from is {ours:.3f}, on the validation samples {theirs:.3f}; {advice}"
             ]
-    if base is not None and ours < OF_BASE * _mean(base):
+    if base is not None and ours < OF_BASE * mean(base):
         return [
             f"expert '{name}' may have memorised its samples: its loss on them is {ours:.4f}, "
-            f"below {OF_BASE:g} times the base's {_mean(base):.3f}; {advice}"
+            f"below {OF_BASE:g} times the base's {mean(base):.3f}; {advice}"
         ]
     return []
-
-
-def _mean(losses: list[float]) -> float:
-    return math.fsum(losses) / len(losses)
 
 
 def _error(losses: list[float]) -> float:

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from sensmerge.search.history import History
     from sensmerge.search.trials import Tuned
 
-# Told apart without colour vision (Okabe and Ito), and by their dashes.
+# Colours that can be told apart without colour vision (Okabe and Ito).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _DARK = "#33373d"
 _STYLE: Any = STYLE | {"text.color": _DARK, "axes.labelcolor": _DARK}
 
-# Groups whose names fit below the axis.
+# The most groups whose names fit below the axis.
 _NAMED = 40
 
 
@@ -83,7 +83,7 @@ def _draw_weights(rows: list[Axes], history: History) -> None:
 
 
 def tuned_png(found: Tuned) -> bytes:
-    """Loss over temperature and over λ, one line a task, the plain merges beside them."""
+    """Loss over temperature and over λ: a line for every task, and for the best plain merge."""
     columns = [
         ("temperature", "T", [each for each in found.trials if each.settings.temperature]),
         ("scale", "λ", [each for each in found.trials if each.settings.scale]),
@@ -133,12 +133,16 @@ def _draw_trials(axes: Axes, found: Tuned, key: str, symbol: str, results: list[
 _STAR = "#d1495b"
 
 
-# Neighbours on either side.
+# Neighbours on either side that a line takes into account.
 _REACH = 3
 
 
 def _running_least(losses: list[float]) -> list[float]:
-    """The least loss of the neighbours: other settings vary too, and only raise it."""
+    """The least loss among the neighbours of every trial.
+
+    Trials differ in several settings. The least loss shows how it depends on one of them, with good
+    values of the others.
+    """
     return [
         min(losses[max(0, place - _REACH) : place + _REACH + 1]) for place in range(len(losses))
     ]

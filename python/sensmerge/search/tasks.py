@@ -1,7 +1,7 @@
-"""What candidates are judged by: every expert's task, its samples parted into two.
+"""The samples that candidates are judged by: those of every expert's task, divided into two parts.
 
-Searches look at one part, the *search* samples; the other, the *validation* samples, says whether
-what they found holds.
+Searches use the *search* samples. The *validation* samples, which they never see, tell whether a
+gain holds on others.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Task:
     Attributes:
         name: The expert, as the recipe calls it.
         source: The expert's files and tokenizer.
-        search: Samples that a search looks at.
+        search: Samples that a search uses.
         validation: Samples that it never sees; none if the share is 0.
         digest: A digest of the token ids of all of them.
     """
@@ -55,7 +55,7 @@ def load(recipe: Recipe, options: Sensitivity, models: Models, share: float) -> 
         recipe: The recipe; its experts name their samples.
         options: How many are drawn, and what is scored.
         models: The recipe's models.
-        share: Of each task's samples, how many are kept for validation: at least one if any.
+        share: The share of each task's samples that is kept for validation; rounded up.
 
     Raises:
         InputError: Samples are missing or malformed, the share leaves none to search with, or a
@@ -86,7 +86,7 @@ def load(recipe: Recipe, options: Sensitivity, models: Models, share: float) -> 
 def part(
     samples: list[Sample], share: float, seed: int, name: str
 ) -> tuple[list[Sample], list[Sample]]:
-    """Part samples into those to search with and those to validate with.
+    """Divide samples into those to search with and those to validate with.
 
     Raises:
         InputError: There are too few of them.
@@ -110,7 +110,7 @@ def sample_losses(
     samples: list[list[Sample]],
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[list[float]]:
-    """For every sample: the mean loss of a scored token.
+    """The loss on every sample: the mean over its scored tokens.
 
     Raises:
         InputError: A loss is not finite.
@@ -127,6 +127,11 @@ def sample_losses(
     return found
 
 
+def mean(losses: list[float]) -> float:
+    """The mean of losses."""
+    return math.fsum(losses) / len(losses)
+
+
 def means(losses: list[list[float]]) -> list[float]:
     """The mean of every list."""
-    return [math.fsum(ours) / len(ours) for ours in losses]
+    return [mean(ours) for ours in losses]
