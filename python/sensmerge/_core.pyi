@@ -283,6 +283,8 @@ def merge(
     *,
     copies: collections.abc.Sequence[tuple[str, str | os.PathLike[str]]] = ...,
     texts: collections.abc.Sequence[tuple[str, str]] = ...,
+    cards: collections.abc.Sequence[tuple[str, str]] = ...,
+    notes: collections.abc.Sequence[str] = ...,
     threads: SupportsIndex | None = None,
     chunk_bytes: SupportsIndex | None = None,
     sync: bool = True,
@@ -299,6 +301,8 @@ def merge(
         models: The manifest's models, where they are open already; its own files by default.
         copies: Files to copy beside the weights: pairs of name and path.
         texts: Files to write beside the weights: pairs of name and content.
+        cards: The same, with the notes of the merge listed at the end.
+        notes: What is known already and kept with what the merge finds.
         threads: Threads to use; all cores by default.
         chunk_bytes: Bytes a thread works on at a time; does not change the output.
         sync: Flush the output to disk before returning.

@@ -5,7 +5,6 @@ The rooms that do the work do not know of each other's order; this module does.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,12 +76,13 @@ def merge(
 
         recipe, chosen = choose(recipe, measured, threads=threads, progress=progress)
         notes += chosen
-    result = disk.write(
+    return disk.write(
         recipe,
         models,
         out,
         measured,
         _coefficients(measured, recipe),
+        notes=notes,
         threads=threads,
         progress=progress,
         max_shard_size=max_shard_size,
@@ -91,7 +91,6 @@ def merge(
         allow_nan=allow_nan,
         chunk_bytes=chunk_bytes,
     )
-    return replace(result, notes=[*notes, *result.notes])
 
 
 def plan(

@@ -67,6 +67,7 @@ def write(
     measured: Calibration | None = None,
     found: Coefficients | None = None,
     *,
+    notes: list[str] | None = None,
     threads: int | None = None,
     progress: bool = True,
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
@@ -83,6 +84,7 @@ def write(
         out: The folder to write.
         measured: What the coefficients were made from; it is kept beside the weights.
         found: The coefficients; None for a plain merge.
+        notes: What the user should know of how it came to this merge.
         threads: Threads to use; all cores by default.
         progress: Show a progress bar on a terminal and plain lines elsewhere.
         max_shard_size: Largest weight file, in bytes or as text such as ``5GB``.
@@ -97,10 +99,11 @@ def write(
         KeyboardInterrupt: Ctrl-C was pressed; nothing is left behind.
     """
     shard_bytes = parse_size(max_shard_size)
-    notes = [*recipe.notes, *models.notes, *([] if found is None else found.notes())]
     asked = request(recipe, found, models)
     manifest = asked.manifest()
-    copies, texts, left_out = sidecars(recipe, models, found, measured)
+    beside = sidecars(recipe, models, found, measured)
+    known = [*(notes or []), *recipe.notes, *models.notes]
+    known += [] if found is None else found.notes()
     with bytes_bar("merging", enabled=progress) as report:
         written = json.loads(
             _core.merge(
@@ -108,8 +111,10 @@ def write(
                 str(out),
                 shard_bytes,
                 asked.checkpoints,
-                copies=copies,
-                texts=texts,
+                copies=beside.copies,
+                texts=beside.texts,
+                cards=beside.cards,
+                notes=[*known, *beside.notes],
                 threads=threads,
                 chunk_bytes=chunk_bytes,
                 sync=sync,
@@ -125,7 +130,7 @@ def write(
         bytes=written["bytes"],
         shards=written["shards"],
         seconds=written["seconds"],
-        notes=[*notes, *left_out, *written["notes"]],
+        notes=written["notes"],
         calibration=measured,
         coefficients=found,
     )

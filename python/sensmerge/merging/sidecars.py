@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sensmerge import __version__
@@ -22,17 +23,30 @@ RECIPE_FILE = "sensmerge_recipe.yaml"
 CALIBRATION_FILE = "sensmerge_calibration.json"
 
 
+@dataclass(frozen=True)
+class Sidecars:
+    """The files beside the weights.
+
+    Attributes:
+        copies: Files to copy byte for byte: name and path.
+        texts: Texts to write: name and content.
+        cards: Texts that the notes of the merge are added to.
+        notes: What the model will lack, and on what its models disagree.
+    """
+
+    copies: list[tuple[str, str]] = field(default_factory=list)
+    texts: list[tuple[str, str]] = field(default_factory=list)
+    cards: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
 def sidecars(
     recipe: Recipe,
     models: Models,
     found: Coefficients | None,
     calibration: Calibration | None,
-) -> tuple[list[tuple[str, str]], list[tuple[str, str]], list[str]]:
-    """The files beside the weights.
-
-    Returns:
-        Files to copy byte for byte (name, path), texts to write (name, content), and notes on
-        what the model will lack.
+) -> Sidecars:
+    """The files that go beside the weights of a merged model.
 
     Raises:
         InputError: A file of the base's folder leads outside it, or is no regular file; or the
@@ -57,11 +71,10 @@ def sidecars(
             copies.append((config.name, str(config)))
         else:
             texts.append((config.name, text))
-    texts.append(("README.md", model_card(recipe, models, found)))
     texts.append((RECIPE_FILE, recipe.to_yaml()))
     if calibration is not None:
         texts.append((CALIBRATION_FILE, calibration.to_json()))
-    return copies, texts, notes
+    return Sidecars(copies, texts, [("README.md", model_card(recipe, models, found))], notes)
 
 
 def check_vocabulary(recipe: Recipe, models: Models) -> list[str]:

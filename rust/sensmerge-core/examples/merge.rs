@@ -46,7 +46,8 @@ fn merge(output: &Path, base: &Path, experts: &[PathBuf]) -> Result<()> {
     }
     let manifest = builder.build()?;
     let inputs = Inputs::of(&manifest, checkpoints)?;
-    let summary = execute(&manifest, &inputs, output, &[], &Options::default(), &Monitor::new())?;
+    let summary =
+        execute(&manifest, &inputs, output, &[], &[], &Options::default(), &Monitor::new())?;
     println!("{} tensors in {:.1} s", summary.tensors, summary.seconds);
     Ok(())
 }

@@ -24,7 +24,7 @@
 //!     .number("lambda", 0.5)
 //!     .build()?;
 //! let inputs = Inputs::of(&manifest, vec![base, chat, math])?;
-//! execute(&manifest, &inputs, Path::new("merged"), &[], &Options::default(), &Monitor::new())?;
+//! execute(&manifest, &inputs, Path::new("merged"), &[], &[], &Options::default(), &Monitor::new())?;
 //! # Ok::<(), sensmerge_core::Error>(())
 //! ```
 //!

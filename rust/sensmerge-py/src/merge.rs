@@ -16,6 +16,8 @@ use crate::manifest::{Manifest, inputs, opened};
 ///     models: The manifest's models, where they are open already; its own files by default.
 ///     copies: Files to copy beside the weights: pairs of name and path.
 ///     texts: Files to write beside the weights: pairs of name and content.
+///     cards: The same, with the notes of the merge listed at the end.
+///     notes: What is known already and kept with what the merge finds.
 ///     threads: Threads to use; all cores by default.
 ///     chunk_bytes: Bytes a thread works on at a time; does not change the output.
 ///     sync: Flush the output to disk before returning.
@@ -35,6 +37,8 @@ use crate::manifest::{Manifest, inputs, opened};
     manifest, output, max_shard_bytes, models = None, *,
     copies: "collections.abc.Sequence[tuple[str, str | os.PathLike[str]]]" = Vec::new(),
     texts: "collections.abc.Sequence[tuple[str, str]]" = Vec::new(),
+    cards: "collections.abc.Sequence[tuple[str, str]]" = Vec::new(),
+    notes: "collections.abc.Sequence[str]" = Vec::new(),
     threads = None, chunk_bytes = None, sync = true, overwrite = false, allow_nan = false,
     progress: "collections.abc.Callable[[int, int], object] | None" = None
 ))]
@@ -47,6 +51,8 @@ pub(crate) fn merge(
     models: Option<Vec<PyRef<'_, Checkpoint>>>,
     copies: Vec<(String, PathBuf)>,
     texts: Vec<(String, String)>,
+    cards: Vec<(String, String)>,
+    notes: Vec<String>,
     threads: Option<usize>,
     chunk_bytes: Option<usize>,
     sync: bool,
@@ -57,13 +63,14 @@ pub(crate) fn merge(
     let (manifest, models) = (manifest.inner(), models.map(|models| opened(&models)));
     let copies = copies.into_iter().map(|(name, from)| Sidecar::Copy { name, from });
     let texts = texts.into_iter().map(|(name, content)| Sidecar::Text { name, content });
-    let sidecars: Vec<Sidecar> = copies.chain(texts).collect();
+    let cards = cards.into_iter().map(|(name, content)| Sidecar::Card { name, content });
+    let sidecars: Vec<Sidecar> = copies.chain(texts).chain(cards).collect();
     let chunk_bytes = chunk_bytes.unwrap_or(DEFAULT_CHUNK_BYTES);
     let options = Options { threads, chunk_bytes, max_shard_bytes, sync, overwrite, allow_nan };
     let monitor = Monitor::new();
     let summary = enter(py, &monitor, progress, || {
         let inputs = inputs(&manifest, models)?;
-        execute(&manifest, &inputs, &output, &sidecars, &options, &monitor)
+        execute(&manifest, &inputs, &output, &sidecars, &notes, &options, &monitor)
     })?;
     Ok(serde_json::json!(summary).to_string())
 }

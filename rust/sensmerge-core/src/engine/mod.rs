@@ -98,6 +98,13 @@ pub enum Sidecar {
         /// Its content.
         content: String,
     },
+    /// A text in Markdown, at whose end the notes of the merge are listed.
+    Card {
+        /// Bare file name in the output folder.
+        name: String,
+        /// What comes before the notes.
+        content: String,
+    },
 }
 
 /// What was written.
@@ -146,6 +153,18 @@ impl<'e> Job<'e> {
         Ok(Self { manifest, inputs, program, output, options, monitor, notes })
     }
 
+    /// What the caller knew, what the manifest says and what was found, each once.
+    fn all_notes(&self, known: &[String]) -> Vec<String> {
+        let found = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut notes: Vec<String> = Vec::new();
+        for note in known.iter().chain(&self.manifest.notes).chain(found.iter()) {
+            if !notes.contains(note) {
+                notes.push(note.clone());
+            }
+        }
+        notes
+    }
+
     /// Remember what the caller should be told.
     fn note(&self, note: String) {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner).insert(note);
@@ -159,6 +178,8 @@ fn program(manifest: &Manifest) -> Option<Program> {
 
 /// Merge: read the inputs of `manifest`, write the model and its `sidecars` into the folder `output`.
 ///
+/// `notes` are what the caller knows already and wants kept with what the merge finds.
+///
 /// The folder is complete when this returns `Ok`. On an error, or when `monitor` is cancelled, what
 /// was written is removed; a process that is killed leaves a folder marked as unfinished.
 ///
@@ -170,6 +191,7 @@ pub fn execute(
     inputs: &Inputs,
     output: &Path,
     sidecars: &[Sidecar],
+    notes: &[String],
     options: &Options,
     monitor: &Monitor,
 ) -> Result<Summary> {
@@ -179,7 +201,7 @@ pub fn execute(
     let protected: Vec<&Path> = protected.iter().map(PathBuf::as_path).collect();
     let shards = layout(manifest.specs(), options.max_shard_bytes);
     let pool = pool(options.threads)?;
-    let folder = OutputFolder::create(output, options.overwrite, &protected)?;
+    let mut folder = OutputFolder::create(output, options.overwrite, &protected)?;
     pool.install(|| {
         let writers = shards.iter().map(|shard| folder.shard(shard));
         let writers = writers.collect::<Result<Vec<_>>>()?;
@@ -188,22 +210,26 @@ pub fn execute(
     if shards.len() > 1 {
         folder.write(INDEX_FILE, index_json(&shards).as_bytes())?;
     }
+    let notes = job.all_notes(notes);
+    folder.note(&notes);
     for sidecar in sidecars {
         match sidecar {
             Sidecar::Copy { name, from } => folder.copy(name, from)?,
             Sidecar::Text { name, content } => folder.write(name, content.as_bytes())?,
+            Sidecar::Card { name, content } => {
+                folder.write(name, with_notes(content, &notes).as_bytes())?;
+            }
         }
     }
     monitor.check()?;
     folder.finish(options.sync)?;
-    let found = job.notes.into_inner().unwrap_or_else(PoisonError::into_inner);
     Ok(Summary {
         output: output.to_path_buf(),
         tensors: manifest.tensors.len(),
         parameters: manifest.tensors.iter().map(|tensor| tensor.elements() as u64).sum(),
         bytes: manifest.tensors.iter().map(|tensor| tensor.nbytes() as u64).sum(),
         shards: shards.into_iter().map(|shard| shard.file_name).collect(),
-        notes: manifest.notes.iter().cloned().chain(found).collect(),
+        notes,
         seconds: start.elapsed().as_secs_f64(),
     })
 }
@@ -226,8 +252,16 @@ pub fn execute_into(
     let destination = Destination::memory(manifest, buffers)?;
     let job = Job::new(manifest, inputs, Path::new("output"), options, monitor)?;
     pool(options.threads)?.install(|| run(&job, destination))?;
-    let found = job.notes.into_inner().unwrap_or_else(PoisonError::into_inner);
-    Ok(manifest.notes.iter().cloned().chain(found).collect())
+    Ok(job.all_notes(&[]))
+}
+
+/// A text in Markdown and the notes of a merge.
+fn with_notes(content: &str, notes: &[String]) -> String {
+    if notes.is_empty() {
+        return content.to_owned();
+    }
+    let items: Vec<String> = notes.iter().map(|note| format!("- {note}\n")).collect();
+    format!("{content}\n## Notes\n\n{}", items.concat())
 }
 
 /// Reduce and write every tensor, a stage at a time.

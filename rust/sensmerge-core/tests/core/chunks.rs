@@ -74,7 +74,7 @@ fn bytes_depend_on_no_option() {
                         sync: false,
                         ..Options::default()
                     };
-                    execute(&manifest, &inputs, &out, &[], &options, &Monitor::new()).unwrap();
+                    execute(&manifest, &inputs, &out, &[], &[], &options, &Monitor::new()).unwrap();
                     fs::read(out.join("model.safetensors")).unwrap()
                 };
                 let expected = written(1, usize::MAX);

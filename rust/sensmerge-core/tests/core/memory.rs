@@ -50,7 +50,7 @@ fn memory_and_files_merge_to_the_same_bytes() {
     let buffers = merged.iter_mut().map(|(name, bytes)| (name.clone(), bytes.as_mut_slice()));
     execute_into(&manifest, &inputs, buffers.collect(), &options, &monitor).unwrap();
 
-    execute(&manifest, &inputs, &folder.path().join("out"), &[], &options, &monitor).unwrap();
+    execute(&manifest, &inputs, &folder.path().join("out"), &[], &[], &options, &monitor).unwrap();
     let written = Checkpoint::open(&folder.path().join("out")).unwrap();
     for tensor in written.tensors() {
         assert!(written.bytes(tensor) == merged[&tensor.name], "{}", tensor.name);

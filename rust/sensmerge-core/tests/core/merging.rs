@@ -58,7 +58,7 @@ impl Family {
 
     fn write_out(&self, planned: Result<(Manifest, Inputs)>, options: &Options) -> Result<Summary> {
         let (manifest, inputs) = planned?;
-        execute(&manifest, &inputs, &self.path("out"), &[], options, &Monitor::new())
+        execute(&manifest, &inputs, &self.path("out"), &[], &[], options, &Monitor::new())
     }
 
     fn merge(&self, builder: Builder) -> Result<Summary> {
@@ -336,7 +336,7 @@ fn a_cancelled_merge_leaves_nothing() {
     monitor.cancel();
     let (manifest, inputs) = family.plan(Builder::new("ties"), &["one", "two"]).unwrap();
     let out = family.path("out");
-    let result = execute(&manifest, &inputs, &out, &[], &Options::default(), &monitor);
+    let result = execute(&manifest, &inputs, &out, &[], &[], &Options::default(), &monitor);
     assert!(matches!(result, Err(Error::Interrupted)));
     assert!(!out.exists());
 }
@@ -348,11 +348,17 @@ fn sidecars_stand_beside_the_weights() {
     let sidecars = [
         Sidecar::Text { name: "README.md".into(), content: "hello".into() },
         Sidecar::Copy { name: "copy.bin".into(), from: source.clone() },
+        Sidecar::Card { name: "card.md".into(), content: "# A model\n".into() },
     ];
+    let notes = ["known before".to_owned()];
     let (manifest, inputs) = family.plan(task_arithmetic(), &["one", "two"]).unwrap();
     let (out, options) = (family.path("out"), Options::default());
-    execute(&manifest, &inputs, &out, &sidecars, &options, &Monitor::new()).unwrap();
+    execute(&manifest, &inputs, &out, &sidecars, &notes, &options, &Monitor::new()).unwrap();
     assert_eq!(fs::read_to_string(out.join("README.md")).unwrap(), "hello");
+    let card = fs::read_to_string(out.join("card.md")).unwrap();
+    assert_eq!(card, "# A model\n\n## Notes\n\n- known before\n");
+    let listing = fs::read_to_string(out.join("sensmerge_output.json")).unwrap();
+    assert!(listing.contains("known before"), "{listing}");
     assert_eq!(fs::read(out.join("copy.bin")).unwrap(), fs::read(source).unwrap());
 }
 

@@ -54,6 +54,8 @@ pub struct OutputFolder {
     files: Mutex<BTreeSet<String>>,
     /// Final names already in place.
     placed: Vec<String>,
+    /// What is kept beside the list of files: what the caller is told.
+    notes: Vec<String>,
     finished: bool,
 }
 
@@ -97,6 +99,7 @@ impl OutputFolder {
             marker,
             files: Mutex::default(),
             placed: Vec::new(),
+            notes: Vec::new(),
             finished: false,
         };
         // A merge that ended between the check and the lock may have filled the folder.
@@ -106,6 +109,11 @@ impl OutputFolder {
             std::fs::remove_file(&stale).map_err(Error::io(&stale))?;
         }
         Ok(folder)
+    }
+
+    /// Keep what the caller is told beside the list of files.
+    pub fn note(&mut self, notes: &[String]) {
+        self.notes.extend_from_slice(notes);
     }
 
     /// Start a weight file: its header is written, its data is not.
@@ -150,7 +158,7 @@ impl OutputFolder {
         files.insert(OUTPUT_FILE.to_owned());
         let old = ours::listed(&self.path)?;
         let all: BTreeSet<String> = old.union(&files).cloned().collect();
-        self.write(OUTPUT_FILE, &ours::listing(&all))?;
+        self.write(OUTPUT_FILE, &ours::listing(&all, &self.notes))?;
         if sync {
             files.iter().try_for_each(|name| self.sync(name))?;
         }
@@ -169,7 +177,7 @@ impl OutputFolder {
             self.remove(name)?;
         }
         if all != files {
-            self.write(OUTPUT_FILE, &ours::listing(&files))?;
+            self.write(OUTPUT_FILE, &ours::listing(&files, &self.notes))?;
             if sync {
                 self.sync(OUTPUT_FILE)?;
             }

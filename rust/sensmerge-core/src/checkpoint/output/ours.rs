@@ -18,12 +18,15 @@ use crate::error::{Error, Result};
 struct Listing {
     sensmerge: String,
     files: BTreeSet<String>,
+    /// What the caller was told.
+    #[serde(default)]
+    notes: Vec<String>,
 }
 
-/// The list of `files`, as text.
-pub(super) fn listing(files: &BTreeSet<String>) -> Vec<u8> {
+/// The list of `files`, and what the caller is told, as text.
+pub(super) fn listing(files: &BTreeSet<String>, notes: &[String]) -> Vec<u8> {
     let version = env!("CARGO_PKG_VERSION").to_owned();
-    let listing = Listing { sensmerge: version, files: files.clone() };
+    let listing = Listing { sensmerge: version, files: files.clone(), notes: notes.to_vec() };
     format!("{:#}\n", serde_json::json!(listing)).into_bytes()
 }
 
