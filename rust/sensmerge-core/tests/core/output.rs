@@ -320,6 +320,8 @@ fn odd_places_are_refused() {
     fs::write(&file, b"").unwrap();
     assert!(check(&file, true, &[]).unwrap_err().to_string().contains("not a folder"));
     let folder = OutputFolder::create(&root.path().join("out"), false, &[]).unwrap();
+    let said = folder.copy("a", root.path()).unwrap_err().to_string();
+    assert!(said.contains("not a regular file"), "{said}");
     for name in ["../escape", "a/b", "..", ""] {
         assert!(folder.write(name, b"").is_err(), "{name}");
     }

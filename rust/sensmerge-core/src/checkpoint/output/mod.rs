@@ -16,6 +16,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::checkpoint::index::{INDEX_FILE, is_bare};
 use crate::checkpoint::layout::ShardLayout;
+use crate::checkpoint::mapping;
 use crate::checkpoint::select::names;
 use crate::error::{Error, Result};
 pub use place::check;
@@ -137,14 +138,12 @@ impl OutputFolder {
         ShardWriter { file, path }.write_at(0, content)
     }
 
-    /// Copy a file, byte for byte.
+    /// Copy a small file, byte for byte.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::File`] for what is no regular file; [`Error::Io`], which names the file that failed.
     pub fn copy(&self, name: &str, from: &Path) -> Result<()> {
-        let mut source = File::open(from).map_err(Error::io(from))?;
-        let (mut file, path) = self.start(name)?;
-        std::io::copy(&mut source, &mut file).map(drop).map_err(Error::io(path))
+        self.write(name, &mapping::read(from)?)
     }
 
     /// List what was written, flush (where `sync` asks for it), rename everything, the weights'
