@@ -22,8 +22,9 @@ from sensmerge.cli import commands
 from sensmerge.search import trials
 from sensmerge.search.judge import Judge, Objective
 from sensmerge.search.lines import EVALUATIONS, minimise
+from sensmerge.search.results import Result
 from sensmerge.search.settings import Settings
-from sensmerge.search.trials import Options, Result
+from sensmerge.search.trials import Options
 
 SENSITIVITY = {"samples": 4, "dtype": "float32"}
 

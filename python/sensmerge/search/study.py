@@ -12,7 +12,9 @@ import numpy as np
 
 from sensmerge import __version__
 from sensmerge.errors import InputError
+from sensmerge.files import write_atomically
 from sensmerge.recipe.parameters import SCALE
+from sensmerge.search.results import Result
 from sensmerge.search.settings import DENSITY, Settings
 
 try:
@@ -24,7 +26,7 @@ except ImportError as error:
     ) from None
 
 if TYPE_CHECKING:
-    from sensmerge.search.trials import Options, Result, Space
+    from sensmerge.search.trials import Options, Space
 
 _KEY = "sensmerge"
 _RESULT = "result"
@@ -100,8 +102,6 @@ class Study:
             result = evaluate(self._asked(trial))
             trial.set_user_attr(_RESULT, [asdict(result.settings), result.losses])
             self._study.tell(trial, result.objective)
-        from sensmerge.search.trials import Result
-
         found = []
         for told in self._study.get_trials(states=[states.COMPLETE])[: self._options.trials]:
             said, losses = told.user_attrs[_RESULT]
@@ -196,4 +196,4 @@ def _mend(path: Path) -> None:
     if whole != content:
         if not whole and not content.startswith(b"{"):
             raise ValueError("it holds something else")
-        path.write_bytes(whole)
+        write_atomically(path, whole)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sensmerge import __version__
 from sensmerge.calibration.surroundings import quiet_transformers, torch_threads
 from sensmerge.errors import InputError
+from sensmerge.files import write_atomically
 from sensmerge.progress import bar
 from sensmerge.recipe import DEFAULT_TEMPERATURE, Recipe, to_yaml
 from sensmerge.recipe.parameters import SCALE
@@ -26,6 +27,7 @@ from sensmerge.scaling.matching import needs_calibration
 from sensmerge.search.groups import moved
 from sensmerge.search.judge import Judge, Objective
 from sensmerge.search.lines import EVALUATIONS, minimise
+from sensmerge.search.results import Result
 from sensmerge.search.settings import DENSITY, Settings, method_of, searched
 
 if TYPE_CHECKING:
@@ -80,33 +82,6 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Result:
-    """One candidate and what it came to.
-
-    Attributes:
-        kind: ``trial``, or ``baseline`` for a plain merge.
-        settings: The candidate.
-        losses: Every task's mean loss on the search samples.
-        objective: What was to be small, on them.
-        validation: Every task's mean loss on the validation samples, where it was looked at.
-        validation_objective: The objective on them.
-    """
-
-    kind: str
-    settings: Settings
-    losses: list[float]
-    objective: float
-    validation: list[float] = field(default_factory=list)
-    validation_objective: float = math.nan
-
-    @property
-    def score(self) -> float:
-        """The validation objective or, where there is none, that of the search."""
-        unknown = math.isnan(self.validation_objective)
-        return self.objective if unknown else self.validation_objective
-
-
-@dataclass(frozen=True)
 class Tuned:
     """What a search came to.
 
@@ -137,7 +112,6 @@ class Tuned:
         from sensmerge.search.pictures import tuned_png
 
         said = [f"# tuned by sensmerge {__version__}", *(f"# {note}" for note in self.notes)]
-        path.parent.mkdir(parents=True, exist_ok=True)
         files = {
             path: "\n".join([*said, to_yaml(self.recipe)]).encode(),
             path.with_suffix(".trials.csv"): self.csv().encode(),
@@ -145,7 +119,7 @@ class Tuned:
             path.with_suffix(".png"): tuned_png(self),
         }
         for file, content in files.items():
-            file.write_bytes(content)
+            write_atomically(file, content)
         return list(files)
 
     def csv(self) -> str:
