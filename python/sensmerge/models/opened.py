@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ class Model:
     checkpoint: _core.Checkpoint
     config: dict[str, Any]
 
-    @property
+    @cached_property
     def tensors(self) -> list[str]:
         """Names of its tensors."""
         return [tensor.name for tensor in self.checkpoint.tensors]
