@@ -64,12 +64,12 @@ class Models:
         return self.all[0]
 
     def check_filled(self) -> None:
-        """Refuse models without content, of which no merge can be right.
+        """Refuse experts without content: no merge with them is right.
 
         Raises:
-            InputError: Every tensor of a model is zero.
+            InputError: Every tensor of an expert is zero.
         """
-        empty = [model for model in self.all if model.checkpoint.is_zero()]
+        empty = [model for model in self.experts if model.checkpoint.is_zero()]
         if empty:
             found = [said for model in empty for said in model.checkpoint.suspicions()]
             raise InputError("\n".join(dict.fromkeys(found)))
