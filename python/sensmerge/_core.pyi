@@ -25,21 +25,21 @@ __all__ = [
 
 @final
 class Checkpoint:
-    """A safetensors checkpoint, opened and validated: one file or several shards, mapped read-only.
+    """A checkpoint whose headers are checked: safetensors files, mapped read-only, or tensors in memory.
 
     Args:
         path: The model's folder, or one ``.safetensors`` file.
 
     Raises:
-        InputError: A file is missing, truncated or malformed.
-        OSError: A file cannot be looked at or read.
+        InputError: A file is missing, truncated or malformed, or of another format.
+        OSError: A file cannot be read.
     """
 
     def __new__(cls, /, path: str | PathLike[str]) -> Checkpoint: ...
     def fingerprint(self, /) -> str:
         """A short digest of the weights: names, dtypes, shapes and sampled bytes.
 
-        How the tensors are spread over files does not matter.
+        The distribution of tensors over files does not matter.
         """
 
     @staticmethod
@@ -49,37 +49,37 @@ class Checkpoint:
             tuple[str, str, collections.abc.Sequence[int], numpy.typing.NDArray[numpy.uint8]]
         ],
     ) -> Checkpoint:
-        """A checkpoint of tensors in memory, which are not copied and must not change meanwhile.
+        """A checkpoint of tensors in memory, which are not copied and must not change while it is used.
 
         Args:
-            name: What messages call it.
-            tensors: Name, dtype in the safetensors format such as ``BF16``, shape, and a contiguous
-                uint8 view of every tensor.
+            name: The checkpoint's name in messages.
+            tensors: For every tensor: name, dtype in the safetensors format such as ``BF16``, shape,
+                and a contiguous uint8 view.
 
         Raises:
-            InputError: A tensor is given twice, or its bytes do not fit its shape.
+            InputError: A tensor is given twice, its dtype is unknown, its size does not fit its shape,
+                or its view is not contiguous.
         """
 
     @property
     def in_memory(self, /) -> bool:
-        """Whether it lies in memory rather than on disk."""
+        """Whether its tensors are in memory rather than on disk."""
 
     def is_zero(self, /) -> bool:
-        """Whether it holds floats, and all of them are zero: no model, and nothing to merge."""
+        """Whether it holds floats and all of them are zero, so that merging it is pointless."""
 
     @property
     def notes(self, /) -> list[str]:
-        """What the caller should be told about which files were read: one sentence each."""
+        """Notes for the user on the choice of files, one sentence each."""
 
     @property
     def path(self, /) -> str:
-        """The folder or file that was opened."""
+        """The folder or file that was opened; the name of a checkpoint in memory."""
 
     def suspicions(self, /) -> list[str]:
-        """What a sound file can hold and a trained model does not, one sentence each: tensors of no
-        entries, or zeros throughout.
+        """Signs that the model was badly saved, one sentence each: empty tensors, or zeros throughout.
 
-        Data is read until an entry is found that is not zero: one page of a sound model.
+        Data is read until an entry is found that is not zero, which is usually in the first page.
         """
 
     @property
@@ -88,18 +88,20 @@ class Checkpoint:
 
     @property
     def tied(self, /) -> dict[str, str]:
-        """Names of tensors in memory that share another's bytes, and that other's name."""
+        """Tensors in memory that are views of another tensor's memory: their names, each with the other
+        tensor's name.
+        """
 
 @final
 class Manifest:
-    """A merge in plain data: every output tensor with its inputs by role and its numbers.
+    """A merge as plain data: every output tensor with its inputs and its numbers.
 
-    Complete, with nothing held open: another process can carry it out.
+    It is complete and holds no files open, so that another process can carry it out.
     """
 
     @staticmethod
     def build(request: str, models: SupportsGetItem[int, Checkpoint]) -> Manifest:
-        """Decide what every output tensor is made of, from headers alone.
+        """Build a manifest from headers alone: no tensor data is read.
 
         Args:
             request: JSON: ``method``, ``semantics``, ``switches``, ``base`` (whether the first model is
@@ -108,23 +110,24 @@ class Manifest:
             models: The base, where there is one, and the models that are merged.
 
         Raises:
-            InputError: They cannot be merged as asked.
+            InputError: The request is malformed, or the models cannot be merged as asked.
         """
 
     def files(self, /, max_shard_bytes: SupportsIndex) -> list[tuple[str, list[str]]]:
-        """The weight files that an output folder would have, and the names of the tensors in each."""
+        """The names of the weight files that an output folder would have, each with its tensors' names."""
 
     @staticmethod
     def from_json(text: str) -> Manifest:
         """Read a manifest that was written as JSON.
 
         Raises:
-            InputError: The text is no manifest, or one of another version.
+            InputError: The text is not a manifest, a manifest of another version, or has numbers that
+                do not fit its method.
         """
 
     @property
     def notes(self, /) -> list[str]:
-        """What the user should be told: rules that were applied."""
+        """Notes for the user on the rules that were applied."""
 
     @property
     def tensors(self, /) -> list[OutputTensor]:
@@ -134,13 +137,13 @@ class Manifest:
         """The manifest as JSON."""
 
     def with_fingerprints(self, /, models: SupportsGetItem[int, Checkpoint]) -> Manifest:
-        """The same with digests of the models' weights, so that whoever carries it out can tell whether
-        they are still the same.
+        """The same with digests of the weights, so that another process can tell whether the weights have
+        changed. ``models`` are the manifest's models, in their order.
         """
 
 @final
 class OutputTensor:
-    """One output tensor of a manifest."""
+    """An output tensor of a manifest."""
 
     @property
     def dtype(self, /) -> str:
@@ -148,7 +151,7 @@ class OutputTensor:
 
     @property
     def merged(self, /) -> bool:
-        """Whether the method makes it; a copy if not."""
+        """Whether it is merged; otherwise it is a copy."""
 
     @property
     def name(self, /) -> str:
@@ -164,13 +167,13 @@ class OutputTensor:
 
 @final
 class Prepared:
-    """A merge whose sparsification is decided, for searches over its weights.
+    """A merge whose reductions (thresholds, norms, products) are done, for searches over its weights.
 
     Args:
-        manifest: What to merge.
-        models: The manifest's models, open.
+        manifest: The merge.
+        models: The manifest's models, in their order.
         threads: Threads to use; all cores by default.
-        allow_nan: Let NaN through instead of refusing it.
+        allow_nan: Write NaN and infinite values instead of refusing them.
 
     Raises:
         InputError: The checkpoints cannot be merged as asked.
@@ -189,20 +192,21 @@ class Prepared:
     def derivatives(
         self, /, tensor: str, gradient: numpy.typing.NDArray[numpy.uint8], gradient_dtype: str
     ) -> list[float]:
-        """How the loss changes with every expert's weight of one tensor.
+        """The derivatives of a loss by every expert's weight of one tensor.
 
-        What is kept, and the signs that are elected, are held fixed.
+        The kept entries and the elected signs are held fixed.
 
         Args:
             tensor: Its name.
-            gradient: The loss's gradient by the merged tensor, as a contiguous uint8 view.
+            gradient: The gradient of the loss by the merged tensor, as a contiguous uint8 view.
             gradient_dtype: The gradient's dtype, such as ``bfloat16``.
 
         Returns:
-            One derivative an expert, at the current weights.
+            One derivative per expert, at the current weights.
 
         Raises:
-            InputError: There is no such tensor, or the gradient is of another size.
+            InputError: The tensor is not merged, the gradient is of another size, or the weights of
+                the method cannot be learned.
         """
 
     def merge_into(
@@ -215,7 +219,7 @@ class Prepared:
 
         Raises:
             InputError: An output is missing, of another size, read-only, or overlaps another or an
-                input.
+                input; or merged values are not finite.
             KeyboardInterrupt: Ctrl-C was pressed; some outputs are written, others are not.
         """
 
@@ -226,12 +230,12 @@ class Prepared:
             manifest: It may differ in weights, lambda, normalize and the output's dtype.
 
         Returns:
-            Whether it was taken: not where other entries would be kept.
+            Whether it was taken; False if it differs in more, so that other entries might be kept.
         """
 
 @final
 class TensorInfo:
-    """One tensor of a checkpoint, as its header describes it."""
+    """A tensor of a checkpoint, as its header describes it."""
 
     @property
     def dtype(self, /) -> str:
@@ -239,7 +243,7 @@ class TensorInfo:
 
     @property
     def file(self, /) -> str:
-        """Name of the file that holds it."""
+        """Name of the file that holds it; empty for a checkpoint in memory."""
 
     @property
     def name(self, /) -> str:
@@ -255,24 +259,24 @@ class TensorInfo:
 
     @property
     def start(self, /) -> int:
-        """Where its data starts in that file, in bytes."""
+        """Offset of its data in that file, in bytes."""
 
 def check_output(
     output: str | PathLike[str],
     inputs: collections.abc.Sequence[str | os.PathLike[str]],
     overwrite: bool,
 ) -> None:
-    """Refuse an output folder that a merge could not write to, without touching anything.
+    """Refuse an output folder that a merge could not write to. Nothing is changed.
 
     Args:
         output: The folder.
         inputs: Folders and files that are merged.
-        overwrite: Whether what an earlier merge wrote there may be replaced.
+        overwrite: Whether the output of an earlier merge there may be replaced.
 
     Raises:
-        InputError: The folder is not empty, is no folder, holds weights that no merge listed, or
-            is, contains or lies in an input.
-        OSError: The folder or an input cannot be looked at.
+        InputError: The path is not a folder; the folder is not empty (without ``overwrite``), holds
+            weights that no earlier merge listed, or is, contains or lies in an input.
+        OSError: The folder or an input cannot be examined.
     """
 
 def merge(
@@ -295,27 +299,28 @@ def merge(
     """Carry a manifest out and write the model.
 
     Args:
-        manifest: What to merge.
+        manifest: The merge.
         output: The folder to write.
-        max_shard_bytes: Upper bound on the size of an output file.
-        models: The manifest's models, where they are open already; its own files by default.
+        max_shard_bytes: Largest size of a weight file's data; a larger tensor gets a file of its own.
+        models: The manifest's models, in their order; by default its own files are opened.
         copies: Files to copy beside the weights: pairs of name and path.
         texts: Files to write beside the weights: pairs of name and content.
         cards: The same, with the notes of the merge listed at the end.
-        notes: What is known already and kept with what the merge finds.
+        notes: Notes for the user that are kept with those of the merge.
         threads: Threads to use; all cores by default.
-        chunk_bytes: Bytes a thread works on at a time; does not change the output.
+        chunk_bytes: Bytes that a thread works on at a time; does not change the output.
         sync: Flush the output to disk before returning.
-        overwrite: Replace a model that is already in the folder.
-        allow_nan: Let NaN through instead of refusing it.
-        progress: Called now and then with bytes read and bytes to read.
+        overwrite: Replace the output of an earlier merge in the folder.
+        allow_nan: Write NaN and infinite values instead of refusing them.
+        progress: Called several times a second with the bytes read and the expected bytes to read.
 
     Returns:
-        JSON: what was written.
+        JSON that describes the written model: ``output``, ``tensors``, ``parameters``, ``bytes``,
+        ``shards``, ``notes`` and ``seconds``.
 
     Raises:
-        InputError: The checkpoints cannot be merged as asked, or the folder cannot be written.
-        OSError: The disk failed.
+        InputError: The checkpoints cannot be merged as asked, or the folder cannot be written to.
+        OSError: A file cannot be read or written.
         KeyboardInterrupt: Ctrl-C was pressed; nothing is left behind.
     """
 
@@ -328,18 +333,18 @@ def merge_into(
     chunk_bytes: SupportsIndex | None = None,
     allow_nan: bool = False,
 ) -> list[str]:
-    """Carry a manifest out into memory.
+    """Carry a manifest out and merge into memory.
 
     Args:
-        manifest: What to merge.
-        models: The manifest's models, open.
+        manifest: The merge.
+        models: The manifest's models, in their order.
         outputs: A contiguous, writable uint8 view for every tensor of the merged model, by name.
         threads: Threads to use; all cores by default.
-        chunk_bytes: Bytes a thread works on at a time; does not change the output.
-        allow_nan: Let NaN through instead of refusing it.
+        chunk_bytes: Bytes that a thread works on at a time; does not change the output.
+        allow_nan: Write NaN and infinite values instead of refusing them.
 
     Returns:
-        What the user should be told: rules that were applied, and what was found in the inputs.
+        Notes for the user, on the rules that were applied and on the inputs.
 
     Raises:
         InputError: The checkpoints cannot be merged as asked, or an output is missing, of another
@@ -364,6 +369,9 @@ def row_distances(
 ) -> list[float]:
     """L2 norm of every row of ``a - b`` (Sens-Merging, Eq. 4).
 
+    Differences are float32 (float64 for float64 matrices), squares and sums float64; the result does
+    not depend on the number of threads.
+
     Args:
         a: A row-major ``[rows, columns]`` matrix, as a contiguous uint8 view.
         b: Another of the same shape and dtype.
@@ -372,7 +380,8 @@ def row_distances(
         threads: Threads to use; all cores by default.
 
     Raises:
-        InputError: Lengths differ or are no multiple of ``rows``.
+        InputError: Lengths differ or are not a multiple of ``rows``, a view is not contiguous, or the
+            dtype is unknown.
     """
 
 def sum_abs_product(
@@ -395,5 +404,5 @@ def sum_abs_product(
         threads: Threads to use; all cores by default.
 
     Raises:
-        InputError: Lengths differ, or a buffer is not contiguous.
+        InputError: Lengths differ, a view is not contiguous, or a dtype is unknown.
     """

@@ -1,8 +1,9 @@
-//! The floor that merges are measured against: θ₀ + Σ w δ over files of the same layout, in f32, on
-//! all threads, through the page cache. Nothing is planned, nothing checked: bfloat16 weights, one
-//! safetensors file a model, the same header in all.
+//! The floor to which merges are compared: θ₀ + Σ w δ in f32, on all threads, through the page cache,
+//! without planning or checking anything. Every model must be one safetensors file of bfloat16
+//! tensors, all with the same header.
 //!
-//! `sensmerge-floor [--sync] [--threads N] (--out FILE | --memory) BASE EXPERT...` prints seconds.
+//! `sensmerge-floor [--sync] [--threads N] (--out FILE | --memory) BASE EXPERT...` prints seconds;
+//! with `--memory`, without the time for mapping the files and allocating the output.
 #![expect(unsafe_code, reason = "files are mapped")]
 #![expect(clippy::unwrap_used, reason = "nothing is checked")]
 
@@ -30,7 +31,7 @@ fn main() {
             _ => models.push(argument),
         }
     }
-    // SAFETY: nobody writes to the inputs meanwhile.
+    // SAFETY: the benchmark changes no input while this runs.
     let map = |path: &String| unsafe { Mmap::map(&File::open(path).unwrap()) }.unwrap();
     let maps: Vec<Mmap> = models.iter().map(map).collect();
     let header = 8 + u64::from_le_bytes(maps[0][..8].try_into().unwrap()) as usize;
@@ -78,7 +79,7 @@ fn main() {
     println!("{:.4}", start.elapsed().as_secs_f64());
 }
 
-/// One chunk, a block that stays in the first-level cache at a time.
+/// Merge one chunk, in blocks that stay in the first-level cache.
 fn merge(inputs: &[&[u8]], from: usize, weights: &[f32], delta: &mut [f32], out: &mut [u8]) {
     const BLOCK: usize = 1024;
     for start in (0..out.len()).step_by(2 * BLOCK) {
@@ -104,7 +105,7 @@ fn merge(inputs: &[&[u8]], from: usize, weights: &[f32], delta: &mut [f32], out:
     }
 }
 
-/// Ask for memory to be brought near while the block before it is computed.
+/// Ask the processor to load memory into its caches, while the block before it is computed.
 fn prefetch(bytes: &[u8]) {
     #[cfg(target_arch = "x86_64")]
     for line in bytes.chunks(64) {

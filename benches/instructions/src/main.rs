@@ -1,7 +1,7 @@
-//! Every kernel once, on one block of made-up entries, for `scripts/instructions.py` to count its
-//! instructions. Prints the level of instructions it runs on, then the kernels in their order.
+//! Runs every kernel on the same made-up entries, so that `scripts/instructions.py` can count its
+//! instructions. Prints the instruction set in use, then the name of every kernel before it runs.
 //!
-//! A new kernel is one line in [`KERNELS`].
+//! A new kernel needs one line in [`KERNELS`].
 
 use std::hint::black_box;
 
@@ -23,7 +23,7 @@ use sensmerge_core::kernel::weighted_sum::{
 use sensmerge_core::processor::level;
 use sensmerge_core::random::Stream;
 
-/// Entries of a block, as merges cut them.
+/// Entries that every kernel processes: four blocks of a merge.
 const ENTRIES: usize = 4096;
 
 /// Experts, where a kernel combines several.
@@ -31,8 +31,8 @@ const EXPERTS: usize = 3;
 
 type Kernel = fn(&mut Block);
 
-/// Names, which the record has too, and calls. What decides between loops comes from the block, so
-/// that no call is compiled for one choice only.
+/// The kernels' names, as in the record, and calls. Arguments that select a loop come from the block or
+/// through `black_box`, so that no call is specialised for one choice.
 const KERNELS: &[(&str, Kernel)] = &[
     ("widen float16", |b| f32::widen(Float::F16, &b.float16, &mut b.out)),
     ("widen bfloat16", |b| f32::widen(Float::Bf16, &b.bfloat16, &mut b.out)),
@@ -91,7 +91,7 @@ const KERNELS: &[(&str, Kernel)] = &[
     }),
 ];
 
-/// What kernels read and write.
+/// The slices and parameters of the kernels.
 #[derive(Clone)]
 struct Block {
     base: Vec<f32>,
@@ -108,20 +108,20 @@ struct Block {
     float32: Vec<u8>,
     factor: f32,
     zero_sign: f32,
-    /// A magnitude's bits: about two entries in three are below, and some are equal.
+    /// The bits of a magnitude: about two entries in three are below it, and some equal it.
     threshold: i32,
-    /// Around the threshold: it holds one entry in a hundred.
+    /// A bracket around the threshold, with one entry in a hundred inside.
     bracket: Bracket<i32>,
     ties: u64,
 }
 
 impl Block {
-    /// Entries from a generator written here: what is counted must not change with another's.
+    /// Draw the entries with a generator of its own, so that counts do not change with a library's.
     fn new() -> Self {
         let mut state = 1_u64;
         let mut draw = || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            // A hundred magnitudes of either sign, so that some are equal.
+            // Of 100 magnitudes and both signs, so that some are equal.
             f32::from((state >> 48) as i16 / 328) / 4096.0
         };
         let mut entries = |count: usize| -> Vec<f32> { (0..count).map(|_| draw()).collect() };
@@ -159,7 +159,7 @@ fn main() {
     let block = Block::new();
     for (name, kernel) in KERNELS {
         println!("{name}");
-        // Once for what happens only the first time.
+        // A first call, uncounted: some work (detecting the level) is done only once.
         kernel(&mut block.clone());
         let mut fresh = block.clone();
         counted(*kernel, &mut fresh);
@@ -167,13 +167,13 @@ fn main() {
     }
 }
 
-/// The counter is on in here, by this function's name.
+/// Callgrind counts only within this function, which it finds by its name.
 #[inline(never)]
 fn counted(kernel: Kernel, block: &mut Block) {
     kernel(block);
 }
 
-/// Let the compiler believe that somebody looks at a result.
+/// Keep the compiler from removing the computation of an unused result.
 fn keep_result<T>(result: T) {
     black_box(result);
 }

@@ -1,7 +1,7 @@
-//! A whole merge from Rust alone: `cargo run --release --example merge -- OUT BASE EXPERT...`
+//! A merge in Rust: `cargo run --release --example merge -- OUT BASE EXPERT...`
 //!
-//! Task arithmetic over any number of experts, with a weight of 1.2 for the first decoder block
-//! and 1 elsewhere, as Sens-Merging would set them.
+//! Task arithmetic over any number of experts, with a weight of 1.2 in the first decoder block and 1
+//! elsewhere, as an example of weights that differ by layer.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

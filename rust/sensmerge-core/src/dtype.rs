@@ -1,8 +1,8 @@
-//! Number formats: what safetensors files hold, and how it is widened for computing and rounded
+//! The dtypes of safetensors files, and the conversions of floats: widened for computing, rounded
 //! once for storing.
 //!
-//! Conversions are branch-free per entry, so that the loops vectorise on any target, and exact
-//! bit for bit on all of them: no hardware conversion that flushes subnormals is used.
+//! Conversions have no branch per entry, so that the loops vectorise on any target, and give the same
+//! bits on every target: no hardware conversion that flushes subnormals is used.
 
 use std::ops::{Add, AddAssign, Div, Mul, Sub};
 use std::str::FromStr;
@@ -77,13 +77,13 @@ impl Dtype {
         NAMES.iter().find(|(_, known, _)| *known == name).map(|&(dtype, ..)| dtype)
     }
 
-    /// Bits of one entry.
+    /// Size of one entry in bits.
     #[must_use]
     pub fn bits(self) -> usize {
         NAMES[self as usize].2
     }
 
-    /// The same dtype where it is one that is merged.
+    /// The dtype as a [`Float`]; `None` for a dtype that is not merged.
     #[must_use]
     pub fn float(self) -> Option<Float> {
         match self {
@@ -128,13 +128,13 @@ pub enum Float {
 }
 
 impl Float {
-    /// Bytes of one entry.
+    /// Size of one entry in bytes.
     #[must_use]
     pub fn size(self) -> usize {
         self.dtype().bits() / 8
     }
 
-    /// The same dtype among all dtypes.
+    /// The dtype as a [`Dtype`].
     #[must_use]
     pub fn dtype(self) -> Dtype {
         match self {
@@ -146,7 +146,8 @@ impl Float {
     }
 }
 
-/// A dtype name that is none of float16, bfloat16, float32 and float64.
+/// The error for a dtype name that is none of float16, bfloat16, float32, float64 and their short
+/// forms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnknownFloat;
 
@@ -198,8 +199,7 @@ pub trait Real:
     /// `|self|`.
     #[must_use]
     fn abs(self) -> Self;
-    /// `self`, or 0 where it is not kept: without a branch, and without the masked store that
-    /// compilers make of a choice.
+    /// `self` if `kept`, else +0. A bit mask: compilers turn an `if` into a branch or a masked store.
     #[must_use]
     fn only_if(self, kept: bool) -> Self;
     /// The bits of `|self|`: they order as magnitudes do, NaN above infinity.
@@ -214,8 +214,8 @@ pub trait Real:
     /// One little-endian float64, rounded to nearest even where this type is narrower.
     fn read_f64(entry: [u8; 8]) -> Self;
 
-    /// Read entries of dtype `from`, little-endian at any alignment. Exact, but for float64 into
-    /// f32, which is rounded to nearest even.
+    /// Read entries of dtype `from`, little-endian at any alignment. Exact, except that float64 is
+    /// rounded to nearest even for f32.
     ///
     /// # Panics
     /// If `bytes` does not hold exactly `out.len()` entries.
@@ -229,7 +229,7 @@ pub trait Real:
     }
 
     /// Store entries as dtype `to`, rounded once, to nearest even. Subnormals are kept, NaN stays
-    /// NaN, and what is out of range becomes infinite.
+    /// NaN, and values out of range become infinite.
     ///
     /// # Panics
     /// If `out` does not hold exactly `values.len()` entries.
@@ -381,8 +381,8 @@ fn bf16_to_f32(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
-/// Add half a unit of the last kept place, a little less where that place is even: the carry
-/// rounds to nearest even and runs into infinity by itself.
+/// Add half a unit of the last kept bit (one ulp of float32 less where that bit is 0) and cut: the
+/// carry rounds to nearest even, and turns values beyond the largest bfloat16 into infinity.
 #[inline]
 fn f32_to_bf16(value: f32) -> u16 {
     let bits = value.to_bits();
@@ -391,22 +391,22 @@ fn f32_to_bf16(value: f32) -> u16 {
     (if value.is_nan() { quiet } else { rounded }) as u16
 }
 
-/// Shift exponent and mantissa into a float32's place and let a multiplication move the bias:
-/// that is exact for subnormals too. Infinity and NaN get the largest exponent.
+/// Shift exponent and mantissa to their places in a float32 and correct the exponent's bias by a
+/// multiplication, which is exact for subnormals too. Infinity and NaN get the largest exponent.
 #[inline]
 fn f16_to_f32(bits: u16) -> f32 {
     const BIAS: f32 = f32::from_bits((127 + (127 - 15)) << 23);
     let sign = u32::from(bits & 0x8000) << 16;
     let magnitude = u32::from(bits & 0x7fff) << 13;
     let finite = (f32::from_bits(magnitude) * BIAS).to_bits();
-    // A mask instead of a choice: all ones where the exponent is the largest.
+    // A mask instead of a branch: all ones where the exponent is the largest.
     let special = 0_u32.wrapping_sub(u32::from(magnitude >= 0x7c00 << 13));
     f32::from_bits(sign | finite | (special & 0x7f80_0000))
 }
 
-/// Three cases, all computed, one chosen: normal numbers round by carry as in bfloat16; for
-/// subnormals an addition of one half shifts the kept places to the mantissa's end and rounds; the
-/// rest is infinite or NaN.
+/// Compute three cases and choose one: normal numbers are rounded by carry, as for bfloat16; for
+/// subnormals, adding 0.5 moves the kept bits to the end of the mantissa and rounds them; the others
+/// are infinite or NaN.
 #[inline]
 fn f32_to_f16(value: f32) -> u16 {
     const SMALLEST_NORMAL: u32 = (127 - 14) << 23;
@@ -425,8 +425,8 @@ fn f32_to_f16(value: f32) -> u16 {
     (sign | if magnitude >= BEYOND { special } else { finite }) as u16
 }
 
-/// Round to float32 towards zero and set the last place if anything was lost. A second rounding,
-/// to a format of at most 22 bits, then gives what a single one would have given.
+/// Round to odd: towards zero, then set the last bit if the value was not exact. A second rounding,
+/// to a format of at most 22 significant bits, then gives the same as rounding once.
 #[inline]
 fn to_odd(value: f64) -> f32 {
     let nearest = value as f32;
@@ -456,7 +456,7 @@ mod tests {
         u16::from_le_bytes(bytes)
     }
 
-    /// The 16-bit number nearest to `value`, even where two are, found among all of them.
+    /// The 16-bit number nearest to `value`, the even one of two, by trying all of them.
     fn nearest(value: f64, widened: &[(u16, f64)]) -> u16 {
         let distance = |&&(bits, other): &&(u16, f64)| ((other - value).abs(), bits & 1);
         let closest = widened.iter().min_by(|a, b| {

@@ -1,11 +1,12 @@
-//! The one error type. Every variant names the file, tensor or key it is about.
+//! The crate's error type. Every variant but [`Error::Interrupted`] names the file, tensor or key it
+//! is about.
 
 use std::path::{Path, PathBuf};
 
 /// Result with this crate's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Whose fault an error is; front ends map it to exit codes and exception types.
+/// The cause of an error; front ends map it to exit codes and exception types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// The caller's files or settings cannot be used as they are.
@@ -16,7 +17,7 @@ pub enum Kind {
     Interrupted,
 }
 
-/// An option of the caller's that would let a refusal pass. Front ends call it by their own name.
+/// An option that would have avoided an error. Front ends show it under their own name for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Hint {
@@ -35,7 +36,7 @@ pub enum Error {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: std::io::Error,
     },
 
@@ -48,23 +49,24 @@ pub enum Error {
         reason: String,
     },
 
-    /// A tensor inside a checkpoint cannot be used.
+    /// A tensor of a checkpoint cannot be used, or a merged tensor cannot be written.
     #[error("{}: tensor '{tensor}': {reason}", path.display())]
     Tensor {
-        /// The checkpoint's file or folder.
+        /// The checkpoint's file or folder, or the output.
         path: PathBuf,
         /// The tensor's name.
         tensor: String,
         /// What is wrong and what to do about it.
         reason: String,
-        /// The option that would let it pass.
+        /// The option that would have avoided the error.
         hint: Option<Hint>,
     },
 
-    /// A setting of the recipe cannot be used.
+    /// A setting of the recipe or an argument of the caller cannot be used.
     #[error("{key}: {reason}")]
     Setting {
-        /// The recipe's key, such as `models[1].parameters.density`.
+        /// The recipe's key, such as `models[1].parameters.density`, or the name of the argument or
+        /// of the output tensor.
         key: String,
         /// What is wrong and what would be right.
         reason: String,
@@ -77,17 +79,18 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong and what to do about it.
         reason: String,
-        /// The option that would let it pass.
+        /// The option that would have avoided the error.
         hint: Option<Hint>,
     },
 
-    /// The caller cancelled the merge; nothing was left behind.
+    /// The caller cancelled the merge. No output folder is left behind; outputs in the caller's memory
+    /// may be partly merged.
     #[error("interrupted")]
     Interrupted,
 }
 
 impl Error {
-    /// Whose fault this is.
+    /// The cause of the error.
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
@@ -101,7 +104,7 @@ impl Error {
         }
     }
 
-    /// The option that would let this pass, where there is one.
+    /// The option that would have avoided the error, where there is one.
     #[must_use]
     pub fn hint(&self) -> Option<Hint> {
         match self {
@@ -110,7 +113,7 @@ impl Error {
         }
     }
 
-    /// The same error of a tensor or an output folder, with the option that would let it pass.
+    /// Add the option that would have avoided the error, to an error of a tensor or an output folder.
     pub(crate) fn with_hint(mut self, option: Hint) -> Self {
         if let Self::Tensor { hint, .. } | Self::Output { hint, .. } = &mut self {
             *hint = Some(option);

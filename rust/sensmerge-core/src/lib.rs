@@ -1,11 +1,12 @@
-//! Merging of fine-tuned checkpoints, tensor by tensor, at the speed of the memory bus.
+//! Merging of fine-tuned LLM checkpoints, tensor by tensor.
 //!
-//! This crate knows files, numbers and threads; it knows nothing of Python or torch. A whole
-//! merge is three calls:
+//! This crate handles files, numbers and threads; it uses neither Python nor torch. A merge has
+//! three steps:
 //!
-//! 1. [`checkpoint::Checkpoint::open`] the models,
-//! 2. [`manifest::Builder`] decides what every output tensor is made of, from their headers,
-//! 3. [`engine::execute`] streams the inputs through the method's program and writes the model.
+//! 1. [`checkpoint::Checkpoint::open`] opens the models,
+//! 2. [`manifest::Builder`] lists every output tensor with its inputs and its numbers, from the
+//!    models' headers,
+//! 3. [`engine::execute`] reads the inputs, computes the method's program and writes the model.
 //!
 //! ```no_run
 //! use std::path::Path;
@@ -28,15 +29,18 @@
 //! # Ok::<(), sensmerge_core::Error>(())
 //! ```
 //!
-//! Rooms and the arrows between them:
+//! The rooms, and which of them use which:
 //!
 //! ```text
-//! engine ─▶ manifest ─▶ method ─▶ program ─▶ kernel ─▶ dtype
-//!    │         └───────▶ checkpoint ─▶ dtype
-//!    └─▶ program, kernel, checkpoint              everything ─▶ error, numbers
+//! engine ─▶ manifest ─▶ method ─▶ program ─▶ kernel ─▶ dtype ─▶ processor
+//!    │         │                     └────▶ random ─▶ processor
+//!    │         └─▶ checkpoint ─▶ dtype
+//!    └─▶ all of these
+//! engine, manifest, program ─▶ numbers
+//! engine, manifest, checkpoint, program ─▶ error
 //! ```
 //!
-//! `kernel` and `checkpoint` never see each other.
+//! `kernel` and `checkpoint` never use each other.
 
 pub mod checkpoint;
 pub mod dtype;
@@ -47,7 +51,7 @@ pub mod method;
 mod numbers;
 mod program;
 
-// Open for the benchmark that counts their instructions; nothing else should call them.
+// Public only for `benches/instructions`, which counts their instructions.
 #[doc(hidden)]
 pub mod kernel;
 #[doc(hidden)]

@@ -1,18 +1,18 @@
-//! What a recipe resolves to: a number for every parameter, by tensor.
+//! The numbers that a recipe resolves to: the value of every parameter for one tensor.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// The numbers of one tensor, by the name of their parameter.
+/// The numbers of one tensor, by the name of the parameter.
 pub type Numbers = BTreeMap<String, Number>;
 
 /// A parameter's value for one tensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Number {
-    /// The merge's.
+    /// One number for the merge.
     Merge(f64),
-    /// Every model's, in the order of the models.
+    /// One number for each model, in the order of the models.
     Models(Vec<f64>),
 }

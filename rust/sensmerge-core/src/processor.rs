@@ -1,16 +1,17 @@
-//! What depends on the processor: its widest vector instructions, and its floating-point mode.
+//! Code that depends on the processor: the choice of vector instructions, prefetching, and the
+//! floating-point mode.
 #![expect(unsafe_code, reason = "instruction sets and control registers are beyond safe Rust")]
 
 use std::sync::OnceLock;
 
-/// Names the widest instruction set that is used: `baseline`, `avx2` or `avx512`. For tests and
-/// measurements; no choice changes a byte of any result.
+/// The environment variable that caps the instruction set: `baseline`, `avx2` or `avx512` (any other
+/// value caps nothing). For tests and measurements; no choice changes a byte of any result.
 pub const LEVEL_VARIABLE: &str = "SENSMERGE_SIMD";
 
 /// Instruction sets that loops are compiled for, narrowest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// What the target guarantees.
+    /// The instructions that every processor of the target has.
     Baseline,
     /// AVX2 and BMI.
     Avx2,
@@ -18,7 +19,7 @@ pub enum Level {
     Avx512,
 }
 
-/// The widest level that this processor has and [`LEVEL_VARIABLE`] allows, looked up once.
+/// The widest level that this processor has and [`LEVEL_VARIABLE`] allows. Determined once.
 #[must_use]
 pub fn level() -> Level {
     static LEVEL: OnceLock<Level> = OnceLock::new();
@@ -53,11 +54,11 @@ fn detected() -> Level {
     Level::Baseline
 }
 
-/// Compile a function once for every [`Level`] and call the widest version that this processor
-/// has. The loops are the same on every level: only how many entries an instruction takes differs,
-/// and multiplications and additions are never fused.
+/// Compile a function once for every [`Level`] and call the version for [`level()`].
 ///
-/// What the function calls must be inlined, or it stays at the baseline.
+/// All versions have the same loop and differ only in the number of entries that an instruction
+/// processes; multiplications and additions are never fused. Functions that it calls must be inlined:
+/// one that is not is compiled for the baseline only.
 macro_rules! widest {
     (
         $(#[$attribute:meta])*
@@ -84,7 +85,7 @@ macro_rules! widest {
                 }
 
                 match $crate::processor::level() {
-                    // SAFETY: `level` has seen that the processor has these instructions.
+                    // SAFETY: `level` has checked that the processor has these instructions.
                     $crate::processor::Level::Avx512 => return unsafe { avx512($($argument),*) },
                     // SAFETY: as above.
                     $crate::processor::Level::Avx2 => return unsafe { avx2($($argument),*) },
@@ -97,7 +98,8 @@ macro_rules! widest {
 }
 pub(crate) use widest;
 
-/// Ask for memory to be brought near before it is read.
+/// Ask the processor to load memory into its caches. A hint: nothing happens on other processors
+/// than x86-64.
 #[inline]
 pub(crate) fn prefetch(bytes: &[u8]) {
     #[cfg(target_arch = "x86_64")]
@@ -115,12 +117,12 @@ pub(crate) fn prefetch(bytes: &[u8]) {
 
 /// Give this thread the floating-point mode that Rust assumes: round to nearest even, keep
 /// subnormals. A new thread inherits its creator's mode, and `torch.set_flush_denormal(True)`
-/// changes that of the thread that calls it.
+/// changes the mode of the thread that calls it.
 pub(crate) fn reset_float_mode() {
     #[cfg(target_arch = "x86_64")]
     {
         let every_exception_masked = 0x1f80_u32;
-        // SAFETY: this loads the value that the register has when a program starts.
+        // SAFETY: this sets the register to its value at the start of a program.
         unsafe {
             std::arch::asm!(
                 "ldmxcsr [{}]",

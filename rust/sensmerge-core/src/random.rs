@@ -1,20 +1,22 @@
-//! Random numbers that are addressed, not drawn in turn: the same for any number of threads, any
-//! chunk size, any order of shards and any machine.
+//! Random masks whose numbers are addressed by entry rather than drawn in turn: they are the same for
+//! any number of threads, any chunk size, any order of shards and any machine.
 //!
 //! The generator is Philox4x32-10 (Salmon et al. 2011). **The format below never changes**, since
 //! a merge must be reproducible from its seed:
 //!
 //! - The key is the seed: low word, high word.
 //! - A stream is a 64-bit FNV-1a hash over the UTF-8 bytes of the tensor's name, then over the
-//!   eight little-endian bytes of the model's place in the recipe.
+//!   eight little-endian bytes of the model's index among the merged models (from 0).
 //! - Word `i` of a stream is word `i % 4` of `philox([b_lo, b_hi, s_lo, s_hi])`, with block
 //!   `b = i / 4` and stream `s`.
 //! - Entry `j` is kept with density `d` as follows. Let `D = round(d · 2⁴⁰)`, `h = D >> 32` and
 //!   `l = D mod 2³²`. Byte `j % 16` of block `j / 16` (four little-endian words) of the stream is
-//!   compared with `h`: less keeps, more drops. Where it is equal, word `j` of the *fine* stream,
-//!   whose number is `s XOR 0x9E3779B97F4A7C15`, keeps if it is less than `l`.
+//!   compared with `h`. If it is less, the entry is kept; if it is more, the entry is dropped; if it
+//!   is equal, the entry is kept if word `j` of the *fine* stream `s XOR 0x9E3779B97F4A7C15` is less
+//!   than `l`.
 //!
-//! So a decision costs one byte, and its probability is `D / 2⁴⁰` exactly.
+//! A decision thus needs one random byte, and in one case of 256 a word more; its probability is
+//! `D / 2⁴⁰` exactly.
 
 use crate::processor::widest;
 
@@ -28,10 +30,10 @@ const PER_BLOCK: usize = 16;
 /// Blocks computed side by side, for the compiler to vectorise.
 const LANES: usize = 32;
 
-/// Entries that these decide.
+/// Entries decided by that many blocks.
 const GROUP: usize = PER_BLOCK * LANES;
 
-/// Entries looked through for draws at a time.
+/// Entries searched for ties with the coarse byte at a time.
 const PART: usize = 32;
 
 /// The Philox4x32 generator with 10 rounds.
@@ -41,8 +43,8 @@ pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     lanes.map(|[word]| word)
 }
 
-/// The same for `N` counters at once, word by word. Each word's lanes lie side by side and are
-/// worked on in loops of their own, which is what the compiler needs to vectorise them.
+/// The same for `N` counters at once. The layout is word by word, the `N` lanes of a word side by
+/// side, so that the compiler can vectorise the loops over lanes.
 #[inline(always)]
 fn philox_lanes<const N: usize>(counter: [[u32; N]; 4], mut key: [u32; 2]) -> [[u32; N]; 4] {
     let [mut a, mut b, mut c, mut d] = counter;
@@ -63,7 +65,7 @@ fn philox_lanes<const N: usize>(counter: [[u32; N]; 4], mut key: [u32; 2]) -> [[
     [a, b, c, d]
 }
 
-/// The random numbers of one model's tensor.
+/// The random numbers for one tensor of one model.
 #[derive(Clone, Copy, Debug)]
 pub struct Stream {
     key: [u32; 2],
@@ -71,7 +73,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// The stream of a tensor of the model at `place` in the recipe.
+    /// The stream for a tensor of the model at index `place` among the merged models.
     #[must_use]
     pub fn new(seed: u64, place: u64, tensor: &str) -> Self {
         let fnv = |hash: u64, &byte: &u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3);
@@ -89,7 +91,8 @@ impl Stream {
         philox4x32(counter, self.key)[(index % 4) as usize]
     }
 
-    /// Decide for entries `first..first + keep.len()` whether each is kept: 1, or dropped: 0.
+    /// Set `keep` to 1 for every entry of `first..first + keep.len()` that is kept, and to 0 for the
+    /// others. Each is kept with probability `density`.
     pub fn keep(&self, first: u64, density: f64, keep: &mut [u8]) {
         let threshold = (density * (1_u64 << 40) as f64).round() as u64;
         if threshold >= 1 << 40 {
@@ -107,7 +110,7 @@ impl Stream {
             let (now, later) = rest.split_at_mut(length);
             let bytes = &bytes[skipped..skipped + length];
             let drawn = compare(bytes, coarse, now);
-            // A fine threshold of 0, as that of density 0.5, keeps nothing.
+            // With a fine threshold of 0, as for density 0.5, ties are dropped.
             if drawn && fine != 0 {
                 self.draw(entry, (coarse, fine), bytes, now);
             }
@@ -116,11 +119,11 @@ impl Stream {
         }
     }
 
-    /// Decide by the fine stream where the coarse one could not.
+    /// Decide by the fine stream the entries whose coarse byte ties with the threshold.
     fn draw(&self, first: u64, (coarse, fine): (u8, u32), bytes: &[u8], keep: &mut [u8]) {
         let stream = Self { stream: self.stream ^ FINE, ..*self };
         for (start, part) in (0..).step_by(PART).zip(bytes.chunks(PART)) {
-            // Most parts hold no draw, and that is seen at once.
+            // Most parts hold no tie: this check without a branch per entry vectorises.
             if part.iter().fold(false, |drawn, &byte| drawn | (byte == coarse)) {
                 for (place, _) in part.iter().enumerate().filter(|&(_, &byte)| byte == coarse) {
                     let entry = first + (start + place) as u64;
@@ -153,7 +156,7 @@ widest! {
 }
 
 widest! {
-    /// Keep where a byte is below `coarse`; whether any is equal to it.
+    /// Set `keep` where a byte is below `coarse`, and return whether any is equal to it.
     fn compare(bytes: &[u8], coarse: u8, keep: &mut [u8]) -> bool {
         let mut drawn = false;
         for (keep, &byte) in keep.iter_mut().zip(bytes) {
@@ -168,7 +171,7 @@ widest! {
 mod tests {
     use super::*;
 
-    /// The rule as it is written above, one entry at a time.
+    /// The rule of the module's documentation, one entry at a time.
     fn kept(stream: Stream, entry: u64, density: f64) -> u8 {
         let threshold = (density * 1_099_511_627_776.0).round() as u64;
         let block = entry / 16;

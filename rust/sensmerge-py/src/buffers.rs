@@ -1,4 +1,5 @@
-//! Tensors from Python without a copy: contiguous bytes by the buffer protocol, dtype beside them.
+//! Tensors from Python, without a copy: their bytes through the buffer protocol, as contiguous uint8
+//! views. The dtype is passed separately, since NumPy has no bfloat16.
 #![expect(unsafe_code, reason = "the buffer protocol hands out raw pointers")]
 
 use pyo3::buffer::PyBuffer;
@@ -7,13 +8,14 @@ use sensmerge_core::dtype::Float;
 
 use crate::error::bad_input;
 
-/// Contiguous bytes that a Python object exports, kept exported while this lives.
+/// Contiguous bytes of a Python object, which stay exported while this value lives.
 pub(crate) struct Bytes {
     buffer: PyBuffer<u8>,
 }
 
 impl Bytes {
-    /// The bytes of `object`, which must export a contiguous buffer of unsigned bytes.
+    /// The bytes of `object`, which must export a contiguous buffer of unsigned bytes. Messages call
+    /// it `name`.
     pub(crate) fn of(name: &str, object: &Bound<'_, PyAny>) -> PyResult<Self> {
         let buffer = PyBuffer::<u8>::get(object).map_err(|error| {
             bad_input(format!("{name}: {error}; pass a contiguous uint8 view of the tensor"))
@@ -24,7 +26,7 @@ impl Bytes {
         Ok(Self { buffer })
     }
 
-    /// Where they lie.
+    /// Their addresses.
     pub(crate) fn range(&self) -> std::ops::Range<usize> {
         let start = self.buffer.buf_ptr() as usize;
         start..start + self.buffer.len_bytes()
@@ -35,9 +37,9 @@ impl Bytes {
         if self.buffer.len_bytes() == 0 {
             return &[];
         }
-        // SAFETY: the buffer is C-contiguous, `len_bytes` long, not empty and stays exported while
-        // `self` lives. Python code may write to it meanwhile; callers read tensors that their
-        // owner holds still, as every NumPy and torch kernel does.
+        // SAFETY: the buffer is C-contiguous, `len_bytes` long, not empty, and stays exported while
+        // `self` lives. Python code could write to it meanwhile; like the kernels of NumPy and torch,
+        // this relies on the caller not to change its tensors during the call.
         unsafe {
             std::slice::from_raw_parts(self.buffer.buf_ptr().cast::<u8>(), self.buffer.len_bytes())
         }
@@ -50,13 +52,14 @@ impl AsRef<[u8]> for Bytes {
     }
 }
 
-/// Contiguous bytes to be written to, kept exported while this lives.
+/// Contiguous writable bytes of a Python object, which stay exported while this value lives.
 pub(crate) struct BytesMut {
     bytes: Bytes,
 }
 
 impl BytesMut {
     /// The bytes of `object`, which must export a contiguous, writable buffer of unsigned bytes.
+    /// Messages call it `name`.
     pub(crate) fn of(name: &str, object: &Bound<'_, PyAny>) -> PyResult<Self> {
         let bytes = Bytes::of(name, object)?;
         if bytes.buffer.readonly() {
@@ -67,18 +70,18 @@ impl BytesMut {
         Ok(Self { bytes })
     }
 
-    /// Where they lie.
+    /// Their addresses.
     pub(crate) fn range(&self) -> std::ops::Range<usize> {
         self.bytes.range()
     }
 
-    /// The bytes themselves. Whoever asks has made sure that no other slice overlaps them.
+    /// The bytes themselves. The caller must have checked that no other slice overlaps them.
     pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
         if self.bytes.buffer.len_bytes() == 0 {
             return &mut [];
         }
-        // SAFETY: as for `Bytes::as_slice`; besides, the buffer is writable, `self` is borrowed for
-        // writing, and `memory::disjoint` has refused buffers that overlap others.
+        // SAFETY: as for `Bytes::as_slice`; moreover the buffer is writable, `self` is borrowed
+        // mutably, and `memory::disjoint` has refused buffers that overlap others.
         unsafe {
             std::slice::from_raw_parts_mut(
                 self.bytes.buffer.buf_ptr().cast::<u8>(),
@@ -88,7 +91,7 @@ impl BytesMut {
     }
 }
 
-/// A float dtype by its name in recipes, such as `bfloat16`.
+/// The float dtype that recipes call `dtype`, such as `bfloat16`; `name` is the argument's name.
 pub(crate) fn dtype(name: &str, dtype: &str) -> PyResult<Float> {
     dtype.parse().map_err(|_| {
         bad_input(format!(

@@ -9,7 +9,7 @@ use sensmerge_core::dtype::Dtype;
 use crate::buffers::Bytes;
 use crate::error::{bad_input, to_python};
 
-/// One tensor of a checkpoint, as its header describes it.
+/// A tensor of a checkpoint, as its header describes it.
 #[pyclass(frozen, get_all, module = "sensmerge._core")]
 pub(crate) struct TensorInfo {
     /// Name in the checkpoint.
@@ -20,24 +20,24 @@ pub(crate) struct TensorInfo {
     shape: Vec<usize>,
     /// Size of its data in bytes.
     nbytes: usize,
-    /// Name of the file that holds it.
+    /// Name of the file that holds it; empty for a checkpoint in memory.
     file: String,
-    /// Where its data starts in that file, in bytes.
+    /// Offset of its data in that file, in bytes.
     start: usize,
 }
 
-/// A safetensors checkpoint, opened and validated: one file or several shards, mapped read-only.
+/// A checkpoint whose headers are checked: safetensors files, mapped read-only, or tensors in memory.
 ///
 /// Args:
 ///     path: The model's folder, or one ``.safetensors`` file.
 ///
 /// Raises:
-///     InputError: A file is missing, truncated or malformed.
-///     OSError: A file cannot be looked at or read.
+///     InputError: A file is missing, truncated or malformed, or of another format.
+///     OSError: A file cannot be read.
 #[pyclass(frozen, module = "sensmerge._core")]
 pub(crate) struct Checkpoint {
     inner: Arc<checkpoint::Checkpoint>,
-    /// Where in memory its tensors lie, if that is where they are.
+    /// The addresses of tensors in memory; empty for files.
     ranges: Vec<std::ops::Range<usize>>,
 }
 
@@ -59,15 +59,16 @@ impl Checkpoint {
         Ok(Self { inner: Arc::new(inner), ranges: Vec::new() })
     }
 
-    /// A checkpoint of tensors in memory, which are not copied and must not change meanwhile.
+    /// A checkpoint of tensors in memory, which are not copied and must not change while it is used.
     ///
     /// Args:
-    ///     name: What messages call it.
-    ///     tensors: Name, dtype in the safetensors format such as ``BF16``, shape, and a contiguous
-    ///         uint8 view of every tensor.
+    ///     name: The checkpoint's name in messages.
+    ///     tensors: For every tensor: name, dtype in the safetensors format such as ``BF16``, shape,
+    ///         and a contiguous uint8 view.
     ///
     /// Raises:
-    ///     InputError: A tensor is given twice, or its bytes do not fit its shape.
+    ///     InputError: A tensor is given twice, its dtype is unknown, its size does not fit its shape,
+    ///         or its view is not contiguous.
     #[staticmethod]
     #[pyo3(signature = (
         name,
@@ -81,8 +82,9 @@ impl Checkpoint {
         let mut ranges = Vec::with_capacity(tensors.len());
         let mut views = Vec::with_capacity(tensors.len());
         for (tensor, dtype, shape, buffer) in tensors {
-            let known = Dtype::from_name(&dtype)
-                .ok_or_else(|| bad_input(format!("{name}, tensor '{tensor}': unknown {dtype}")))?;
+            let known = Dtype::from_name(&dtype).ok_or_else(|| {
+                bad_input(format!("{name}, tensor '{tensor}': unknown dtype '{dtype}'"))
+            })?;
             let bytes = Bytes::of(&format!("{name}, tensor '{tensor}'"), &buffer)?;
             ranges.push(bytes.range());
             let bytes = Box::new(bytes);
@@ -92,38 +94,38 @@ impl Checkpoint {
         Ok(Self { inner: Arc::new(inner), ranges })
     }
 
-    /// Whether it lies in memory rather than on disk.
+    /// Whether its tensors are in memory rather than on disk.
     #[getter]
     fn in_memory(&self) -> bool {
         self.inner.in_memory()
     }
 
-    /// Names of tensors in memory that share another's bytes, and that other's name.
+    /// Tensors in memory that are views of another tensor's memory: their names, each with the other
+    /// tensor's name.
     #[getter]
     fn tied(&self) -> BTreeMap<String, String> {
         self.inner.tied().clone()
     }
 
-    /// What the caller should be told about which files were read: one sentence each.
+    /// Notes for the user on the choice of files, one sentence each.
     #[getter]
     fn notes(&self) -> Vec<String> {
         self.inner.notes().to_vec()
     }
 
-    /// Whether it holds floats, and all of them are zero: no model, and nothing to merge.
+    /// Whether it holds floats and all of them are zero, so that merging it is pointless.
     fn is_zero(&self, py: Python<'_>) -> bool {
         py.detach(|| self.inner.is_zero())
     }
 
-    /// What a sound file can hold and a trained model does not, one sentence each: tensors of no
-    /// entries, or zeros throughout.
+    /// Signs that the model was badly saved, one sentence each: empty tensors, or zeros throughout.
     ///
-    /// Data is read until an entry is found that is not zero: one page of a sound model.
+    /// Data is read until an entry is found that is not zero, which is usually in the first page.
     fn suspicions(&self, py: Python<'_>) -> Vec<String> {
         py.detach(|| self.inner.suspicions())
     }
 
-    /// The folder or file that was opened.
+    /// The folder or file that was opened; the name of a checkpoint in memory.
     #[getter]
     fn path(&self) -> String {
         self.inner.path().display().to_string()
@@ -150,7 +152,7 @@ impl Checkpoint {
 
     /// A short digest of the weights: names, dtypes, shapes and sampled bytes.
     ///
-    /// How the tensors are spread over files does not matter.
+    /// The distribution of tensors over files does not matter.
     fn fingerprint(&self, py: Python<'_>) -> String {
         py.detach(|| self.inner.fingerprint())
     }

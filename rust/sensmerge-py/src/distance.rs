@@ -7,6 +7,9 @@ use crate::pool::pool;
 
 /// L2 norm of every row of ``a - b`` (Sens-Merging, Eq. 4).
 ///
+/// Differences are float32 (float64 for float64 matrices), squares and sums float64; the result does
+/// not depend on the number of threads.
+///
 /// Args:
 ///     a: A row-major ``[rows, columns]`` matrix, as a contiguous uint8 view.
 ///     b: Another of the same shape and dtype.
@@ -15,7 +18,8 @@ use crate::pool::pool;
 ///     threads: Threads to use; all cores by default.
 ///
 /// Raises:
-///     InputError: Lengths differ or are no multiple of ``rows``.
+///     InputError: Lengths differ or are not a multiple of ``rows``, a view is not contiguous, or the
+///         dtype is unknown.
 #[pyfunction]
 #[pyo3(signature = (
     a: "numpy.typing.NDArray[numpy.uint8]", b: "numpy.typing.NDArray[numpy.uint8]", dtype, rows,

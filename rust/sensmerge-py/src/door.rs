@@ -1,5 +1,5 @@
-//! The one way in: work runs on a thread of its own with the interpreter released, while the
-//! calling thread reports progress and listens for Ctrl-C.
+//! Long calls: the work runs on a thread of its own without the interpreter, while the calling thread
+//! reports progress and checks for Ctrl-C.
 
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
@@ -10,10 +10,11 @@ use sensmerge_core::{Error, Result};
 
 use crate::error::to_python;
 
-/// How often progress is reported and signals are looked at.
+/// Time between two reports of progress and checks for signals.
 const TICK: Duration = Duration::from_millis(50);
 
-/// Run `work`, which `monitor` can cancel; call `progress(done, total)` now and then.
+/// Run `work`, which `monitor` can cancel, and call `progress(done, total)` every [`TICK`] and at the
+/// end. An exception of `progress` or a signal cancels the work and is raised once it has stopped.
 pub(crate) fn enter<R: Send>(
     py: Python<'_>,
     monitor: &Monitor,
@@ -23,7 +24,7 @@ pub(crate) fn enter<R: Send>(
     let (finished, mut wait) = channel::<()>();
     std::thread::scope(|scope| {
         let worker = scope.spawn(move || {
-            // Dropped when the work ends, however it ends: that wakes the waiting thread.
+            // Dropped when the work returns or panics, which wakes the waiting thread.
             let _finished = finished;
             work()
         });
@@ -43,7 +44,7 @@ pub(crate) fn enter<R: Send>(
         }
         let result = worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         match (raised, result) {
-            // What Python raised explains the cancellation.
+            // The exception, rather than "interrupted": it caused the cancellation.
             (Some(raised), Ok(_) | Err(Error::Interrupted)) => Err(raised),
             (_, Err(error)) => Err(to_python(error)),
             (None, Ok(result)) => {

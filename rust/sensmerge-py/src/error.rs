@@ -1,10 +1,10 @@
-//! The one error door: core errors become Python exceptions by whose fault they are.
+//! Conversion of the core's errors to Python exceptions, by their cause.
 
 use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError};
 use pyo3::{PyErr, import_exception};
 use sensmerge_core::error::{Error, Hint, Kind};
 
-// Defined in Python, so that it has a type there.
+// Defined in Python, where type checkers see it.
 import_exception!(sensmerge.errors, InputError);
 
 /// `InputError` for bad input, `KeyboardInterrupt` for a cancellation, `OSError` for the rest.
@@ -17,7 +17,7 @@ pub(crate) fn to_python(error: Error) -> PyErr {
     }
 }
 
-/// The keyword of Python's verbs that a hint is about.
+/// The keyword of the Python functions that stands for a hint's option.
 fn keyword(hint: Hint) -> Option<&'static str> {
     match hint {
         Hint::Overwrite => Some("overwrite"),
@@ -26,7 +26,7 @@ fn keyword(hint: Hint) -> Option<&'static str> {
     }
 }
 
-/// Bad input that only the binding can see.
+/// An `InputError` for input that the binding refuses itself.
 pub(crate) fn bad_input(message: impl Into<String>) -> PyErr {
     InputError::new_err(message.into())
 }

@@ -1,5 +1,5 @@
-//! `sensmerge._core`: translation between Python and `sensmerge-core`, one verb a file. A binding
-//! converts its arguments, releases the interpreter, makes one call and converts the result.
+//! `sensmerge._core`: the bindings of `sensmerge-core` for Python, one class or function per file. A
+//! binding converts its arguments, releases the interpreter, makes one call and converts the result.
 #![expect(clippy::doc_markdown, reason = "the documentation is Python's docstrings")]
 #![expect(clippy::needless_pass_by_value, reason = "PyO3 hands converted arguments over")]
 

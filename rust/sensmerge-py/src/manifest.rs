@@ -14,7 +14,7 @@ use serde::Deserialize;
 use crate::checkpoint::Checkpoint;
 use crate::error::{bad_input, to_python};
 
-/// One output tensor of a manifest.
+/// An output tensor of a manifest.
 #[pyclass(frozen, get_all, module = "sensmerge._core")]
 pub(crate) struct OutputTensor {
     /// Its name.
@@ -25,13 +25,13 @@ pub(crate) struct OutputTensor {
     shape: Vec<usize>,
     /// Size of its data in bytes.
     nbytes: usize,
-    /// Whether the method makes it; a copy if not.
+    /// Whether it is merged; otherwise it is a copy.
     merged: bool,
 }
 
-/// A merge in plain data: every output tensor with its inputs by role and its numbers.
+/// A merge as plain data: every output tensor with its inputs and its numbers.
 ///
-/// Complete, with nothing held open: another process can carry it out.
+/// It is complete and holds no files open, so that another process can carry it out.
 #[pyclass(frozen, module = "sensmerge._core")]
 pub(crate) struct Manifest {
     inner: Arc<manifest::Manifest>,
@@ -43,7 +43,7 @@ impl Manifest {
     }
 }
 
-/// What a merge is asked to be, but for the checkpoints.
+/// The description of a merge, without the checkpoints.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Request {
@@ -59,11 +59,11 @@ struct Request {
     tensors: BTreeMap<String, Numbers>,
 }
 
-/// What a model leaves to rules.
+/// The rules for one model's tensors.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RequestedModel {
-    /// Tensors that others stand for.
+    /// Tensors that the model may lack, each with the tensor to use instead.
     aliases: BTreeMap<String, String>,
     /// Tensors of which only as many leading rows are read as the output has.
     leading_rows: Vec<String>,
@@ -98,7 +98,7 @@ impl Request {
 
 #[pymethods]
 impl Manifest {
-    /// Decide what every output tensor is made of, from headers alone.
+    /// Build a manifest from headers alone: no tensor data is read.
     ///
     /// Args:
     ///     request: JSON: ``method``, ``semantics``, ``switches``, ``base`` (whether the first model is
@@ -107,13 +107,17 @@ impl Manifest {
     ///     models: The base, where there is one, and the models that are merged.
     ///
     /// Raises:
-    ///     InputError: They cannot be merged as asked.
+    ///     InputError: The request is malformed, or the models cannot be merged as asked.
     #[staticmethod]
     fn build(py: Python<'_>, request: &str, models: Vec<PyRef<'_, Checkpoint>>) -> PyResult<Self> {
         let request: Request = serde_json::from_str(request)
             .map_err(|error| bad_input(format!("request: {error}")))?;
         if request.models.len() != models.len() {
-            return Err(bad_input("as many checkpoints are needed as the request has models"));
+            return Err(bad_input(format!(
+                "models: the request has {} models, and {} checkpoints are given",
+                request.models.len(),
+                models.len()
+            )));
         }
         let checkpoints = opened(&models);
         let inner = py.detach(|| request.build(checkpoints)).map_err(to_python)?;
@@ -123,7 +127,8 @@ impl Manifest {
     /// Read a manifest that was written as JSON.
     ///
     /// Raises:
-    ///     InputError: The text is no manifest, or one of another version.
+    ///     InputError: The text is not a manifest, a manifest of another version, or has numbers that
+    ///         do not fit its method.
     #[staticmethod]
     fn from_json(py: Python<'_>, text: &str) -> PyResult<Self> {
         let inner = py.detach(|| manifest::Manifest::from_json(text)).map_err(to_python)?;
@@ -135,8 +140,8 @@ impl Manifest {
         py.detach(|| self.inner.to_json())
     }
 
-    /// The same with digests of the models' weights, so that whoever carries it out can tell whether
-    /// they are still the same.
+    /// The same with digests of the weights, so that another process can tell whether the weights have
+    /// changed. ``models`` are the manifest's models, in their order.
     fn with_fingerprints(&self, py: Python<'_>, models: Vec<PyRef<'_, Checkpoint>>) -> Self {
         let checkpoints = opened(&models);
         let inner = py.detach(|| {
@@ -159,13 +164,13 @@ impl Manifest {
         self.inner.tensors.iter().map(describe).collect()
     }
 
-    /// What the user should be told: rules that were applied.
+    /// Notes for the user on the rules that were applied.
     #[getter]
     fn notes(&self) -> Vec<String> {
         self.inner.notes.clone()
     }
 
-    /// The weight files that an output folder would have, and the names of the tensors in each.
+    /// The names of the weight files that an output folder would have, each with its tensors' names.
     fn files(&self, max_shard_bytes: u64) -> Vec<(String, Vec<String>)> {
         let shards = layout(self.inner.specs(), max_shard_bytes).into_iter();
         let names = |shard: sensmerge_core::checkpoint::layout::ShardLayout| {
@@ -176,12 +181,12 @@ impl Manifest {
     }
 }
 
-/// The core's checkpoints behind Python's.
+/// The core's checkpoints of Python's ones.
 pub(crate) fn opened(models: &[PyRef<'_, Checkpoint>]) -> Vec<Arc<checkpoint::Checkpoint>> {
     models.iter().map(|model| model.inner()).collect()
 }
 
-/// The inputs of a manifest: checkpoints that are open already, or its own files.
+/// The inputs of a manifest: the given checkpoints, or its own files, opened.
 pub(crate) fn inputs(
     manifest: &manifest::Manifest,
     models: Option<Vec<Arc<checkpoint::Checkpoint>>>,

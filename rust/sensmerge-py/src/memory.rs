@@ -10,18 +10,18 @@ use crate::door::enter;
 use crate::error::bad_input;
 use crate::manifest::{Manifest, opened};
 
-/// Carry a manifest out into memory.
+/// Carry a manifest out and merge into memory.
 ///
 /// Args:
-///     manifest: What to merge.
-///     models: The manifest's models, open.
+///     manifest: The merge.
+///     models: The manifest's models, in their order.
 ///     outputs: A contiguous, writable uint8 view for every tensor of the merged model, by name.
 ///     threads: Threads to use; all cores by default.
-///     chunk_bytes: Bytes a thread works on at a time; does not change the output.
-///     allow_nan: Let NaN through instead of refusing it.
+///     chunk_bytes: Bytes that a thread works on at a time; does not change the output.
+///     allow_nan: Write NaN and infinite values instead of refusing them.
 ///
 /// Returns:
-///     What the user should be told: rules that were applied, and what was found in the inputs.
+///     Notes for the user, on the rules that were applied and on the inputs.
 ///
 /// Raises:
 ///     InputError: The checkpoints cannot be merged as asked, or an output is missing, of another
@@ -54,7 +54,7 @@ pub(crate) fn merge_into(
     })
 }
 
-/// Outputs by name, none of which shares memory with another or with an input.
+/// The outputs' memory by name. Outputs that share memory with each other or with an input are refused.
 pub(crate) fn writable<'i>(
     outputs: &BTreeMap<String, Bound<'_, PyAny>>,
     inputs: impl Iterator<Item = &'i Range<usize>>,
@@ -67,7 +67,7 @@ pub(crate) fn writable<'i>(
     Ok(buffers)
 }
 
-/// The memory of outputs that [`writable`] has looked at.
+/// The memory of outputs that [`writable`] has checked.
 pub(crate) fn slices(buffers: &mut BTreeMap<String, BytesMut>) -> BTreeMap<String, &mut [u8]> {
     buffers.iter_mut().map(|(name, bytes)| (name.clone(), bytes.as_mut_slice())).collect()
 }
@@ -82,7 +82,7 @@ fn disjoint<'i>(
     let mut ranges: Vec<(Range<usize>, Option<&str>)> =
         written.chain(read).filter(|(range, _)| !range.is_empty()).collect();
     ranges.sort_by_key(|(range, _)| range.start);
-    // The last written range and the furthest end of any, in the order of addresses.
+    // The furthest ends of the outputs and of the inputs seen so far, in the order of addresses.
     let (mut written_end, mut read_end) = (0, 0);
     for (range, output) in ranges {
         let (overlaps_output, overlaps_input) = (range.start < written_end, range.start < read_end);

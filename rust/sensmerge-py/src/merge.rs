@@ -10,27 +10,28 @@ use crate::manifest::{Manifest, inputs, opened};
 /// Carry a manifest out and write the model.
 ///
 /// Args:
-///     manifest: What to merge.
+///     manifest: The merge.
 ///     output: The folder to write.
-///     max_shard_bytes: Upper bound on the size of an output file.
-///     models: The manifest's models, where they are open already; its own files by default.
+///     max_shard_bytes: Largest size of a weight file's data; a larger tensor gets a file of its own.
+///     models: The manifest's models, in their order; by default its own files are opened.
 ///     copies: Files to copy beside the weights: pairs of name and path.
 ///     texts: Files to write beside the weights: pairs of name and content.
 ///     cards: The same, with the notes of the merge listed at the end.
-///     notes: What is known already and kept with what the merge finds.
+///     notes: Notes for the user that are kept with those of the merge.
 ///     threads: Threads to use; all cores by default.
-///     chunk_bytes: Bytes a thread works on at a time; does not change the output.
+///     chunk_bytes: Bytes that a thread works on at a time; does not change the output.
 ///     sync: Flush the output to disk before returning.
-///     overwrite: Replace a model that is already in the folder.
-///     allow_nan: Let NaN through instead of refusing it.
-///     progress: Called now and then with bytes read and bytes to read.
+///     overwrite: Replace the output of an earlier merge in the folder.
+///     allow_nan: Write NaN and infinite values instead of refusing them.
+///     progress: Called several times a second with the bytes read and the expected bytes to read.
 ///
 /// Returns:
-///     JSON: what was written.
+///     JSON that describes the written model: ``output``, ``tensors``, ``parameters``, ``bytes``,
+///     ``shards``, ``notes`` and ``seconds``.
 ///
 /// Raises:
-///     InputError: The checkpoints cannot be merged as asked, or the folder cannot be written.
-///     OSError: The disk failed.
+///     InputError: The checkpoints cannot be merged as asked, or the folder cannot be written to.
+///     OSError: A file cannot be read or written.
 ///     KeyboardInterrupt: Ctrl-C was pressed; nothing is left behind.
 #[pyfunction]
 #[pyo3(signature = (

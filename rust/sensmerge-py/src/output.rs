@@ -5,17 +5,17 @@ use sensmerge_core::checkpoint::output;
 
 use crate::error::to_python;
 
-/// Refuse an output folder that a merge could not write to, without touching anything.
+/// Refuse an output folder that a merge could not write to. Nothing is changed.
 ///
 /// Args:
 ///     output: The folder.
 ///     inputs: Folders and files that are merged.
-///     overwrite: Whether what an earlier merge wrote there may be replaced.
+///     overwrite: Whether the output of an earlier merge there may be replaced.
 ///
 /// Raises:
-///     InputError: The folder is not empty, is no folder, holds weights that no merge listed, or
-///         is, contains or lies in an input.
-///     OSError: The folder or an input cannot be looked at.
+///     InputError: The path is not a folder; the folder is not empty (without ``overwrite``), holds
+///         weights that no earlier merge listed, or is, contains or lies in an input.
+///     OSError: The folder or an input cannot be examined.
 #[pyfunction]
 #[pyo3(signature = (
     output, inputs: "collections.abc.Sequence[str | os.PathLike[str]]", overwrite

@@ -1,4 +1,4 @@
-//! Thread pools for calls too short to start threads for.
+//! The thread pool of short calls, kept between them: starting threads would take longer than a call.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -8,7 +8,7 @@ use sensmerge_core::engine;
 
 use crate::error::to_python;
 
-/// For which process and number of threads a pool was made: threads do not survive a fork.
+/// A pool, with the process and the number of threads it was made for: threads do not survive a fork.
 type Made = (u32, Option<usize>, Arc<ThreadPool>);
 
 /// The last pool used.
@@ -27,7 +27,7 @@ pub(crate) fn pool(threads: Option<usize>) -> PyResult<Arc<ThreadPool>> {
     if let Some((owner, _, stale)) = last.replace((process, threads, Arc::clone(&pool)))
         && owner != process
     {
-        // Joining threads that a fork left behind would wait for ever.
+        // Not dropped: joining threads that exist only in the parent process would wait forever.
         std::mem::forget(stale);
     }
     Ok(pool)

@@ -14,13 +14,13 @@ use crate::manifest::{Manifest, opened};
 use crate::memory::{slices, writable};
 use crate::pool::pool;
 
-/// A merge whose sparsification is decided, for searches over its weights.
+/// A merge whose reductions (thresholds, norms, products) are done, for searches over its weights.
 ///
 /// Args:
-///     manifest: What to merge.
-///     models: The manifest's models, open.
+///     manifest: The merge.
+///     models: The manifest's models, in their order.
 ///     threads: Threads to use; all cores by default.
-///     allow_nan: Let NaN through instead of refusing it.
+///     allow_nan: Write NaN and infinite values instead of refusing them.
 ///
 /// Raises:
 ///     InputError: The checkpoints cannot be merged as asked.
@@ -28,7 +28,7 @@ use crate::pool::pool;
 #[pyclass(frozen, module = "sensmerge._core")]
 pub(crate) struct Prepared {
     inner: RwLock<engine::Prepared>,
-    /// Where in memory inputs lie.
+    /// The addresses of inputs in memory.
     ranges: Vec<Range<usize>>,
     threads: Option<usize>,
 }
@@ -62,7 +62,7 @@ impl Prepared {
     ///     manifest: It may differ in weights, lambda, normalize and the output's dtype.
     ///
     /// Returns:
-    ///     Whether it was taken: not where other entries would be kept.
+    ///     Whether it was taken; False if it differs in more, so that other entries might be kept.
     fn reweigh(&self, py: Python<'_>, manifest: PyRef<'_, Manifest>) -> PyResult<bool> {
         let manifest = manifest.inner();
         py.detach(|| {
@@ -83,7 +83,7 @@ impl Prepared {
     ///
     /// Raises:
     ///     InputError: An output is missing, of another size, read-only, or overlaps another or an
-    ///         input.
+    ///         input; or merged values are not finite.
     ///     KeyboardInterrupt: Ctrl-C was pressed; some outputs are written, others are not.
     #[pyo3(signature = (
         outputs: "collections.abc.Mapping[str, numpy.typing.NDArray[numpy.uint8]]"
@@ -102,20 +102,21 @@ impl Prepared {
         })
     }
 
-    /// How the loss changes with every expert's weight of one tensor.
+    /// The derivatives of a loss by every expert's weight of one tensor.
     ///
-    /// What is kept, and the signs that are elected, are held fixed.
+    /// The kept entries and the elected signs are held fixed.
     ///
     /// Args:
     ///     tensor: Its name.
-    ///     gradient: The loss's gradient by the merged tensor, as a contiguous uint8 view.
+    ///     gradient: The gradient of the loss by the merged tensor, as a contiguous uint8 view.
     ///     gradient_dtype: The gradient's dtype, such as ``bfloat16``.
     ///
     /// Returns:
-    ///     One derivative an expert, at the current weights.
+    ///     One derivative per expert, at the current weights.
     ///
     /// Raises:
-    ///     InputError: There is no such tensor, or the gradient is of another size.
+    ///     InputError: The tensor is not merged, the gradient is of another size, or the weights of
+    ///         the method cannot be learned.
     #[pyo3(signature = (
         tensor, gradient: "numpy.typing.NDArray[numpy.uint8]", gradient_dtype
     ))]

@@ -18,7 +18,7 @@ use crate::pool::pool;
 ///     threads: Threads to use; all cores by default.
 ///
 /// Raises:
-///     InputError: Lengths differ, or a buffer is not contiguous.
+///     InputError: Lengths differ, a view is not contiguous, or a dtype is unknown.
 #[pyfunction]
 #[pyo3(signature = (
     theta: "numpy.typing.NDArray[numpy.uint8]", theta_dtype,

@@ -1,23 +1,25 @@
-//! A digest that tells fine-tuned models apart at the cost of a few pages a tensor.
+//! A digest that tells fine-tuned models apart and reads at most 64 KiB of each tensor.
 
 use super::Checkpoint;
 
 /// Tensors up to this size are hashed whole.
 const WHOLE: usize = 64 * 1024;
 
-/// Windows of a larger tensor: the first, the last, and others evenly between them.
+/// Windows hashed of a larger tensor: one at its start, one at its end, the others evenly between.
 const WINDOWS: usize = 16;
 
 /// Bytes of a window.
 const WINDOW: usize = 4096;
 
-/// Names the scheme, so that a later one can be told from it.
+/// The prefix of the digest: it names the scheme, so that digests of a later scheme never compare
+/// equal.
 const SCHEME: &str = "sampled-blake3";
 
 pub(super) fn of(checkpoint: &Checkpoint) -> String {
     let mut hasher = blake3::Hasher::new();
     for tensor in checkpoint.tensors() {
-        // Lengths go before what varies in length, so that no two models write the same bytes.
+        // A length precedes every field of variable length, so that two models whose fields are cut
+        // differently cannot feed the same bytes to the hash.
         hasher.update(&(tensor.name.len() as u64).to_le_bytes());
         hasher.update(tensor.name.as_bytes());
         hasher.update(tensor.dtype.name().as_bytes());

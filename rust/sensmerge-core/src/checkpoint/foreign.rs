@@ -1,4 +1,5 @@
-//! What stands in a model's place and is no safetensors: said by its name, with what to do.
+//! Files that are not safetensors but stand where a model is expected: refused by the name of their
+//! format, with advice.
 
 use std::path::Path;
 
@@ -7,19 +8,20 @@ use super::mapping;
 /// The settings of a PEFT adapter.
 pub(super) const ADAPTER_CONFIG: &str = "adapter_config.json";
 
-/// What to do about GGUF.
+/// Advice on GGUF files.
 pub(super) const GGUF: &str = "GGUF is llama.cpp's format, mostly of quantized weights, and is not \
                                read; convert it to safetensors (transformers' from_pretrained with \
                                gguf_file, then save_pretrained), or name the model that it was \
                                made from";
 
-/// What to do about files of `torch.save`.
+/// Advice on files written by `torch.save`.
 pub(super) const PICKLE: &str = "a pickle can run code and is not read; convert it to safetensors \
                                  (transformers' from_pretrained, then save_pretrained)";
 
-/// What a file is, told from its first bytes, where it is no safetensors file.
+/// The format of a file that is not safetensors, as a refusal, recognised by its first bytes; `None`
+/// where they are not known.
 pub(super) fn kind(file: &[u8]) -> Option<String> {
-    // Torch's older files start with a number of its own, pickled.
+    // Zip archives, and torch's older format, which starts with a pickled magic number.
     let pickles: [&[u8]; 2] = [b"PK\x03\x04", b"\x80\x02\x8a\x0a"];
     if file.starts_with(b"GGUF") {
         Some(format!("is a GGUF file: {GGUF}"))
@@ -41,7 +43,7 @@ pub(super) fn holds_weights(name: &str) -> bool {
         || [".safetensors", ".safetensors.index.json", ".gguf"].into_iter().any(ends)
 }
 
-/// Whether a file's name is one that `torch.save` gave weights of a whole model.
+/// Whether a file's name is one under which a whole model's weights are saved by `torch.save`.
 ///
 /// Trainers leave other pickles beside the weights, such as `training_args.bin`.
 pub(super) fn is_pickle(name: &str) -> bool {
@@ -56,9 +58,9 @@ pub(super) fn is_adapter(name: &str) -> bool {
     name.starts_with("adapter_model.") || name.starts_with("adapter_model-")
 }
 
-/// What to do about an adapter, whose settings may be at `config`.
+/// The refusal of an adapter; `config` is the path of its settings, which need not exist.
 pub(super) fn adapter(config: &Path) -> String {
-    // It is refused whatever they say, and whether or not they can be read.
+    // The settings only make the message more specific, so that failing to read them is no error.
     let text = mapping::read(config).unwrap_or_default();
     let said: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
     let kind = match said["peft_type"].as_str() {
@@ -73,12 +75,12 @@ pub(super) fn adapter(config: &Path) -> String {
     )
 }
 
-/// Names in one line: the first few, and how many more there are.
+/// Names in one line: the first few, and the number of the others.
 pub(super) fn enumerate<'n>(names: impl IntoIterator<Item = &'n str>) -> String {
     const SHOWN: usize = 3;
     let names: Vec<&str> = names.into_iter().collect();
     match names.len().saturating_sub(SHOWN) {
-        // To say "1 other" is as long as its name.
+        // "and 1 others" would save nothing over the name itself.
         0 | 1 => names.join(", "),
         more => format!("{} and {more} others", names[..SHOWN].join(", ")),
     }

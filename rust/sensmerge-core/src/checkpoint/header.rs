@@ -1,5 +1,5 @@
-//! One safetensors file's header: eight bytes of length, a JSON object, then the data. Everything
-//! is checked before anything is believed.
+//! The header of one safetensors file: eight bytes of length, then a JSON object; the data follows.
+//! Every field is checked before it is used.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -12,13 +12,13 @@ use super::{TensorInfo, foreign};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 
-/// Bytes of the length that a file starts with.
+/// Size in bytes of the length field at the start of a file.
 pub(super) const LENGTH_BYTES: usize = 8;
 
-/// The longest header that is read, as in the format's own implementation.
+/// The longest header accepted, in bytes; the format's own implementation has the same limit.
 const LONGEST_HEADER: usize = 100_000_000;
 
-/// What the header says of one tensor.
+/// The header's entry for one tensor.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Entry {
@@ -27,7 +27,7 @@ struct Entry {
     data_offsets: [usize; 2],
 }
 
-/// A header as it is written: in its order, with every name as often as it occurs.
+/// The entries of a header, by name, in the file's order. A name that occurs twice is refused.
 struct Header(Vec<(String, Entry)>);
 
 impl<'de> Deserialize<'de> for Header {
@@ -67,8 +67,8 @@ impl<'de> Visitor<'de> for HeaderVisitor {
 /// Read the header of the file at `path`, whose bytes are `file`.
 ///
 /// # Errors
-/// [`Error::File`] and [`Error::Tensor`] for a header that is truncated, malformed or lies: about
-/// its length, about where a tensor lies, or about how large it is.
+/// [`Error::File`] and [`Error::Tensor`] for a header that is truncated or malformed, or whose
+/// length, offsets or sizes contradict the file or each other.
 pub(super) fn read(path: &Path, file: &[u8], shard: usize) -> Result<Vec<TensorInfo>> {
     let start = data_start(path, file)?;
     let json = &file[LENGTH_BYTES..start];
@@ -82,7 +82,7 @@ pub(super) fn read(path: &Path, file: &[u8], shard: usize) -> Result<Vec<TensorI
     Ok(tensors)
 }
 
-/// Where the data starts.
+/// The offset of the data in the file.
 fn data_start(path: &Path, file: &[u8]) -> Result<usize> {
     let Some((length, rest)) = file.split_first_chunk::<LENGTH_BYTES>() else {
         let length = file.len();
@@ -93,7 +93,7 @@ fn data_start(path: &Path, file: &[u8]) -> Result<usize> {
         return Err(Error::file(path, kind));
     }
     if length > LONGEST_HEADER {
-        let reason = format!("the header claims {length} bytes; this is no safetensors file");
+        let reason = format!("the header claims {length} bytes; this is not a safetensors file");
         return Err(Error::file(path, reason));
     }
     if length > rest.len() {
@@ -120,12 +120,16 @@ fn locate(
     let dtype = Dtype::from_name(&entry.dtype)
         .ok_or_else(|| refuse(format!("dtype '{}' is not known", entry.dtype)))?;
     let size = byte_size(dtype, &entry.shape).ok_or_else(|| {
-        refuse(format!("shape {:?} of {} is no number of bytes", entry.shape, entry.dtype))
+        refuse(format!(
+            "shape {:?} of {} is not a whole number of bytes that fits in memory",
+            entry.shape, entry.dtype
+        ))
     })?;
     let [first, last] = entry.data_offsets;
     if last < first || last > file_size - start {
         return Err(refuse(format!(
-            "lies at {first}..{last} of {} bytes of data: the file is truncated or its header lies",
+            "its data_offsets {first}..{last} do not fit the file's {} bytes of data: the file is \
+             truncated or its header is wrong",
             file_size - start
         )));
     }
@@ -141,14 +145,14 @@ fn locate(
     Ok(TensorInfo { name, dtype, shape, shard, start: start + first, end: start + last })
 }
 
-/// Bytes of a tensor, where that is a whole number that fits.
+/// Size of a tensor in bytes; `None` where it overflows `usize` or is not a whole number of bytes.
 pub(super) fn byte_size(dtype: Dtype, shape: &[usize]) -> Option<usize> {
     let elements = shape.iter().try_fold(1_usize, |product, &size| product.checked_mul(size))?;
     let bits = elements.checked_mul(dtype.bits())?;
     bits.is_multiple_of(8).then_some(bits / 8)
 }
 
-/// Every byte of data belongs to exactly one tensor.
+/// Refuse a file unless every byte of its data belongs to exactly one tensor.
 fn check_coverage(path: &Path, tensors: &[TensorInfo], start: usize, end: usize) -> Result<()> {
     let mut order: Vec<&TensorInfo> = tensors.iter().collect();
     order.sort_unstable_by_key(|tensor| (tensor.start, tensor.end));

@@ -1,15 +1,17 @@
-//! What tells whether a file is the one that a manifest was made from.
+//! The identity of a checkpoint's files, by which a manifest recognises the files it was made from.
 
 use std::path::PathBuf;
 
 use super::Checkpoint;
 use super::header::LENGTH_BYTES;
 
-/// Names the scheme, so that a later one can be told from it.
+/// The prefix of the digest: it names the scheme, so that digests of a later scheme never compare
+/// equal.
 const SCHEME: &str = "blake3";
 
 impl Checkpoint {
-    /// Every file with its size and a digest of its header; nothing in memory.
+    /// Path, size in bytes and a digest of the header of every file; empty for a checkpoint in
+    /// memory.
     #[must_use]
     pub fn identities(&self) -> Vec<(PathBuf, u64, String)> {
         let identity = |(path, storage): (&PathBuf, &super::Bytes)| {

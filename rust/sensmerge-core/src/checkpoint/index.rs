@@ -10,10 +10,10 @@ use serde::de::{IgnoredAny, MapAccess, Visitor};
 use super::mapping;
 use crate::error::{Error, Result};
 
-/// The index of a sharded checkpoint in its folder.
+/// File name of the index of a sharded checkpoint.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
 
-/// An index that was read.
+/// An index, parsed.
 pub(super) struct Index {
     /// Its file.
     pub path: PathBuf,
@@ -22,7 +22,7 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Whether a tensor that lies in `file` is to be read from another one.
+    /// Whether the index names another file than `file` for a tensor.
     pub(super) fn places_elsewhere(&self, tensor: &str, file: &Path) -> bool {
         self.files.get(tensor).is_some_and(|named| file.file_name() != Some(named.as_ref()))
     }
@@ -35,7 +35,7 @@ struct Text {
     _metadata: IgnoredAny,
 }
 
-/// File by tensor; a tensor that is named twice is refused.
+/// The file of each tensor; a tensor that is named twice is refused.
 struct WeightMap(BTreeMap<String, String>);
 
 impl<'de> Deserialize<'de> for WeightMap {
@@ -69,7 +69,8 @@ impl<'de> Visitor<'de> for WeightMapVisitor {
 /// Read an index.
 ///
 /// # Errors
-/// [`Error::File`] for an index that is malformed or names anything but files of its own folder.
+/// [`Error::File`] for an index that is malformed or empty, [`Error::Tensor`] for a tensor whose file
+/// is not a bare file name, [`Error::Io`].
 pub(super) fn read(path: &Path) -> Result<Index> {
     let text = mapping::read(path)?;
     let Text { weight_map: WeightMap(files), .. } = serde_json::from_slice(&text)
@@ -82,14 +83,15 @@ pub(super) fn read(path: &Path) -> Result<Index> {
             return Err(Error::tensor(
                 path,
                 tensor,
-                format!("weight_map names '{file}', which is no file name in this folder"),
+                format!("weight_map names '{file}', which is not a file name in this folder"),
             ));
         }
     }
     Ok(Index { path: path.to_path_buf(), files })
 }
 
-/// Whether a name stays in its folder on every platform.
+/// Whether a name is a bare file name on every platform, so that joining it to a folder stays in the
+/// folder.
 pub(super) fn is_bare(name: &str) -> bool {
     let mut parts = Path::new(name).components();
     let single = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));

@@ -1,11 +1,13 @@
-//! Which output file holds which tensor, and where: decided before anything is written.
+//! The layout of the output files: the file and the offset of every tensor, decided before anything
+//! is written.
 
 use serde_json::{Map, Value, json};
 
 use super::header::LENGTH_BYTES;
 use crate::dtype::Dtype;
 
-/// Headers are padded to this, so that tensors are aligned.
+/// Headers are padded to a multiple of this many bytes, as the format asks, so that the data starts
+/// aligned.
 const ALIGNMENT: usize = 8;
 
 /// A tensor to be written.
@@ -33,17 +35,17 @@ impl TensorSpec {
 pub struct ShardLayout {
     /// Its name, such as `model-00001-of-00003.safetensors`.
     pub file_name: String,
-    /// Its first bytes: length and JSON.
+    /// The bytes before the data: length and JSON.
     pub header: Vec<u8>,
-    /// Its tensors, and where in the file each starts.
+    /// Its tensors, each with its offset from the start of the file.
     pub tensors: Vec<(TensorSpec, u64)>,
-    /// Its size.
+    /// Its size in bytes.
     pub file_bytes: u64,
 }
 
-/// Spread tensors over files of at most `max_shard_bytes` of data, in their order.
+/// Spread tensors, in their order, over files of at most `max_shard_bytes` of data each.
 ///
-/// A tensor above that gets a file alone; no tensors still make one file.
+/// A larger tensor gets a file of its own. Without tensors there is one file, without data.
 #[must_use]
 pub fn layout(tensors: Vec<TensorSpec>, max_shard_bytes: u64) -> Vec<ShardLayout> {
     let mut groups: Vec<Vec<TensorSpec>> = vec![Vec::new()];

@@ -1,4 +1,5 @@
-//! Files as memory: the crate's only `unsafe`.
+//! Files mapped into memory: one of the crate's two files with `unsafe` code (`processor.rs` is the
+//! other).
 #![expect(unsafe_code, reason = "a file is mapped to be read without copying it")]
 
 use std::fs::File;
@@ -12,9 +13,9 @@ use crate::error::{Error, Result};
 /// Map a regular file, read-only. Links are followed: the Hub's cache is made of them.
 pub(super) fn map(path: &Path) -> Result<Mmap> {
     let file = open(path)?;
-    // SAFETY: the map is read-only and private to this process. The operating system cannot keep
-    // other processes from changing or truncating the file meanwhile; like every mapped reader,
-    // this one relies on checkpoints not being rewritten in place while they are merged.
+    // SAFETY: nothing is written through the map. The operating system cannot keep other processes
+    // from changing or truncating the file meanwhile; like every mapped reader, this one relies on
+    // checkpoints not being rewritten in place while they are merged.
     unsafe { Mmap::map(&file) }.map_err(Error::io(path))
 }
 
@@ -26,7 +27,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
 }
 
 fn open(path: &Path) -> Result<File> {
-    // Asked before opening: to open a pipe would wait for its writer.
+    // Checked before opening: opening a pipe would wait for its writer.
     let kind = std::fs::metadata(path).map_err(Error::io(path))?;
     if !kind.is_file() {
         return Err(Error::file(path, "is not a regular file"));

@@ -1,4 +1,4 @@
-//! A checkpoint that no file holds: tensors in memory that the caller owns or keeps alive.
+//! Checkpoints in memory: tensors that the caller owns or keeps alive.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -22,7 +22,8 @@ pub struct MemoryTensor {
 }
 
 impl MemoryTensor {
-    /// What tensors that share all their memory have in common.
+    /// Address, dtype and shape: equal for two tensors if and only if they are views of the same
+    /// memory.
     fn place(&self) -> (usize, Dtype, Vec<usize>) {
         ((*self.bytes).as_ref().as_ptr() as usize, self.dtype, self.shape.clone())
     }
@@ -37,7 +38,7 @@ impl MemoryTensor {
     }
 }
 
-/// A checkpoint of `tensors`, called `path` in messages.
+/// A checkpoint of `tensors`; messages call it `path`.
 pub(super) fn checkpoint(path: &Path, tensors: Vec<MemoryTensor>) -> Result<Checkpoint> {
     let mut storages = Vec::with_capacity(tensors.len());
     let mut infos = BTreeMap::new();
@@ -51,7 +52,7 @@ pub(super) fn checkpoint(path: &Path, tensors: Vec<MemoryTensor>) -> Result<Chec
             return Err(Error::tensor(path, name, "is given twice"));
         }
         let end = (*bytes).as_ref().len();
-        // Empty tensors share no memory, wherever they lie.
+        // Empty tensors may have equal addresses without sharing anything.
         if let Some(twin) = first.get(&place).filter(|_| end > 0) {
             tied.insert(name, String::clone(twin));
             continue;

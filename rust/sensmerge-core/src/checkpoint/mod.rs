@@ -1,6 +1,6 @@
-//! Checkpoints as folders of safetensors: read without copying, written without half-done
-//! results; and checkpoints of tensors in memory. Untrusted input is data: nothing outside the
-//! model's folder is opened because a file says so, and nothing is unpickled.
+//! Checkpoints: folders of safetensors files, which are mapped rather than copied and written as a
+//! transaction, and tensors in memory. Input is not trusted: a file name that a file gives must be
+//! bare, so that it stays in the model's folder, and nothing is unpickled.
 
 mod fingerprint;
 mod foreign;
@@ -25,7 +25,7 @@ pub use index::INDEX_FILE;
 use index::Index;
 pub use memory::MemoryTensor;
 
-/// What a header says of a tensor.
+/// A tensor as its header describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
     /// Its name.
@@ -34,11 +34,11 @@ pub struct TensorInfo {
     pub dtype: Dtype,
     /// Its shape.
     pub shape: Vec<usize>,
-    /// The file, or piece of memory, that holds it, among the checkpoint's.
+    /// Index of the file or the piece of memory that holds it, among the checkpoint's.
     pub shard: usize,
-    /// Where its bytes start in it.
+    /// Offset of its first byte in the file or memory.
     pub start: usize,
-    /// Where they end.
+    /// Offset after its last byte.
     pub end: usize,
 }
 
@@ -56,13 +56,13 @@ impl TensorInfo {
     }
 }
 
-/// Bytes that lie still: a mapped file, or memory that is kept alive by what is boxed here.
+/// Bytes at a fixed address: a mapped file, or memory that the boxed value keeps alive.
 pub type Bytes = Box<dyn AsRef<[u8]> + Send + Sync>;
 
-/// A checkpoint, opened: headers checked, data mapped, or in memory from the start.
+/// A checkpoint, opened: its headers are checked, and its data is mapped or in memory.
 pub struct Checkpoint {
     path: PathBuf,
-    /// The file of every shard; none in memory.
+    /// The file of every shard; empty for a checkpoint in memory.
     files: Vec<PathBuf>,
     /// The bytes of every shard.
     storages: Vec<Bytes>,
@@ -74,12 +74,12 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Open a model's folder, or one safetensors file.
     ///
-    /// Of a folder's files those are read that transformers' `from_pretrained` loads; see
-    /// [`Checkpoint::notes`] for what is passed over.
+    /// The files read are those that transformers' `from_pretrained` would load from the folder;
+    /// [`Checkpoint::notes`] names the weight files that are passed over.
     ///
     /// # Errors
-    /// [`Error::File`], [`Error::Tensor`] or [`Error::Io`] for what is missing, truncated,
-    /// malformed or not what it claims to be.
+    /// [`Error::Io`] for a file that is missing or cannot be read; [`Error::File`] or
+    /// [`Error::Tensor`] for one that is truncated or malformed, or of another format.
     pub fn open(path: &Path) -> Result<Self> {
         let kind = std::fs::metadata(path).map_err(Error::io(path))?;
         if kind.is_dir() {
@@ -125,19 +125,19 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// A checkpoint of tensors in memory, which are not copied.
+    /// A checkpoint of tensors in memory, which are not copied. Messages call it `name`.
     ///
-    /// Tensors that share all their memory are one tensor under the first of their names, as in
-    /// the files that models are saved to.
+    /// Views of the same memory count as one tensor, under the first of their names, as in the files
+    /// that transformers saves; [`Checkpoint::tied`] has the other names.
     ///
     /// # Errors
-    /// [`Error::Tensor`] for a tensor that is given twice, or whose bytes are not as many as its
-    /// dtype and shape need; `name` stands for the checkpoint's path.
+    /// [`Error::Tensor`] for a tensor that is given twice, or whose number of bytes does not fit its
+    /// dtype and shape.
     pub fn from_memory(name: impl AsRef<Path>, tensors: Vec<MemoryTensor>) -> Result<Self> {
         memory::checkpoint(name.as_ref(), tensors)
     }
 
-    /// The index and the shards tell the same story.
+    /// Refuse an index that does not list exactly the tensors of its shards.
     fn check_index(&self, index: &Index) -> Result<()> {
         for (name, file) in &index.files {
             if !self.tensors.contains_key(name) {
@@ -153,52 +153,52 @@ impl Checkpoint {
         }
     }
 
-    /// The folder or file that was opened; in memory, the checkpoint's name.
+    /// The folder or file that was opened; the name of a checkpoint in memory.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether no file holds it.
+    /// Whether the tensors lie in memory rather than in files.
     #[must_use]
     pub fn in_memory(&self) -> bool {
         self.files.is_empty()
     }
 
-    /// The files that hold the weights; none in memory.
+    /// The files that hold the weights; empty for a checkpoint in memory.
     #[must_use]
     pub fn shard_paths(&self) -> Vec<&Path> {
         self.files.iter().map(PathBuf::as_path).collect()
     }
 
-    /// Names of tensors in memory that share another's bytes, and that other's name.
+    /// Tensors in memory that are views of another tensor's memory: their names, each with the other
+    /// tensor's name.
     #[must_use]
     pub fn tied(&self) -> &BTreeMap<String, String> {
         &self.tied
     }
 
-    /// What the caller should be told about which files were read: one sentence each.
+    /// Notes for the user on the choice of files, one sentence each.
     #[must_use]
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// What a sound file can hold and a trained model does not, one sentence each: tensors of no
-    /// entries, or zeros throughout.
+    /// Signs that the model was badly saved, one sentence each: empty tensors, or zeros throughout.
     ///
-    /// Data is read until an entry is found that is not zero: one page of a sound model.
+    /// Data is read until an entry is found that is not zero, which is usually in the first page.
     #[must_use]
     pub fn suspicions(&self) -> Vec<String> {
         suspicion::of(self)
     }
 
-    /// Whether it holds floats, and all of them are zero: no model, and nothing to merge.
+    /// Whether the checkpoint holds floats and all of them are zero, so that merging it is pointless.
     #[must_use]
     pub fn is_zero(&self) -> bool {
         suspicion::is_zero_throughout(self)
     }
 
-    /// The file that holds a tensor; in memory, the checkpoint's name.
+    /// The file that holds a tensor; the name of a checkpoint in memory.
     fn file_of(&self, tensor: &TensorInfo) -> &Path {
         self.files.get(tensor.shard).unwrap_or(&self.path)
     }
@@ -214,10 +214,10 @@ impl Checkpoint {
         self.tensors.get(name)
     }
 
-    /// A tensor's data, as it lies in the file or in memory.
+    /// A tensor's data as stored: row-major, little-endian, at any alignment.
     ///
     /// # Panics
-    /// If the tensor is not one of this checkpoint's.
+    /// If the tensor is of another checkpoint and its range lies outside this one's data.
     #[must_use]
     pub fn bytes(&self, tensor: &TensorInfo) -> &[u8] {
         &(*self.storages[tensor.shard]).as_ref()[tensor.start..tensor.end]
@@ -225,8 +225,8 @@ impl Checkpoint {
 
     /// A short digest of the weights: names, dtypes, shapes and sampled bytes.
     ///
-    /// How tensors are spread over files does not matter. Training changes nearly every entry, so
-    /// samples tell models apart; a change to entries that are not sampled goes unseen.
+    /// The distribution of tensors over files does not matter. Training changes nearly every entry,
+    /// so that samples tell models apart; a change to entries that are not sampled goes unseen.
     #[must_use]
     pub fn fingerprint(&self) -> String {
         fingerprint::of(self)
@@ -242,13 +242,13 @@ impl std::fmt::Debug for Checkpoint {
     }
 }
 
-/// The sentence about tensors that more than one file holds.
+/// The note on tensors that more than one file holds.
 fn told_twice(index: &Path, mut names: Vec<String>) -> Option<String> {
     names.sort_unstable();
     names.dedup();
     (!names.is_empty()).then(|| {
         format!(
-            "{}: more than one file holds {}; read is what the index names",
+            "{}: more than one file holds {}; each is read from the file that the index names",
             index.display(),
             enumerate(names.iter().map(String::as_str))
         )

@@ -1,9 +1,9 @@
-//! Which files of a folder are the model: those that transformers' `from_pretrained` loads. There is
-//! no other answer to that question in this program.
+//! The choice of a model's weight files in a folder: those that transformers' `from_pretrained`
+//! loads. Nothing else in this program makes that choice.
 //!
 //! In this order: the file that `config.json` names as `transformers_weights`; `model.safetensors`;
-//! the shards of `model.safetensors.index.json`. A folder with none of them is read where it holds
-//! one safetensors file. What is passed over is told.
+//! the shards of `model.safetensors.index.json`. A folder with none of them is accepted if it holds
+//! exactly one safetensors file. A note names the weight files that are passed over.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -13,21 +13,21 @@ use super::index::{self, INDEX_FILE, Index, is_bare};
 use super::mapping;
 use crate::error::{Error, Result};
 
-/// The weights of a checkpoint that is one file.
+/// File name of the weights of a model that is not sharded.
 pub(super) const SINGLE_FILE: &str = "model.safetensors";
 
 const CONFIG_FILE: &str = "config.json";
 
-/// Ends the name of every index.
+/// The suffix of every index's file name.
 const INDEX_END: &str = ".safetensors.index.json";
 
 /// The files of a model.
 pub(super) struct Selection {
     /// Its weight files.
     pub files: Vec<PathBuf>,
-    /// The index that names them.
+    /// The index that names them, where the model is sharded.
     pub index: Option<Index>,
-    /// What the caller should be told.
+    /// Notes for the user.
     pub notes: Vec<String>,
 }
 
@@ -61,7 +61,7 @@ pub(super) fn select(folder: &Path) -> Result<Selection> {
     Ok(Selection { files, index, notes })
 }
 
-/// What is in a folder, by name.
+/// The names of a folder's entries.
 pub(super) fn names(folder: &Path) -> Result<BTreeSet<String>> {
     let entries = std::fs::read_dir(folder).map_err(Error::io(folder))?;
     let name = |entry: std::io::Result<std::fs::DirEntry>| {
@@ -78,7 +78,8 @@ fn chosen_by_config(folder: &Path, names: &BTreeSet<String>) -> Result<Option<St
         return Ok(None);
     }
     let text = mapping::read(&path)?;
-    // Python's JSON has numbers that this one refuses: it is read only where it says something.
+    // Python writes numbers into JSON (NaN, Infinity) that serde refuses: the config is parsed only
+    // if it can hold the key.
     if !text.windows(KEY.len()).any(|window| window == KEY.as_bytes()) {
         return Ok(None);
     }
@@ -93,12 +94,12 @@ fn chosen_by_config(folder: &Path, names: &BTreeSet<String>) -> Result<Option<St
         }
         other => Err(Error::file(
             path,
-            format!("{KEY} is {other}, which names no safetensors file of this folder"),
+            format!("{KEY} is {other}, which is not the name of a safetensors file in this folder"),
         )),
     }
 }
 
-/// The sentence about weight files that are not read.
+/// The note on weight files that are not read.
 fn passed_over(folder: &Path, entry: &str, by_config: bool, over: &[&str]) -> Option<String> {
     if over.is_empty() {
         return None;
@@ -115,7 +116,7 @@ fn passed_over(folder: &Path, entry: &str, by_config: bool, over: &[&str]) -> Op
     ))
 }
 
-/// The one safetensors file of a folder that has neither an index nor the usual name.
+/// The only safetensors file of a folder without `model.safetensors` and without its index.
 fn only_safetensors(folder: &Path, names: &BTreeSet<String>) -> Result<String> {
     let refuse = |reason: String| Err(Error::file(folder, reason));
     let ending = |end: &str| -> Vec<&str> {

@@ -1,16 +1,16 @@
-//! What a sound file can hold and a trained model does not.
+//! Signs of a badly saved model in a well-formed file: empty tensors, or zeros throughout.
 
 use super::Checkpoint;
 
-/// What both are a sign of.
+/// The probable cause of both.
 const CAUSE: &str = "it was probably saved from a sharded run without gathering its parts";
 
-/// Bytes that are looked at together.
+/// Bytes compared with zero at a time.
 const STEP: usize = 4096;
 
-/// Sentences on what is odd about a checkpoint; none for a sound one.
+/// One sentence for each sign found in a checkpoint.
 ///
-/// Only what is stored as floats is looked at: integers are buffers, which may well be zero.
+/// Only tensors of floats are looked at: tensors of integers are buffers, which may well be zero.
 pub(super) fn of(checkpoint: &Checkpoint) -> Vec<String> {
     let floats = checkpoint.tensors().filter(|tensor| tensor.dtype.float().is_some());
     let empty: Vec<_> = floats.filter(|tensor| tensor.nbytes() == 0).collect();
@@ -34,14 +34,14 @@ pub(super) fn of(checkpoint: &Checkpoint) -> Vec<String> {
     found
 }
 
-/// Whether there are floats, and all of them are zero.
+/// Whether there are floats and every bit of them is zero.
 pub(super) fn is_zero_throughout(checkpoint: &Checkpoint) -> bool {
     let floats = checkpoint.tensors().filter(|tensor| tensor.dtype.float().is_some());
     let mut full = floats.filter(|tensor| tensor.nbytes() > 0).peekable();
     full.peek().is_some() && full.all(|tensor| is_zero(checkpoint.bytes(tensor)))
 }
 
-/// Whether all bytes are zero; ends at the first stretch with one that is not.
+/// Whether all bytes are zero. Stops at the first step that holds another byte.
 fn is_zero(bytes: &[u8]) -> bool {
     bytes.chunks(STEP).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
 }

@@ -1,4 +1,4 @@
-//! Tensors that are not computed: those that must be the same everywhere, and are copied.
+//! Tensors that are copied: they are not computed with, and must be the same in all models.
 
 use rayon::prelude::*;
 
@@ -7,7 +7,7 @@ use super::destination::{Destination, Slot};
 use crate::error::{Error, Result};
 use crate::manifest::Content;
 
-/// Refuse the merge where tensors that must hold the same bytes do not.
+/// Refuse the merge if tensors that must hold the same bytes differ.
 pub(super) fn verify(job: &Job) -> Result<()> {
     job.manifest.identical.par_iter().try_for_each(|[first, second]| {
         job.monitor.check()?;

@@ -1,4 +1,4 @@
-//! How a loss changes with the weights of a merge: `∂L/∂w_i = Σ_j ∂L/∂θ_j · ∂θ_j/∂w_i`.
+//! Derivatives of a loss by the weights of a merge: `∂L/∂w_i = Σ_j ∂L/∂θ_j · ∂θ_j/∂w_i`.
 
 use rayon::prelude::*;
 
@@ -10,10 +10,10 @@ use crate::program::block::BLOCK;
 use crate::program::sweep::Chunk;
 use crate::program::{Computed, Operand};
 
-/// The derivative by every model's weight of the one tensor of a stage, at the manifest's weights.
-/// `place` is where `decided` has the tensor, whose stage was another one.
+/// The derivative by every model's weight of a tensor, at the manifest's weights. `stage` holds the
+/// tensor alone; `place` is its index in the stage that `decided` belongs to.
 ///
-/// Products and sums are float64, of a fixed shape: a sum of the sums of blocks, in index order.
+/// Products and sums are float64, of a fixed shape: the sums of blocks are added in index order.
 pub(super) fn derivatives<T: Computed>(
     stage: &Stage<T>,
     decided: &Decided<T>,

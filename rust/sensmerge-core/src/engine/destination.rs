@@ -1,4 +1,4 @@
-//! Where merged bytes go: files of an output folder, or memory that the caller holds.
+//! The destination of merged bytes: files of an output folder, or memory that the caller holds.
 
 use std::collections::BTreeMap;
 
@@ -9,28 +9,28 @@ use crate::manifest::{Manifest, Output};
 
 /// The outputs of a merge.
 pub(super) enum Destination<'o> {
-    /// One writer a shard, and for every tensor of the manifest its shard and the place of its
-    /// first byte.
+    /// One writer per shard, and for every tensor of the manifest: its shard, the offset of its first
+    /// byte in the file, and its size in bytes.
     Files(&'o [ShardWriter], Vec<(usize, u64, usize)>),
-    /// The bytes of every tensor of the manifest, in its order; each is taken once.
+    /// The buffer of every tensor of the manifest, in its order; `None` once it is taken.
     Memory(Vec<Option<&'o mut [u8]>>),
 }
 
-/// Where one piece of a tensor goes.
+/// The destination of one piece of a tensor.
 pub(super) enum Slot<'o> {
-    /// To a place in a file.
+    /// A range of a file.
     File {
         /// The file.
         writer: &'o ShardWriter,
-        /// The place of the piece's first byte.
+        /// The offset of the piece's first byte.
         offset: u64,
     },
-    /// Straight into the caller's memory.
+    /// The caller's memory.
     Memory(&'o mut [u8]),
 }
 
 impl<'o> Destination<'o> {
-    /// The files of an output folder, whose layout has the manifest's order.
+    /// The files of an output folder. The layout lists the manifest's tensors in their order.
     pub(super) fn files(writers: &'o [ShardWriter], shards: &[ShardLayout]) -> Self {
         let places = shards.iter().enumerate().flat_map(|(shard, layout)| {
             layout
@@ -41,10 +41,11 @@ impl<'o> Destination<'o> {
         Self::Files(writers, places.collect())
     }
 
-    /// The caller's buffers, by the name of their tensor.
+    /// The caller's buffers, by the names of the tensors.
     ///
     /// # Errors
-    /// [`Error::Setting`] where a tensor has no buffer or one of another size, or a buffer no tensor.
+    /// [`Error::Setting`] for a tensor without a buffer or with one of another size, and for a buffer
+    /// without a tensor.
     pub(super) fn memory(
         manifest: &Manifest,
         mut buffers: BTreeMap<String, &'o mut [u8]>,
@@ -63,12 +64,12 @@ impl<'o> Destination<'o> {
         let taken = manifest.tensors.iter().map(buffer).collect::<Result<_>>()?;
         match buffers.into_keys().next() {
             None => Ok(Self::Memory(taken)),
-            Some(name) => Err(Error::setting(name, "is no tensor of the merged model")),
+            Some(name) => Err(Error::setting(name, "is not a tensor of the merged model")),
         }
     }
 
-    /// Where the pieces of the tensor at `place` go, of `size` bytes each but for the last. To be
-    /// asked for once a tensor.
+    /// The destinations of the pieces of the tensor at index `place`, of `size` bytes each; the last
+    /// may be shorter. May be called once for each tensor: memory is handed out then.
     pub(super) fn slots(&mut self, place: usize, size: usize) -> Vec<Slot<'o>> {
         let size = size.max(1);
         match self {
@@ -87,7 +88,7 @@ impl<'o> Destination<'o> {
 }
 
 impl Slot<'_> {
-    /// Store the whole piece at once.
+    /// Store the whole piece.
     pub(super) fn put(self, bytes: &[u8]) -> Result<()> {
         match self {
             Self::File { writer, offset } => writer.write_at(offset, bytes),

@@ -1,4 +1,4 @@
-//! The entries of a source, read a few at a time as floats of the computing type.
+//! The entries of a source, read in ranges as floats of the computing type.
 
 use std::ops::Range;
 
@@ -8,28 +8,28 @@ use crate::error::{Error, Result};
 use crate::manifest::{Run, Source};
 use crate::processor;
 
-/// A source whose bytes are at hand.
+/// A source with its bytes looked up.
 pub(super) enum Entries<'i> {
-    /// Entries as they are stored.
+    /// A stored tensor.
     Stored { bytes: &'i [u8], dtype: Float },
-    /// One number.
+    /// The same number in every entry.
     Constant(f64),
-    /// Rows of others.
+    /// Rows of other sources.
     Rows {
         of: Vec<Entries<'i>>,
-        /// Entries of a row.
+        /// Number of entries of a row.
         row_length: usize,
-        /// The first row of every run in the output, and what it is a run of.
+        /// Every run, and the index of its first row in the result.
         runs: Vec<(usize, Run)>,
     },
 }
 
 impl<'i> Entries<'i> {
-    /// Find the bytes of a source.
+    /// Look up the bytes of a source.
     ///
     /// # Errors
-    /// [`Error::Tensor`] for a tensor that is not as the manifest describes it, or is not computed
-    /// with; [`Error::Setting`] for rows that there are not.
+    /// [`Error::Tensor`] for a tensor that the manifest describes otherwise, or whose dtype is not a
+    /// [`Float`]; [`Error::Setting`] for rows that do not exist.
     pub(super) fn of(source: &Source, inputs: &'i Inputs) -> Result<Self> {
         match source {
             Source::Constant { value, .. } => Ok(Self::Constant(*value)),
@@ -59,7 +59,7 @@ impl<'i> Entries<'i> {
         }
     }
 
-    /// Read entries, widened exactly.
+    /// Read entries, widened exactly. The computing type is never narrower than a source.
     pub(super) fn read<T: Real>(&self, entries: Range<usize>, out: &mut [T]) {
         match self {
             Self::Stored { bytes, dtype } => T::widen(*dtype, part(bytes, *dtype, &entries), out),
@@ -75,7 +75,7 @@ impl<'i> Entries<'i> {
         }
     }
 
-    /// Bring entries near before they are read.
+    /// Prefetch entries.
     pub(super) fn prefetch(&self, entries: Range<usize>) {
         match self {
             Self::Stored { bytes, dtype } => processor::prefetch(part(bytes, *dtype, &entries)),
@@ -86,7 +86,7 @@ impl<'i> Entries<'i> {
         }
     }
 
-    /// Bytes that one entry takes, at most: the unit of progress.
+    /// Size in bytes of one stored entry, for reporting progress: the largest of its sources.
     pub(super) fn entry_bytes(&self) -> u64 {
         match self {
             Self::Stored { dtype, .. } => dtype.size() as u64,
@@ -95,7 +95,8 @@ impl<'i> Entries<'i> {
         }
     }
 
-    /// Call `take` with the sources that hold a run of entries of rows, and the entries in each.
+    /// Call `take` with every source that holds some of `entries`, in order, and with its part of
+    /// them.
     fn pieces(&self, entries: Range<usize>, take: &mut dyn FnMut(&Self, Range<usize>)) {
         let Self::Rows { of, row_length, runs } = self else { return take(self, entries) };
         let Range { mut start, end } = entries;
@@ -103,7 +104,7 @@ impl<'i> Entries<'i> {
         while start < end {
             let (first, run) = &runs[place.max(1) - 1];
             let stop = end.min((first + run.count) * row_length);
-            // Where the entry lies in the source.
+            // The index of the entry in the source.
             let shift = start - first * row_length + run.first * row_length;
             if stop > start {
                 take(&of[run.of], shift..shift + stop - start);
@@ -119,7 +120,7 @@ fn part<'b>(bytes: &'b [u8], dtype: Float, entries: &Range<usize>) -> &'b [u8] {
     &bytes[entries.start * size..entries.end * size]
 }
 
-/// Refuse runs of rows that there are not, and sources whose rows differ.
+/// Refuse runs beyond the rows of their source, and sources whose rows have different shapes.
 fn check_rows(of: &[Source], runs: &[Run]) -> Result<()> {
     let shapes: Vec<Vec<usize>> = of.iter().map(Source::shape).collect();
     let same = shapes.windows(2).all(|pair| pair[0].get(1..) == pair[1].get(1..));

@@ -6,7 +6,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::manifest::{File, Manifest, Model, Stored};
 
-/// The checkpoints that a manifest's tensors are read from. They may serve other merges too.
+/// The checkpoints that a manifest's tensors are read from. They can be shared with other merges.
 #[derive(Clone, Debug)]
 pub struct Inputs {
     pub(super) checkpoints: Vec<Arc<Checkpoint>>,
@@ -16,18 +16,18 @@ impl Inputs {
     /// Open every file that a manifest names.
     ///
     /// # Errors
-    /// [`Error::File`] for a file that is not the one that the manifest was made from,
-    /// [`Error::Setting`] for a model that lay in memory, and what opening a file refuses.
+    /// [`Error::File`] for a file that has changed since the manifest was made, [`Error::Setting`] for
+    /// a model that was in memory, and the errors of [`Checkpoint::open`].
     pub fn open(manifest: &Manifest) -> Result<Self> {
         let opened = manifest.models.iter().map(|model| open(model).map(Arc::new));
         Ok(Self { checkpoints: opened.collect::<Result<_>>()? })
     }
 
-    /// Checkpoints that are open already, or lie in memory: those that the manifest was built from,
-    /// the base first.
+    /// Take checkpoints that are already open: those that the manifest was built from, in the order of
+    /// [`Manifest::models`], with the base first.
     ///
     /// # Errors
-    /// [`Error::Setting`] for other than as many checkpoints as the manifest names.
+    /// [`Error::Setting`] for another number of checkpoints than the manifest names.
     pub fn of(manifest: &Manifest, checkpoints: Vec<Arc<Checkpoint>>) -> Result<Self> {
         let (given, named) = (checkpoints.len(), manifest.models.len());
         if given != named {
@@ -40,11 +40,11 @@ impl Inputs {
     /// The checkpoint of a stored tensor.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a model that there is not.
+    /// [`Error::Setting`] for the index of a model that does not exist.
     pub(super) fn checkpoint(&self, stored: &Stored) -> Result<&Checkpoint> {
         let found = self.checkpoints.get(stored.model);
         found.map(Arc::as_ref).ok_or_else(|| {
-            let reason = format!("tensor '{}' is of a model that there is not", stored.name);
+            let reason = format!("tensor '{}' is of a model that does not exist", stored.name);
             Error::setting("manifest", reason)
         })
     }
@@ -52,7 +52,7 @@ impl Inputs {
     /// The data of a stored tensor.
     ///
     /// # Errors
-    /// [`Error::Tensor`] where the checkpoint does not hold it as the manifest says.
+    /// [`Error::Tensor`] if the checkpoint holds it with another dtype, shape or place, or not at all.
     pub(super) fn bytes(&self, stored: &Stored) -> Result<&[u8]> {
         let checkpoint = self.checkpoint(stored)?;
         let found = checkpoint.get(&stored.name).filter(|found| {
@@ -66,16 +66,16 @@ impl Inputs {
             None => Err(Error::tensor(
                 checkpoint.path(),
                 &stored.name,
-                "is not as the manifest describes it; plan the merge anew",
+                "differs from the manifest's description; plan the merge anew",
             )),
         }
     }
 }
 
-/// Open a model's files, which must be those that the manifest was made from.
+/// Open a model and compare its files, and its fingerprint where the manifest has one.
 fn open(model: &Model) -> Result<Checkpoint> {
     if model.files.is_empty() {
-        let reason = "lay in memory when the manifest was made, and cannot be opened again";
+        let reason = "was in memory when the manifest was made, and cannot be opened again";
         return Err(Error::setting(model.path.display().to_string(), reason));
     }
     let checkpoint = Checkpoint::open(&model.path)?;
@@ -91,7 +91,7 @@ fn open(model: &Model) -> Result<Checkpoint> {
     match changed {
         None => Ok(checkpoint),
         Some(path) => {
-            let reason = "is not what the manifest was made from; plan the merge anew";
+            let reason = "has changed since the manifest was made; plan the merge anew";
             Err(Error::file(path, reason))
         }
     }

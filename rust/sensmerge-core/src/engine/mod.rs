@@ -1,15 +1,16 @@
-//! Carries a manifest out: the only room that sees both kernels and files.
+//! Carries a manifest out: the only room that uses both kernels and files.
 //!
-//! Whoever drives, the work is the same four verbs:
+//! ```text
+//! for every stage (a window of tensors; all tensors where a reduction is over the whole model):
+//!     run the program's reductions: sweeps over the inputs that find thresholds, norms, products,
+//!         ... whose partial results by chunk are merged (`stage`)
+//!     sweep over the inputs once more: change, combine, round and write every entry (`write`)
+//! rename the files of an output folder (`checkpoint::output`)
+//! ```
 //!
-//! 1. *reduce* some tensors: what the program has to know before it can change or combine entries
-//!    (`stage`, by the reductions of `program`),
-//! 2. *merge* the partial results,
-//! 3. *write* some tensors: the last sweep over the inputs (`write`), into files or memory,
-//! 4. *commit*: give the files their names.
-//!
-//! [`execute`] drives them for a folder, [`execute_into`] for memory, and [`Prepared`] reduces once
-//! and writes often. The bytes never depend on who drives, on threads or on the size of chunks.
+//! [`execute`] writes a folder, [`execute_into`] the caller's memory, and [`Prepared`] runs the
+//! reductions once and the last sweep often. The merged bytes are the same in all three, and depend
+//! neither on the number of threads nor on the size of chunks.
 
 mod copy;
 mod derivative;
@@ -48,23 +49,25 @@ use stage::Stage;
 use tensor::{Precision, Tensor};
 use window::{precision, windows};
 
-/// Bytes of one input tensor that a thread works on at a time, as floats of the computing type.
+/// Default size of a chunk: the part of a tensor that a thread works on at a time, in bytes of the
+/// computing type.
 pub const DEFAULT_CHUNK_BYTES: usize = 1 << 20;
 
-/// How to carry a manifest out. No option changes a byte of what is written.
+/// Options of a merge. None of them changes the value of a merged entry.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Threads; `None` uses every core.
+    /// Number of threads; `None` uses every core.
     pub threads: Option<usize>,
-    /// Size of a chunk, rounded down to whole blocks.
+    /// Size of a chunk in bytes of the computing type, rounded down to whole blocks, at least one.
+    /// Methods that work on the rows of matrices ignore it.
     pub chunk_bytes: usize,
-    /// Largest weight file; a tensor above it gets a file alone.
+    /// Largest size of a weight file's data, in bytes; a larger tensor gets a file of its own.
     pub max_shard_bytes: u64,
     /// Flush files and folder to the disk before returning.
     pub sync: bool,
-    /// Replace a model that is already in the output folder.
+    /// Replace the output of an earlier merge in the output folder.
     pub overwrite: bool,
-    /// Let NaN in inputs, and what overflows the output's dtype, through to the output.
+    /// Write NaN and infinite values instead of refusing NaN in inputs and merges that overflow.
     pub allow_nan: bool,
 }
 
@@ -107,26 +110,26 @@ pub enum Sidecar {
     },
 }
 
-/// What was written.
+/// Description of a written model.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
     /// The output folder.
     pub output: PathBuf,
-    /// Tensors in it.
+    /// Number of tensors.
     pub tensors: usize,
-    /// Entries of all tensors.
+    /// Number of entries of all tensors.
     pub parameters: u64,
-    /// Bytes of all tensors.
+    /// Size of all tensors in bytes.
     pub bytes: u64,
     /// Names of the weight files.
     pub shards: Vec<String>,
-    /// What the caller should be told.
+    /// Notes for the user.
     pub notes: Vec<String>,
-    /// Seconds from the call to the last file's renaming.
+    /// Seconds from the call to the end of the merge, the flush included.
     pub seconds: f64,
 }
 
-/// A manifest being carried out: what every part of the engine looks at.
+/// A merge in progress: the data shared by all parts of the engine.
 struct Job<'e> {
     manifest: &'e Manifest,
     inputs: &'e Inputs,
@@ -147,13 +150,13 @@ impl<'e> Job<'e> {
     ) -> Result<Self> {
         let program = program(manifest).ok_or_else(|| {
             let name = &manifest.method.name;
-            Error::setting("merge_method", format!("'{name}' is no method that is known"))
+            Error::setting("merge_method", format!("'{name}' is not a known method"))
         })?;
         let notes = Mutex::default();
         Ok(Self { manifest, inputs, program, output, options, monitor, notes })
     }
 
-    /// What the caller knew, what the manifest says and what was found, each once.
+    /// The notes that were `known` before, the manifest's and those found by the merge, each once.
     fn all_notes(&self, known: &[String]) -> Vec<String> {
         let found = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         let mut notes: Vec<String> = Vec::new();
@@ -165,27 +168,29 @@ impl<'e> Job<'e> {
         notes
     }
 
-    /// Remember what the caller should be told.
+    /// Add a note for the user.
     fn note(&self, note: String) {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner).insert(note);
     }
 }
 
-/// The program of a manifest's method.
+/// The program of a manifest's method; `None` for an unknown method.
 fn program(manifest: &Manifest) -> Option<Program> {
     find(&manifest.method.name).map(|method| method.program(&manifest.method))
 }
 
-/// Merge: read the inputs of `manifest`, write the model and its `sidecars` into the folder `output`.
+/// Merge the inputs of `manifest` and write the model and its `sidecars` into the folder `output`.
 ///
-/// `notes` are what the caller knows already and wants kept with what the merge finds.
+/// `notes` are notes for the user that are kept with those of the merge.
 ///
-/// The folder is complete when this returns `Ok`. On an error, or when `monitor` is cancelled, what
-/// was written is removed; a process that is killed leaves a folder marked as unfinished.
+/// The folder is complete when this returns `Ok`. On an error, or when `monitor` is cancelled, the
+/// written files are removed; only if some already replace those of an older output does the folder
+/// stay, marked as unfinished. A killed process leaves a folder marked as unfinished, too.
 ///
 /// # Errors
 /// [`Error::Output`] for a folder that cannot be written to as asked, [`Error::Tensor`] for data
-/// that cannot be merged, [`Error::Io`], [`Error::Interrupted`].
+/// that cannot be merged, [`Error::Setting`] for an unknown method or threads that cannot be started,
+/// [`Error::File`] for a sidecar that is not a regular file, [`Error::Io`], [`Error::Interrupted`].
 pub fn execute(
     manifest: &Manifest,
     inputs: &Inputs,
@@ -234,14 +239,14 @@ pub fn execute(
     })
 }
 
-/// Merge into memory: one buffer for every tensor of the manifest, by name, of exactly its bytes,
-/// little-endian. Returns what the caller should be told.
+/// Merge into memory and return the notes for the user. `buffers` holds, by name, one buffer for every
+/// tensor of the manifest, of exactly its size in bytes; entries are written little-endian.
 ///
-/// On an error, or when `monitor` is cancelled, some of them are merged and others are not.
+/// On an error, or when `monitor` is cancelled, some buffers are merged and others are not.
 ///
 /// # Errors
-/// [`Error::Setting`] where a tensor has no buffer or one of another size, or a buffer belongs to no
-/// tensor; otherwise as [`execute`].
+/// [`Error::Setting`] for a tensor without a buffer or with one of another size, and for a buffer
+/// without a tensor; otherwise as [`execute`].
 pub fn execute_into(
     manifest: &Manifest,
     inputs: &Inputs,
@@ -255,7 +260,7 @@ pub fn execute_into(
     Ok(job.all_notes(&[]))
 }
 
-/// A text in Markdown and the notes of a merge.
+/// A text in Markdown with the notes of a merge listed at its end.
 fn with_notes(content: &str, notes: &[String]) -> String {
     if notes.is_empty() {
         return content.to_owned();
@@ -264,7 +269,7 @@ fn with_notes(content: &str, notes: &[String]) -> String {
     format!("{content}\n## Notes\n\n{}", items.concat())
 }
 
-/// Reduce and write every tensor, a stage at a time.
+/// Copy the tensors that are copied; reduce and write the others, stage by stage.
 fn run(job: &Job, mut destination: Destination) -> Result<()> {
     let (tensors, stages) = tensors_and_stages(job)?;
     let bytes = |tensor: &Tensor| tensor.entry_bytes * tensor.elements() as u64;
@@ -290,12 +295,12 @@ fn run_stage<T: Computed>(
     write::write(&stage, &decided, destination)
 }
 
-/// The tensors that are merged, and which of them are decided together: all of them where a
-/// reduction is over the whole model, a window at a time elsewhere.
+/// The tensors that are merged, and the stages as ranges of them: one stage of all tensors if a
+/// reduction is over the whole model, otherwise one per window.
 fn tensors_and_stages<'e>(job: &Job<'e>) -> Result<(Vec<Tensor<'e>>, Vec<Range<usize>>)> {
     let mut tensors = Tensor::all(job.manifest, job.inputs)?;
     if job.program.scope() == Scope::Model {
-        // Magnitudes that share a threshold must share a type.
+        // Magnitudes that are compared with one threshold must be of one type.
         if tensors.iter().any(|tensor| tensor.precision == Precision::Double) {
             for tensor in &mut tensors {
                 tensor.precision = Precision::Double;

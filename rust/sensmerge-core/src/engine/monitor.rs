@@ -1,10 +1,11 @@
-//! What a running merge shares with whoever waits for it: how far it is, and whether to stop.
+//! Progress and cancellation of a running merge, shared with the thread that waits for it.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
 
-/// Progress out, cancellation in. Share it between the thread that merges and one that watches.
+/// The progress of a merge, and the request to cancel it. Share it between the merging thread and a
+/// waiting one.
 #[derive(Debug, Default)]
 pub struct Monitor {
     total: AtomicU64,
@@ -13,20 +14,22 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// Nothing done, nothing to do yet.
+    /// A monitor with no progress, not cancelled.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Bytes read so far and bytes to read in all; a method that looks at a tensor several times
-    /// counts it several times.
+    /// Bytes read so far, and the expected number of bytes to read; an input counts once for every
+    /// sweep over it. The search for a threshold may need more sweeps than expected, so that the first
+    /// number may exceed the second.
     #[must_use]
     pub fn progress(&self) -> (u64, u64) {
         (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
     }
 
-    /// Ask the merge to stop; it leaves nothing behind and returns [`Error::Interrupted`].
+    /// Ask the merge to stop. It then returns [`Error::Interrupted`]. A merge that is already renaming
+    /// its files finishes.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
     }
@@ -39,7 +42,8 @@ impl Monitor {
         self.done.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Called between pieces of work, so that a cancellation is heard within milliseconds.
+    /// Return an error if the merge is cancelled. Called between chunks, so that a merge stops within
+    /// milliseconds.
     pub(super) fn check(&self) -> Result<()> {
         if self.cancelled.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
     }

@@ -1,5 +1,6 @@
-//! Merges that differ in weights alone, for searches: what sparsification keeps is decided once, a
-//! candidate is one sweep, and a loss can be differentiated by the weights.
+//! Merges that differ only in their weights, for searches: the reductions (thresholds, norms,
+//! products) run once, each candidate then costs one sweep, and a loss can be differentiated by the
+//! weights.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,10 +20,9 @@ pub struct Prepared {
     manifest: Manifest,
     inputs: Inputs,
     options: Options,
-    /// One for every tensor that is merged, in the manifest's order: a decision of one tensor needs
-    /// no other.
+    /// The decisions of every stage, in the order of the stages.
     stages: Vec<StageDecision>,
-    /// Where a tensor is.
+    /// The place of every merged tensor, by name.
     places: BTreeMap<String, Place>,
 }
 
@@ -32,7 +32,7 @@ enum StageDecision {
     Double(Decided<f64>),
 }
 
-/// Where a tensor is: its place in the manifest, its stage, and its place in the stage.
+/// The place of a tensor: its index in the manifest, the index of its stage, and its index there.
 struct Place {
     tensor: usize,
     stage: usize,
@@ -40,11 +40,11 @@ struct Place {
 }
 
 impl Prepared {
-    /// Decide what the method keeps of every task vector: the sweeps of a merge but for the last one.
+    /// Run the reductions of a merge: all its sweeps but the last one.
     ///
     /// # Errors
-    /// [`Error::Tensor`] for data that cannot be merged, [`Error::Setting`] where threads cannot be
-    /// started, [`Error::Interrupted`].
+    /// [`Error::Tensor`] for data that cannot be merged, [`Error::Setting`] for an unknown method or
+    /// threads that cannot be started, [`Error::Interrupted`].
     pub fn new(
         manifest: Manifest,
         inputs: Inputs,
@@ -79,8 +79,9 @@ impl Prepared {
         Ok(Self { manifest, inputs, options, stages, places })
     }
 
-    /// Whether the decisions hold for another manifest too: it may differ in weights, λ, what is
-    /// divided by, and in the output's dtype, but not in what decides which entries are kept.
+    /// Whether the reductions' results hold for another manifest too. It may differ in the weights, λ,
+    /// `normalize` and the output's dtype, but not in the inputs or in a parameter of the steps that
+    /// drop, trim or rescale entries.
     #[must_use]
     pub fn serves(&self, manifest: &Manifest) -> bool {
         let (ours, theirs) = (&self.manifest, manifest);
@@ -110,7 +111,7 @@ impl Prepared {
     /// Take the weights of another manifest that this one [serves](Self::serves).
     ///
     /// # Errors
-    /// [`Error::Setting`] where it does not.
+    /// [`Error::Setting`] if it does not serve the manifest.
     pub fn reweigh(&mut self, manifest: Manifest) -> Result<()> {
         if !self.serves(&manifest) {
             let reason = "only weights, λ and normalize may change; prepare the merge anew";
@@ -120,7 +121,7 @@ impl Prepared {
         Ok(())
     }
 
-    /// Merge into memory, as [`execute_into`](super::execute_into) does, by the last sweep alone.
+    /// Merge into memory, like [`execute_into`](super::execute_into), with the last sweep alone.
     ///
     /// # Errors
     /// As [`execute_into`](super::execute_into).
@@ -149,16 +150,16 @@ impl Prepared {
         })
     }
 
-    /// `∂L/∂w_i` for every model's weight of one tensor, from `∂L/∂θ` of that tensor at the
-    /// current weights. What is kept and the signs that are elected are held fixed: they are, but
-    /// where a vote is a draw. Runs on the rayon pool that calls it.
+    /// `∂L/∂w_i` for every model's weight of one tensor, from its gradient `∂L/∂θ` at the current
+    /// weights. The kept entries and the elected signs are treated as constants, which they are in a
+    /// neighbourhood of the weights unless an election is a draw. Runs on the rayon pool of the caller.
     ///
     /// # Errors
     /// [`Error::Setting`] for a tensor that is not merged, a gradient of another length, or a method
-    /// whose weights cannot be learned.
+    /// whose weights cannot be learned; [`Error::Tensor`] for NaN in an input.
     pub fn derivatives(&self, tensor: &str, gradient: Buffer) -> Result<Vec<f64>> {
         let place = self.places.get(tensor).ok_or_else(|| {
-            Error::setting(tensor, "is no tensor that is merged, so no weight changes it")
+            Error::setting(tensor, "is not a merged tensor, so that no weight changes it")
         })?;
         let monitor = Monitor::new();
         let job = self.job(&monitor)?;
@@ -187,7 +188,8 @@ impl Prepared {
     }
 }
 
-/// Whether two merges read the same entries, and keep the same of them.
+/// Whether two merges of a tensor have the same inputs and the same values, bit for bit, of the
+/// parameters `sparsifying`, so that the same entries are kept in both.
 fn same_entries(one: &Merge, other: &Merge, sparsifying: &[&str]) -> bool {
     let bits = |numbers: &Numbers, parameter: &str| -> Option<Vec<u64>> {
         numbers.get(parameter).map(|number| match number {

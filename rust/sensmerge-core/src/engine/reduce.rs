@@ -1,5 +1,5 @@
-//! Reductions over tensors that a caller already holds in memory: what calibration asks of the
-//! kernels. They run on the rayon pool that calls them.
+//! Reductions over tensors that the caller holds in memory, for calibration. They run on the rayon
+//! pool of the caller.
 
 use rayon::prelude::*;
 
@@ -22,7 +22,7 @@ impl<'b> Buffer<'b> {
     /// A view of `bytes` as entries of `dtype`.
     ///
     /// # Errors
-    /// [`Error::Setting`] where the length is no whole number of entries.
+    /// [`Error::Setting`] under `name` if the length is not a whole number of entries.
     pub fn new(name: &str, bytes: &'b [u8], dtype: Float) -> Result<Self> {
         if bytes.len().is_multiple_of(dtype.size()) {
             return Ok(Self { bytes, dtype });
@@ -30,7 +30,7 @@ impl<'b> Buffer<'b> {
         let length = bytes.len();
         Err(Error::setting(
             name,
-            format!("{length} bytes are no whole number of {dtype:?} entries"),
+            format!("{length} bytes are not a whole number of {dtype:?} entries"),
         ))
     }
 
@@ -60,7 +60,7 @@ impl<'b> Buffer<'b> {
         Self { bytes: &self.bytes[row * size..(row + 1) * size], dtype: self.dtype }
     }
 
-    /// Refuse another number of entries.
+    /// Refuse a number of entries other than `expected`.
     pub(super) fn check_length(&self, name: &str, expected: usize) -> Result<()> {
         if self.len() == expected {
             return Ok(());
@@ -72,11 +72,11 @@ impl<'b> Buffer<'b> {
 
 /// `Σ_j |θ_j · g_j|` over one parameter tensor (Sens-Merging, Eq. 1 and 3).
 ///
-/// Products are float32 (float64 where a buffer is), sums float64 of a fixed shape: the result
-/// does not depend on the number of threads.
+/// Products are float32 (float64 if a buffer is float64) and sums float64 of a fixed shape, so that
+/// the result does not depend on the number of threads.
 ///
 /// # Errors
-/// [`Error::Setting`] where the lengths differ.
+/// [`Error::Setting`] if the lengths differ.
 pub fn sum_abs_product(theta: Buffer, gradient: Buffer) -> Result<f64> {
     gradient.check_length("gradient", theta.len())?;
     if theta.dtype == Float::F64 || gradient.dtype == Float::F64 {
@@ -86,10 +86,13 @@ pub fn sum_abs_product(theta: Buffer, gradient: Buffer) -> Result<f64> {
     }
 }
 
-/// `‖a_r − b_r‖₂` for every row `r` of two `[rows, columns]` matrices (Sens-Merging, Eq. 4).
+/// `‖a_r − b_r‖₂` for every row `r` of two row-major `[rows, columns]` matrices (Sens-Merging, Eq. 4).
+///
+/// Differences are float32 (float64 if a buffer is float64), squares and sums float64 of a fixed
+/// shape.
 ///
 /// # Errors
-/// [`Error::Setting`] where the lengths differ or are no multiple of `rows`.
+/// [`Error::Setting`] if the lengths differ or are not a multiple of `rows`.
 pub fn row_distances(a: Buffer, b: Buffer, rows: usize) -> Result<Vec<f64>> {
     b.check_length("b", a.len())?;
     if rows == 0 || !a.len().is_multiple_of(rows) {
@@ -110,7 +113,8 @@ pub fn row_distances(a: Buffer, b: Buffer, rows: usize) -> Result<Vec<f64>> {
     Ok((0..rows).into_par_iter().map(distance).collect())
 }
 
-/// A sum over pairs of entries: of numbers, and of entries that are stored in one dtype.
+/// A kernel that sums over pairs of entries, in two forms: over floats of the computing type, and over
+/// stored entries of one dtype.
 struct Kernel<T> {
     wide: fn(&[T], &[T]) -> f64,
     stored: fn(Float, &[u8], &[u8]) -> f64,

@@ -1,4 +1,4 @@
-//! Tensors that are decided together, and what a program has decided about them.
+//! Stages: tensors whose reductions run together, and the results.
 
 use std::ops::Range;
 
@@ -14,25 +14,25 @@ use crate::program::idle::Idle;
 use crate::program::sweep::{self, Chunk, LookAtChunk, LookAtTensor, Sweep, Wants};
 use crate::program::{Computed, Decision, Subject};
 
-/// The buffers that threads work with.
+/// The buffers of the threads.
 pub(super) type Scratch<T> = Idle<Worker<T>, Box<dyn Fn() -> Worker<T> + Sync>>;
 
-/// What one thread works with.
+/// The buffers of one thread.
 pub(super) struct Worker<T: Real> {
     pub(super) block: Block<T>,
-    /// A chunk's output.
+    /// A chunk's output, as it is written to a file.
     pub(super) bytes: Vec<u8>,
 }
 
-/// What the program decided about the tensors of a stage. No weight has a say in it.
+/// The results of the program's reductions for a stage. They do not depend on the weights.
 pub(super) struct Decided<T: Real> {
-    /// By step and tensor.
+    /// The decision of every step, by tensor.
     pub(super) steps: Vec<Vec<Decision<T>>>,
-    /// What the combination's reductions found, by tensor.
+    /// The results of the combination's reductions, by tensor.
     pub(super) found: Vec<Vec<f64>>,
 }
 
-/// Tensors of one precision that are decided together.
+/// Tensors of one precision whose reductions run together.
 pub(super) struct Stage<'s, 'm, T: Real> {
     pub(super) job: &'s Job<'s>,
     pub(super) tensors: &'s [Tensor<'m>],
@@ -56,7 +56,8 @@ impl<'s, 'm, T: Computed> Stage<'s, 'm, T> {
         }
     }
 
-    /// Do the program's reductions, in their order.
+    /// Run the program's reductions: those of every step, over entries as the steps before it leave
+    /// them, then those of the combination.
     pub(super) fn decide(&self) -> Result<Decided<T>> {
         let program = &self.job.program;
         let mut decided = Decided { steps: Vec::new(), found: Vec::new() };
@@ -76,7 +77,7 @@ impl<'s, 'm, T: Computed> Stage<'s, 'm, T> {
     }
 }
 
-/// What the steps decided so far carry at the start of a chunk of a tensor.
+/// The state that each step carries from block to block, at the start of a chunk of a tensor.
 pub(super) fn carried<T: Real>(
     steps: &[Vec<Decision<T>>],
     tensor: usize,
@@ -85,14 +86,14 @@ pub(super) fn carried<T: Real>(
     steps.iter().map(|step| step[tensor].carried(chunk)).collect()
 }
 
-/// A sweep over a stage while some of the program's steps are decided.
+/// A sweep over a stage while the first of the program's steps are decided.
 struct Deciding<'d, 's, 'm, T: Real> {
     stage: &'d Stage<'s, 'm, T>,
     steps: &'d [Vec<Decision<T>>],
 }
 
 impl<T: Computed> Deciding<'_, '_, '_, T> {
-    /// Read the active rows of a block, as the decided steps leave them.
+    /// Read the active rows of a block and apply the decided steps to them.
     fn read(
         &self,
         tensor: usize,

@@ -1,4 +1,4 @@
-//! A tensor being merged: its inputs as bytes, read block by block.
+//! A tensor being merged, whose inputs are read block by block.
 
 use std::ops::Range;
 
@@ -14,15 +14,16 @@ use crate::program::block::{BLOCK, Block};
 /// The floating-point type that a tensor is computed in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Precision {
-    /// float32: no input of the tensor is wider.
+    /// float32, if no input is float64.
     Single,
-    /// float64: some input of the tensor is float64.
+    /// float64, if an input is float64: of the tensor, or of any tensor where a threshold is shared by
+    /// the whole model.
     Double,
 }
 
 /// A tensor being merged.
 pub(super) struct Tensor<'m> {
-    /// Its place in the manifest.
+    /// Its index in the manifest.
     pub(super) place: usize,
     pub(super) output: &'m Output,
     pub(super) merge: &'m Merge,
@@ -32,7 +33,7 @@ pub(super) struct Tensor<'m> {
     seed: u64,
     base: Option<Entries<'m>>,
     experts: Vec<Entries<'m>>,
-    /// Bytes of all inputs for one entry: the unit of progress.
+    /// Size in bytes of one entry in all inputs together, for reporting progress.
     pub(super) entry_bytes: u64,
 }
 
@@ -43,7 +44,7 @@ impl<'m> Tensor<'m> {
         places.filter_map(|place| Self::at(manifest, inputs, place).transpose()).collect()
     }
 
-    /// The tensor at a place of the manifest; `None` where it is copied.
+    /// The tensor at an index of the manifest; `None` if it is copied.
     pub(super) fn at(
         manifest: &'m Manifest,
         inputs: &'m Inputs,
@@ -71,7 +72,7 @@ impl<'m> Tensor<'m> {
         }))
     }
 
-    /// What the program may know of it.
+    /// Its description for the program.
     pub(super) fn subject(&self) -> Subject<'m> {
         self.merge.subject(self.output, self.seed)
     }
@@ -86,19 +87,19 @@ impl<'m> Tensor<'m> {
         self.experts.len()
     }
 
-    /// The base's entries; nothing where parameters themselves are combined.
+    /// Read the base's entries; leaves `out` as it is if parameters themselves are combined.
     pub(super) fn read_base<T: Real>(&self, entries: Range<usize>, out: &mut [T]) {
         if let Some(base) = &self.base {
             base.read(entries, out);
         }
     }
 
-    /// An expert's entries as they are stored.
+    /// Read an expert's parameters.
     pub(super) fn read_expert<T: Real>(&self, expert: usize, entries: Range<usize>, out: &mut [T]) {
         self.experts[expert].read(entries, out);
     }
 
-    /// Turn an expert's row of a block into its task vector's.
+    /// Turn an expert's row of a block into the task vector's, if task vectors are combined.
     pub(super) fn subtract_base<T: Real>(&self, expert: usize, block: &mut Block<T>) {
         if self.base.is_some() {
             let (base, row) = block.base_and_row(expert);
@@ -106,8 +107,8 @@ impl<'m> Tensor<'m> {
         }
     }
 
-    /// Bring the block after this one near, of every input: memory then works while the processor
-    /// does, which is worth a quarter of a merge's time.
+    /// Prefetch the block after this one, of every input: memory then works while the processor
+    /// computes, which saves a quarter of a merge's time.
     pub(super) fn prefetch_after(&self, entries: &Range<usize>) {
         let next = entries.end..self.elements().min(entries.end + BLOCK);
         for input in self.base.iter().chain(&self.experts) {

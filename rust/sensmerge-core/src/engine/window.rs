@@ -1,9 +1,10 @@
-//! How a merge is cut into pieces of work.
+//! The division of a merge into pieces of work.
 //!
-//! A *chunk* is a run of entries of one tensor, of a fixed size: what one thread does at a time. A
-//! *window* is a run of tensors of one precision whose statistics (thresholds, norms) are held
-//! at a time: it bounds memory, and gives every thread enough chunks. Neither changes a byte of
-//! the output: statistics are exact or sums of a fixed shape.
+//! A *chunk* is a run of consecutive entries of one tensor that one thread computes; all chunks of a
+//! tensor but the last have the same size. A *window* is a run of consecutive tensors of one precision
+//! whose reductions run together: it bounds the memory for their results, and holds enough chunks for
+//! all threads. A *block* is the part of a chunk that is computed at a time. The output depends on
+//! none of the sizes that can be chosen: results of reductions are exact or sums of a fixed shape.
 
 use std::ops::Range;
 
@@ -13,17 +14,17 @@ use crate::program::Blocks;
 use crate::program::block::BLOCK;
 use crate::program::sweep::Chunk;
 
-/// Entries of a window: enough chunks for many threads.
+/// Entries of a window, at most, unless a single tensor has more: 256 chunks of float32.
 const WINDOW_ENTRIES: usize = 1 << 26;
 
-/// Tensors of a window: 20,000 small tensors make a few windows, not 20,000.
+/// Tensors of a window, at most. Not one: a model may have 20,000 small tensors.
 const WINDOW_TENSORS: usize = 4096;
 
-/// Entries of a chunk of whole rows, about. No option changes it: sums over columns add up the sums
-/// of chunks.
+/// Entries of a chunk of whole rows, about. Unlike the size of other chunks it is not an option: sums
+/// over columns are sums of the chunks' sums, and would change with it.
 const CHUNK_OF_ROWS: usize = 1 << 18;
 
-/// Entries of a chunk of a tensor.
+/// Number of entries of a chunk of `tensor`.
 pub(super) fn chunk_entries<T: Real>(tensor: &Tensor, blocks: Blocks, chunk_bytes: usize) -> usize {
     match blocks {
         Blocks::Flat => (chunk_bytes / size_of::<T>() / BLOCK).max(1) * BLOCK,
@@ -51,7 +52,7 @@ pub(super) fn chunks<T: Real>(
     tensors.iter().enumerate().flat_map(of_tensor).collect()
 }
 
-/// The blocks of a chunk, in order. Where blocks are of rows, none goes over the end of a row.
+/// The blocks of a chunk, in order. With [`Blocks::Rows`] a block ends where its row ends.
 pub(super) fn blocks(
     chunk: &Chunk,
     tensor: &Tensor,

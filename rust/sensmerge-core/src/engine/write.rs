@@ -1,4 +1,15 @@
-//! The last sweep: read a block of every input, combine, round once, write.
+//! The last sweep of a merge:
+//!
+//! ```text
+//! for every chunk, in parallel, and every block of it, in order:
+//!     read the block of the base and of every expert, and subtract the base
+//!     apply the program's steps (drop, trim, rescale) to the task vectors
+//!     combine them into one row, scale it by λ and add it to the base
+//!     round it once to the output's dtype; refuse values that are not finite
+//! write the chunk
+//! ```
+//!
+//! Where parameters are combined rather than task vectors, nothing is subtracted, scaled or added.
 
 use std::ops::Range;
 
@@ -18,7 +29,7 @@ use crate::program::block::{Block, Parts};
 use crate::program::sweep::Chunk;
 use crate::program::{Computed, Join, Operand};
 
-/// What the last sweep over one tensor needs to know.
+/// The combination of one tensor's rows: its join and λ.
 pub(super) struct Combination<T: Real> {
     pub(super) join: Box<dyn Join<T>>,
     lambda: T,
@@ -34,7 +45,7 @@ impl<T: Computed> Combination<T> {
     }
 }
 
-/// Merge the tensors of a stage and put them where they belong.
+/// Merge the tensors of a stage into their destination.
 pub(super) fn write<T: Computed>(
     stage: &Stage<T>,
     decided: &Decided<T>,
@@ -54,7 +65,7 @@ pub(super) fn write<T: Computed>(
     })
 }
 
-/// Merge one chunk of a tensor and put it where it belongs.
+/// Merge one chunk of a tensor into its destination.
 fn merge_chunk<T: Computed>(
     stage: &Stage<T>,
     decided: &Decided<T>,
@@ -108,8 +119,8 @@ fn merge_into<T: Computed>(
     Ok(())
 }
 
-/// Read one block of the base and of every sparsified task vector of a tensor, given its places in the
-/// stage and among the decisions.
+/// Read one block of the base and of every model, subtract the base, and apply the steps. `tensor` is
+/// the index of the tensor in the stage, `place` its index in `decided`.
 pub(super) fn read<T: Computed>(
     stage: &Stage<T>,
     decided: &Decided<T>,
@@ -125,7 +136,7 @@ pub(super) fn read<T: Computed>(
     let hides = |model| decided.steps.iter().any(|step| step[place].may_hide_nan(model));
     for model in 0..block.models() {
         tensor.read_expert(model, entries.clone(), block.row_mut(model));
-        // Elsewhere NaN reaches the output, where one look finds it.
+        // Unless a step may set it to 0, NaN reaches the output, where `round` finds it.
         if hides(model) && !stage.job.options.allow_nan && has_nan(block.row(model)) {
             return Err(nan_input(stage.job, tensor, Some(model)));
         }
@@ -137,7 +148,7 @@ pub(super) fn read<T: Computed>(
     Ok(())
 }
 
-/// Round the combined entries once, into the bytes that are written.
+/// Round the combined entries once, into `bytes`, and refuse NaN and overflow.
 fn round<T: Real>(
     job: &Job,
     tensor: &Tensor,
@@ -154,7 +165,8 @@ fn round<T: Real>(
     if !all_finite(out) {
         return explain(job, tensor, entries, block);
     }
-    // Only float16 is narrower in range than what checkpoints hold.
+    // The range of float16 is narrower than that of the other dtypes that checkpoints use. (Values of
+    // float64 inputs beyond the range of float32 or bfloat16 become infinite unnoticed.)
     if dtype == Float::F16 {
         T::widen(dtype, bytes, signs);
         if has_infinite(signs) {
@@ -165,8 +177,8 @@ fn round<T: Real>(
     Ok(())
 }
 
-/// Find out why a block of the output is not finite: NaN is refused, infinite entries of an input are
-/// noted.
+/// Find out why a block of the output is not finite: NaN and overflow are refused, infinite entries of
+/// an input are noted.
 fn explain<T: Real>(
     job: &Job,
     tensor: &Tensor,

@@ -1,8 +1,10 @@
-//! Narrowing down a magnitude of given rank: which entries lie above, on and inside a bracket.
+//! One pass over a task vector against a bracket of magnitudes: count the entries above the bracket
+//! and on its bounds, and collect the magnitudes inside it. The search for the magnitude of a given
+//! rank is made of such passes.
 //!
-//! Where the bracket is narrow, nearly all entries are only compared and counted. The bounds are
-//! counted apart from what lies between them: differences of bfloat16 numbers take few values, so
-//! that a bound alone may hold a tenth of all entries.
+//! If the bracket is narrow, nearly all entries are only compared and counted. The bounds are counted
+//! rather than collected because differences of bfloat16 numbers take few values: a tenth of all
+//! entries may lie on one bound.
 
 use crate::dtype::Real;
 use crate::processor::widest;
@@ -10,7 +12,7 @@ use crate::processor::widest;
 /// Entries compared at a time.
 const LANES: usize = 16;
 
-/// Two magnitudes, both included.
+/// A range of magnitudes, both bounds included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bracket<M> {
     /// The lower bound.
@@ -19,20 +21,20 @@ pub struct Bracket<M> {
     pub high: M,
 }
 
-/// How many entries lie where.
+/// Numbers of entries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Above the upper bound.
     pub above: u64,
     /// On the upper bound.
     pub high: u64,
-    /// On the lower bound, where that is not the upper one too.
+    /// On the lower bound; 0 if both bounds are equal.
     pub low: u64,
 }
 
 widest! {
-    /// Add the entries of `delta` to `counts`, store the magnitudes strictly inside the bracket, in index
-    /// order, in `inside`, and return how many these are.
+    /// Add the entries of `delta` to `counts`, write the magnitudes strictly inside the bracket to the
+    /// start of `inside`, in index order, and return their number.
     ///
     /// # Panics
     /// If `inside` is shorter than `delta`.

@@ -1,11 +1,11 @@
-//! How a merged entry changes with the weights it was merged with.
+//! Derivatives of merged entries by the weights of the merge.
 
 use super::disjoint::{Agreement, Divisor, agrees};
 use super::sum::sum;
 use crate::dtype::Real;
 use crate::processor::widest;
 
-/// `Σ_j a_j b_j`: products and sums in float64, of a fixed shape.
+/// `Σ_j a_j b_j`: products and sums in float64, added in the fixed shape of [`sum`](super::sum).
 ///
 /// # Panics
 /// If the lengths differ.
@@ -15,11 +15,11 @@ pub fn dot<T: Real>(a: &[T], b: &[T]) -> f64 {
 }
 
 widest! {
-    /// Turn each row of `deltas` into `∂out_j/∂w_i` of [`disjoint`](super::disjoint::disjoint), the
-    /// signs held fixed; `out` is what that computed.
+    /// Replace row i of `deltas` by `∂out_j/∂w_i`, where `out` is the result of
+    /// [`disjoint`](super::disjoint::disjoint) for the same arguments and the signs are held fixed.
     ///
-    /// With `m_ij` for "row i takes part" and the divisor `d_j`, that is `m_ij (δ_ij − out_j) / d_j`
-    /// where the divisor is the sum of weights, and `m_ij δ_ij / d_j` elsewhere.
+    /// With `m_ij` = 1 where row i takes part in entry j (else 0) and the divisor `d_j`, the derivative
+    /// is `m_ij (δ_ij − out_j) / d_j` for [`Divisor::Weights`], and `m_ij δ_ij / d_j` for the others.
     ///
     /// # Panics
     /// If the lengths do not match.
@@ -74,7 +74,7 @@ mod tests {
         #[test]
         fn as_finite_differences((length, rows, weights) in rows(finite()), seed in 0..3_usize) {
             let rows: Vec<f64> = rows.into_iter().map(f64::from).collect();
-            // Weights that are far enough from 0 for their sums not to vanish.
+            // Weights of at least 0.5, so that their sums do not vanish.
             let weights: Vec<f64> = weights.iter().map(|&w| f64::from(w.abs()) + 0.5).collect();
             let signs: Vec<f64> =
                 (0..length).map(|j| [1.0, -1.0, 0.0][(j * 7 + seed) % 3]).collect();

@@ -1,13 +1,13 @@
-//! The disjoint sum and mean: only experts that agree with the elected sign take part (TIES,
-//! Yadav et al. 2023, §4.2).
+//! The disjoint sum and mean: only experts whose vote has the elected sign take part (TIES, Yadav et
+//! al. 2023, §4.2).
 
 use crate::dtype::Real;
 use crate::processor::widest;
 
-/// Entries merged at a time: their sums stay in registers.
+/// Entries merged at a time, so that their sums stay in registers.
 const LANES: usize = 16;
 
-/// What has to have the elected sign.
+/// The vote of an expert, whose sign is compared with the elected one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Agreement {
     /// `w_i δ_ij`.
@@ -16,23 +16,23 @@ pub enum Agreement {
     Unweighted,
 }
 
-/// What the sum is divided by.
+/// The divisor of the sum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Divisor {
     /// 1.
     One,
-    /// The sum of the weights of those that take part.
+    /// The sum of the weights of the experts that take part.
     Weights,
-    /// The number of those that take part.
+    /// The number of experts that take part.
     Count,
 }
 
 widest! {
-    /// `out_j = Σ w_i δ_ij / divisor` over the rows that agree with `signs` (1, -1, or 0), in row
-    /// order.
+    /// `out_j = Σ_i w_i δ_ij / divisor` over the rows i whose vote agrees with `signs[j]` (1, −1 or 0),
+    /// added in row order. `deltas` holds one row of `out.len()` entries per weight.
     ///
-    /// Where no row agrees, or the divisor is 0, the sum is divided by 1. A zero agrees with no sign.
-    /// NaN always takes part, so that it is not lost.
+    /// A divisor of 0, as where no row agrees, is replaced by 1. A vote of 0 agrees with no sign, and
+    /// nothing agrees with a sign of 0. A vote of NaN always takes part, so that it reaches the output.
     ///
     /// # Panics
     /// If the lengths do not match.
@@ -90,8 +90,8 @@ fn join<const N: usize, T: Real>(rows: &Rows<T>, start: usize, signs: &[T; N]) -
     sums
 }
 
-/// Whether a vote takes part: it has the sign, or is NaN. A sign of 0 is one that no vote has, not
-/// even an infinite one, whose product with it is NaN.
+/// Whether a vote takes part: it has the sign, or it is NaN. With a sign of 0 the product is 0, or NaN
+/// for an infinite vote, and the comparison is false either way.
 #[inline(always)]
 #[expect(clippy::eq_op, reason = "only NaN differs from itself")]
 pub(super) fn agrees<T: Real>(vote: T, sign: T) -> bool {

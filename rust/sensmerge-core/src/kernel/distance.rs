@@ -1,10 +1,10 @@
-//! Squared L2 distance, of logits for one (Sens-Merging, Eq. 4).
+//! Squared L2 distance; between logits in the alignment of Sens-Merging (Eq. 4).
 
 use super::sum::{sum, sum_stored};
 use crate::dtype::{Float, Real};
 
-/// `Σ_j (a_j − b_j)²`: differences in the computing type, squares and sums in float64, of a fixed
-/// shape.
+/// `Σ_j (a_j − b_j)²`: differences in the computing type, squares and sums in float64, added in the
+/// fixed shape of [`sum`](super::sum).
 ///
 /// # Panics
 /// If the lengths differ.
@@ -13,10 +13,10 @@ pub fn squared_distance<T: Real>(a: &[T], b: &[T]) -> f64 {
     sum(a, b, term)
 }
 
-/// The same, bit for bit, of little-endian entries of one dtype.
+/// The same, bit for bit, of stored little-endian entries of one dtype.
 ///
 /// # Panics
-/// If the lengths differ or are no whole number of entries.
+/// If the lengths differ or are not a whole number of entries.
 #[must_use]
 pub fn squared_distance_stored<T: Real>(dtype: Float, a: &[u8], b: &[u8]) -> f64 {
     sum_stored(dtype, a, b, term::<T>)

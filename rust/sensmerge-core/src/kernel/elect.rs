@@ -1,14 +1,14 @@
-//! Sign election: the sign in which an entry is merged (TIES, Yadav et al. 2023, §4.2).
+//! Sign election: one sign for every entry (TIES, Yadav et al. 2023, §4.2).
 
 use crate::dtype::Real;
 use crate::processor::widest;
 
-/// Entries voted on at a time: their sums stay in registers.
+/// Entries computed at a time, so that their sums stay in registers.
 pub(super) const LANES: usize = 16;
 
 widest! {
-    /// Elect the sign of every entry: that of `Σ_i v_i δ_ij`, added in row order, `votes` holding a
-    /// `v_i` a row. 1 and -1; a sum of 0 (or NaN) elects `zero_sign`.
+    /// Set `signs[j]` to the sign, 1 or −1, of `Σ_i v_i δ_ij`, added in row order; to `zero_sign` where
+    /// the sum is 0 or NaN. `votes` holds one `v_i` per row, and a row has `signs.len()` entries.
     ///
     /// # Panics
     /// If the lengths do not match.
@@ -31,7 +31,7 @@ widest! {
 }
 
 widest! {
-    /// The sum of all elected signs, draws counting 0; rows are `length` entries long.
+    /// The sum of all elected signs, where a sum of 0 or NaN counts as 0. Rows have `length` entries.
     ///
     /// # Panics
     /// If the lengths do not match.
@@ -54,7 +54,7 @@ widest! {
     }
 }
 
-/// The votes of all rows, added up, for the `N` entries from `start` on.
+/// `Σ_i v_i δ_ij` for the `N` entries from `start` on.
 #[inline(always)]
 fn vote<const N: usize, T: Real>(deltas: &[T], votes: &[T], length: usize, start: usize) -> [T; N] {
     let mut sums = [T::ZERO; N];

@@ -1,10 +1,10 @@
-//! Looking for values that a merge must not spread.
+//! Searches for NaN and infinite values.
 
 use crate::dtype::Real;
 use crate::processor::widest;
 
-/// Entries looked at before stopping is considered: the loop inside has no early exit, so that
-/// it vectorises.
+/// Entries between two checks whether to stop: the loop over them has no early exit, so that it
+/// vectorises.
 const STRIDE: usize = 256;
 
 /// Whether any entry is NaN.

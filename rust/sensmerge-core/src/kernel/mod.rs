@@ -1,9 +1,10 @@
-//! The arithmetic: slices in, slices out. No I/O, no threads, no allocation, and no method's name.
+//! The arithmetic: functions from slices to slices, without I/O, threads or allocation. They do not
+//! depend on the merge method.
 //!
-//! Everything is generic over the computing type ([`Real`](crate::dtype::Real)), element by
-//! element in index order, without fused multiply-add, so that the bits are the same on every
-//! machine. Several task vectors are rows of one slice. Lengths that do not match are the caller's
-//! mistake and panic.
+//! Everything is generic over the computing type ([`Real`](crate::dtype::Real)). Entries are computed
+//! one by one, and sums over entries have a fixed shape ([`sum`]); there is no fused multiply-add. The
+//! bits are therefore the same on every machine. Several task vectors are the rows of one slice, one
+//! after the other. Lengths that do not match are a bug of the caller and panic.
 
 pub mod bracket;
 pub mod derivative;

@@ -1,10 +1,10 @@
-//! Drop and rescale: the sparsifier of DARE (Yu et al. 2024).
+//! Drop and rescale, the sparsification of DARE (Yu et al. 2024).
 
 use crate::dtype::Real;
 use crate::processor::widest;
 
 widest! {
-    /// Multiply kept entries by `scale` and set the others to 0; `keep` holds 1 or 0 for each.
+    /// Multiply the kept entries by `scale` and set the others to 0. `keep` is 0 for a dropped entry.
     ///
     /// # Panics
     /// If the lengths differ.

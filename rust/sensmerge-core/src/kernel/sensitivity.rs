@@ -1,10 +1,11 @@
-//! First-order sensitivity: how much the loss would change without a parameter (Sens-Merging,
-//! Eq. 1 and 2).
+//! Sensitivity: `|θ_j · g_j|` estimates, to first order, how much the loss would change if the
+//! parameter `θ_j` were set to 0 (Sens-Merging, Eq. 1 and 2). Its sum over a layer enters Eq. 3.
 
 use super::sum::{sum, sum_stored};
 use crate::dtype::{Float, Real};
 
-/// `Σ_j |θ_j · g_j|`: products in the computing type, sums in float64, of a fixed shape.
+/// `Σ_j |θ_j · g_j|`: products in the computing type, sums in float64, added in the fixed shape of
+/// [`sum`](super::sum).
 ///
 /// # Panics
 /// If the lengths differ.
@@ -13,10 +14,10 @@ pub fn sum_abs_product<T: Real>(theta: &[T], gradient: &[T]) -> f64 {
     sum(theta, gradient, term)
 }
 
-/// The same, bit for bit, of little-endian entries of one dtype.
+/// The same, bit for bit, of stored little-endian entries of one dtype.
 ///
 /// # Panics
-/// If the lengths differ or are no whole number of entries.
+/// If the lengths differ or are not a whole number of entries.
 #[must_use]
 pub fn sum_abs_product_stored<T: Real>(dtype: Float, theta: &[u8], gradient: &[u8]) -> f64 {
     sum_stored(dtype, theta, gradient, term::<T>)

@@ -1,9 +1,14 @@
-//! Sums of a fixed shape: the same bits on every SIMD level and however a tensor is cut into
-//! blocks, as long as the blocks are the same.
+//! Sums of a fixed shape, which give the same bits on every SIMD level.
 //!
-//! A slice is summed in 16 lanes of float64, entry `j` in lane `j % 16`, and the lanes are folded
-//! in halves. Floating-point addition is not associative, so the compiler may vectorise this shape
-//! but not choose another.
+//! ```text
+//! 16 lanes of float64, all 0
+//! for every entry j, in order: add its term to lane j % 16
+//! fold the lanes in halves: add lanes 8..16 to 0..8, then 4..8 to 0..4, 2..4 to 0..2, 1 to 0
+//! ```
+//!
+//! Floating-point addition is not associative, so that the compiler may vectorise this shape but not
+//! change it. A tensor's sum is the sum of its blocks' sums, in index order; blocks are cut in the
+//! same places whatever the number of threads and the size of chunks.
 
 use crate::dtype::{Float, Real};
 use crate::processor::widest;
@@ -16,11 +21,11 @@ pub fn l1<T: Real>(values: &[T]) -> f64 {
     sum(values, values, |value, _| value.abs().to_f64())
 }
 
-/// [`sum`] over entries as files hold them, widened on the way: half the time of widening them
-/// first.
+/// [`sum`] over stored entries, widened one by one, which takes half the time of widening them into a
+/// buffer first.
 ///
 /// # Panics
-/// If the lengths differ or are no whole number of entries.
+/// If the lengths differ or are not a whole number of entries.
 pub(super) fn sum_stored<T: Real>(
     dtype: Float,
     a: &[u8],
@@ -42,7 +47,7 @@ fn entries<const N: usize>(bytes: &[u8]) -> &[[u8; N]] {
 }
 
 widest! {
-    /// `Σ_j term(a_j, b_j)`.
+    /// `Σ_j term(a_j, b_j)`, in the shape of the module's documentation.
     ///
     /// # Panics
     /// If the lengths differ.

@@ -4,7 +4,7 @@ use crate::dtype::Real;
 use crate::processor::widest;
 
 widest! {
-    /// Turn an expert's entries into its task vector's, in place.
+    /// Turn an expert's entries into those of its task vector, in place.
     ///
     /// # Panics
     /// If the lengths differ.

@@ -1,21 +1,22 @@
 //! Magnitude trimming (TIES, Yadav et al. 2023, §4.1).
 //!
-//! Magnitudes are compared by their bits without the sign: these order as the numbers do, tell
-//! equal from nearly equal, and put NaN above infinity, so that it is never trimmed.
+//! Magnitudes are compared by their bits without the sign bit, as integers. The order is that of the
+//! numbers, with NaN above infinity, so that NaN is never trimmed.
 
 use crate::dtype::Real;
 use crate::processor::widest;
 
-/// Set entries below the threshold to 0; those equal to it stay.
+/// Set entries of a magnitude below the threshold to 0. Ties stay.
 pub fn trim<T: Real>(delta: &mut [T], threshold: T::Magnitude) {
     keep_where(delta, |magnitude| magnitude >= threshold);
 }
 
-/// Set entries below the threshold to 0, and of those equal to it all but the first `ties` in index
-/// order; `ties` is reduced by those that stay.
+/// Set entries of a magnitude below the threshold to 0, and of the entries equal to it all but the
+/// first `ties` in index order. `ties` is reduced by the number of equal entries that stay, so that
+/// the next block goes on with the rest.
 pub fn trim_exact<T: Real>(delta: &mut [T], threshold: T::Magnitude, ties: &mut u64) {
     let equal = count_equal(delta, threshold);
-    // Only where the last of the ties lie among these entries does their order matter.
+    // The order of ties matters only if these entries hold the last tie that may stay.
     if equal <= *ties {
         *ties -= equal;
         trim(delta, threshold);

@@ -1,10 +1,11 @@
-//! Weighted sums of rows, and what is done to them.
+//! Weighted sums of rows, and the scaling of rows.
 
 use crate::dtype::Real;
 use crate::processor::widest;
 
 widest! {
-    /// `out_j = Σ_i w_i x_ij`, added in the order of the rows; `rows` holds one row a weight.
+    /// `out_j = Σ_i w_i x_ij`, added in row order. `rows` holds one row of `out.len()` entries per
+    /// weight; without weights the sum is 0.
     ///
     /// # Panics
     /// If the lengths do not match.
@@ -29,7 +30,7 @@ widest! {
 }
 
 widest! {
-    /// `out_j ← out_j + w_j x_j`: one row of a sum whose weights differ from entry to entry.
+    /// `out_j ← out_j + w_j x_j`: add one row to a sum whose weights differ from entry to entry.
     ///
     /// # Panics
     /// If the lengths differ.
@@ -42,7 +43,7 @@ widest! {
 }
 
 widest! {
-    /// `x_j ← θ_j + λ x_j`: add the scaled sum of task vectors to the base.
+    /// `sum_j ← θ_j + λ sum_j`: scale the merged task vector and add it to the base.
     ///
     /// # Panics
     /// If the lengths differ.
@@ -55,7 +56,7 @@ widest! {
 }
 
 widest! {
-    /// Divide every entry.
+    /// Divide every entry by `divisor`.
     pub fn divide<T: Real>(values: &mut [T], divisor: T) {
         for value in values {
             *value = *value / divisor;
@@ -64,7 +65,7 @@ widest! {
 }
 
 widest! {
-    /// Multiply every entry.
+    /// Multiply every entry by `factor`.
     pub fn multiply<T: Real>(values: &mut [T], factor: T) {
         for value in values {
             *value = *value * factor;

@@ -1,4 +1,4 @@
-//! From a method, models and numbers to a manifest.
+//! Builds a manifest from a method, models and numbers.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::method::{Base, Kind, Owner, Parameter, Schema, Semantics, Settings, f
 use crate::numbers::{Number, Numbers};
 use crate::program::Operand;
 
-/// A model to be merged: a checkpoint, and what it leaves to rules.
+/// A model to be merged: a checkpoint, and rules for tensors that it lacks or has in another shape.
 #[derive(Clone, Debug)]
 pub struct Input {
     pub(super) checkpoint: Arc<Checkpoint>,
@@ -22,7 +22,7 @@ pub struct Input {
 }
 
 impl Input {
-    /// A checkpoint as it is.
+    /// A checkpoint without rules.
     #[must_use]
     pub fn new(checkpoint: Arc<Checkpoint>) -> Self {
         Self {
@@ -33,23 +33,23 @@ impl Input {
         }
     }
 
-    /// Let the tensor `stand_in` stand for `name`, which the checkpoint may leave out, as an embedding
-    /// does for the output head that is tied to it.
+    /// Use the tensor `stand_in` if the checkpoint has no tensor `name`, as for an output head that is
+    /// tied to the input embedding.
     #[must_use]
     pub fn alias(mut self, name: impl Into<String>, stand_in: impl Into<String>) -> Self {
         self.aliases.insert(name.into(), stand_in.into());
         self
     }
 
-    /// Read only as many leading rows of the tensor `name` as the output has: its other rows belong
-    /// to tokens that the output does not know.
+    /// Read only as many leading rows of the tensor `name` as the output has: the other rows belong
+    /// to tokens that the output does not have.
     #[must_use]
     pub fn leading_rows(mut self, name: impl Into<String>) -> Self {
         self.leading_rows.push(name.into());
         self
     }
 
-    /// Take the number `value` for every entry of the tensor `name`, which the checkpoint leaves out.
+    /// Use the number `value` for every entry of a tensor `name` that the checkpoint lacks.
     #[must_use]
     pub fn constant(mut self, name: impl Into<String>, shape: Vec<usize>, value: f64) -> Self {
         self.constants.insert(name.into(), (shape, value));
@@ -57,7 +57,7 @@ impl Input {
     }
 }
 
-/// Makes a [`Manifest`]. What is not set has the method's default.
+/// Builds a [`Manifest`]. Parameters that are not set have the method's defaults.
 ///
 /// ```
 /// # use std::sync::Arc;
@@ -109,15 +109,14 @@ impl Builder {
         }
     }
 
-    /// Whose reading of the method.
+    /// The semantics of the method; mergekit's by default.
     #[must_use]
     pub fn semantics(mut self, semantics: Semantics) -> Self {
         self.semantics = semantics;
         self
     }
 
-    /// The base. Its tensors are the output's, and for methods that merge task vectors it is what
-    /// these are differences from.
+    /// The base. The output has its tensors, and task vectors are differences from it.
     #[must_use]
     pub fn base(mut self, base: Input) -> Self {
         self.base = Some(base);
@@ -152,35 +151,35 @@ impl Builder {
         self
     }
 
-    /// The numbers of one output tensor, before those for all.
+    /// The numbers of one output tensor, which take precedence over those for all tensors.
     #[must_use]
     pub fn tensor(mut self, name: impl Into<String>, numbers: Numbers) -> Self {
         self.by_tensor.insert(name.into(), numbers);
         self
     }
 
-    /// Key of the random streams.
+    /// Seed of the random masks.
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
     }
 
-    /// The dtype of merged tensors; that of the base (or of the first model) if it is not set.
+    /// The dtype of merged tensors; by default that of the base's tensor (or of the first model's).
     #[must_use]
     pub fn out_dtype(mut self, dtype: Float) -> Self {
         self.out_dtype = Some(dtype);
         self
     }
 
-    /// Decide what every output tensor is made of. Headers are looked at, and no tensor data.
+    /// Build the manifest, from headers alone: no tensor data is read.
     ///
     /// # Errors
     /// [`Error::Setting`] for a method, numbers or models that do not go together,
     /// [`Error::Tensor`] for a tensor that is missing, of another shape or of another kind.
     pub fn build(mut self) -> Result<Manifest> {
         let method = find(&self.method).ok_or_else(|| {
-            Error::setting("merge_method", format!("'{}' is no method that is known", self.method))
+            Error::setting("merge_method", format!("'{}' is not a known method", self.method))
         })?;
         let schema = method.schema(self.semantics);
         let switches = self.switches(&schema)?;
@@ -218,7 +217,7 @@ impl Builder {
         if let Some(name) = self.by_tensor.keys().next() {
             return Err(Error::setting(
                 name,
-                "numbers are given for it, and it is no output tensor",
+                "numbers are given for it, but it is not an output tensor",
             ));
         }
         let models = self.base.iter().chain(&self.models).map(|input| model(&input.checkpoint));
@@ -269,7 +268,7 @@ impl Builder {
             Some(most) if most == count.least => format!("exactly {most}"),
             _ => format!("at least {}", count.least),
         };
-        let reason = format!("{} takes {needed} to merge, and {found} are named", schema.name);
+        let reason = format!("{} merges {needed} models, not {found}", schema.name);
         Err(Error::setting("models", reason))
     }
 
@@ -289,7 +288,7 @@ impl Builder {
             };
             let number = set.or_else(by_default).ok_or_else(|| {
                 let key = format!("parameters.{}", parameter.name);
-                Error::setting(key, format!("{} needs it, for '{tensor}' too", schema.name))
+                Error::setting(key, format!("{} needs it for '{tensor}'", schema.name))
             })?;
             numbers.insert(parameter.name.to_owned(), number);
         }
@@ -326,26 +325,28 @@ fn model(checkpoint: &Checkpoint) -> Model {
 pub(super) fn check(manifest: &Manifest) -> Result<()> {
     let settings = &manifest.method;
     let method = find(&settings.name).ok_or_else(|| {
-        Error::setting("merge_method", format!("'{}' is no method that is known", settings.name))
+        Error::setting("merge_method", format!("'{}' is not a known method", settings.name))
     })?;
     let schema = method.schema(settings.semantics);
     let program = method.program(settings);
     let switch =
         |name: &str| matches!(schema.parameter(name).map(|p| &p.kind), Some(Kind::Switch { .. }));
     if let Some(name) = settings.switches.keys().find(|name| !switch(name)) {
-        return Err(Error::setting(format!("parameters.{name}"), "is no switch of the method"));
+        return Err(Error::setting(format!("parameters.{name}"), "is not a switch of the method"));
     }
     let mut first: Option<&Numbers> = None;
     for (output, merge) in manifest.merges() {
         if merge.base.is_some() != (program.operand == Operand::TaskVectors) {
-            return Err(Error::setting(
-                &output.name,
-                "has a base where the method has none, or none",
-            ));
+            let reason = if merge.base.is_some() {
+                "has a base, which the method does not use"
+            } else {
+                "lacks the base that the method needs"
+            };
+            return Err(Error::setting(&output.name, reason));
         }
         let shapes = merge.base.iter().chain(&merge.experts).map(super::Source::shape);
         if let Some(shape) = shapes.into_iter().find(|shape| *shape != output.shape) {
-            let reason = format!("has shape {:?} and an input of shape {shape:?}", output.shape);
+            let reason = format!("has shape {:?}, but an input has {shape:?}", output.shape);
             return Err(Error::setting(&output.name, reason));
         }
         for parameter in &schema.parameters {
@@ -357,8 +358,8 @@ pub(super) fn check(manifest: &Manifest) -> Result<()> {
     Ok(())
 }
 
-/// Refuse a number that is missing, of the wrong owner, out of bounds, or by tensor where the
-/// parameter is one for all.
+/// Refuse a number that is missing, of the wrong owner, out of bounds, or different from that of the
+/// `first` tensor if the parameter has one number for the whole model.
 fn check_number(
     manifest: &Manifest,
     output: &Output,
@@ -380,7 +381,8 @@ fn check_number(
                 numbers.iter().enumerate().map(|(place, &number)| (Some(place), number)).collect()
             }
             _ => {
-                let reason = format!("is not given as '{}' needs it", output.name);
+                let one = if parameter.owner == Owner::Model { "one per model" } else { "one" };
+                let reason = format!("'{}' needs {one} in the manifest", output.name);
                 return Err(Error::setting(key(None), reason));
             }
         };

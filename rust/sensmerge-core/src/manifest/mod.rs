@@ -1,11 +1,11 @@
-//! What a merge is made of, in plain data: every output tensor with its inputs and its numbers.
+//! A merge as plain data: every output tensor with its inputs and its numbers.
 //!
-//! A manifest is complete: nothing in it is left to a default or to another rule. It names files and
-//! ranges and holds nothing open, so that it can be written as JSON, read by people, and carried out
-//! by another process. Where the output's bytes will lie is not its matter: a folder and a caller's
-//! memory are written from the same one.
+//! A manifest that [`Builder`] makes is complete: every number and every switch is in it, and every
+//! rule for matching tensors has been applied. It names files and byte ranges and holds nothing open,
+//! so that it can be written as JSON, read by people, and carried out by another process. It does not
+//! say where the output will be: the same manifest serves a folder and the caller's memory.
 //!
-//! [`Builder`] makes one from a method, models and numbers; no tensor data is read for that.
+//! [`Builder`] reads headers and no tensor data.
 
 mod builder;
 mod matching;
@@ -30,7 +30,7 @@ use crate::program::Subject;
 /// The version of the format that is written and read.
 pub const VERSION: u32 = 1;
 
-/// A merge, complete but for the tensors' data.
+/// A merge: all of it but the tensors' data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
@@ -44,9 +44,9 @@ pub struct Manifest {
     pub models: Vec<Model>,
     /// Every output tensor, by name.
     pub tensors: Vec<Output>,
-    /// Pairs of tensors that must hold the same bytes, or the merge is refused.
+    /// Pairs of tensors that must hold the same bytes; otherwise the merge is refused.
     pub identical: Vec<[Stored; 2]>,
-    /// What the caller should be told: rules that were applied.
+    /// Notes for the user on the rules that were applied.
     pub notes: Vec<String>,
 }
 
@@ -54,11 +54,11 @@ pub struct Manifest {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
-    /// Its folder or file; what it is called, where it lies in memory.
+    /// Its folder or file; the name of a model in memory.
     pub path: PathBuf,
-    /// Its files; none in memory.
+    /// Its files; empty for a model in memory.
     pub files: Vec<File>,
-    /// Digest of its weights, where one was asked for.
+    /// Digest of its weights; see [`Manifest::with_fingerprints`].
     pub fingerprint: Option<String>,
 }
 
@@ -72,17 +72,18 @@ pub struct Output {
     pub shape: Vec<usize>,
     /// The dtype it is stored in.
     pub dtype: Dtype,
-    /// How its entries come about.
+    /// The origin of its entries.
     pub content: Content,
 }
 
-/// How the entries of an output tensor come about.
+/// The origin of an output tensor's entries.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Content {
-    /// By the method.
+    /// The method merges inputs.
     Merge(Merge),
-    /// As they are: the dtype is not computed with, or it is a buffer and no parameter.
+    /// A copy of one model's tensor, whose dtype is not merged or which is a buffer rather than a
+    /// parameter.
     Copy(Stored),
 }
 
@@ -90,11 +91,11 @@ pub enum Content {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Merge {
-    /// The base's tensor, where task vectors are merged.
+    /// The base's tensor, if task vectors are merged.
     pub base: Option<Source>,
     /// The models' tensors, in the order in which they are summed.
     pub experts: Vec<Source>,
-    /// The method's numbers.
+    /// The number of every parameter of the method.
     pub numbers: Numbers,
 }
 
@@ -102,7 +103,8 @@ impl Manifest {
     /// Read a manifest.
     ///
     /// # Errors
-    /// [`Error::Setting`] for text that is no manifest, or one of another version.
+    /// [`Error::Setting`] for text that is not a manifest, a manifest of another version, or numbers
+    /// and shapes that do not fit the method.
     pub fn from_json(text: &str) -> Result<Self> {
         let manifest: Self = serde_json::from_str(text)
             .map_err(|error| Error::setting("manifest", format!("cannot be read: {error}")))?;
@@ -118,7 +120,7 @@ impl Manifest {
     /// The manifest as JSON.
     #[must_use]
     pub fn to_json(&self) -> String {
-        // Plain data with string keys is always JSON.
+        // Only a path that is not UTF-8 cannot be written as JSON; the text is then empty.
         serde_json::to_string(self).unwrap_or_default()
     }
 
@@ -141,15 +143,15 @@ impl Manifest {
         })
     }
 
-    /// Folders and files that the output must not touch.
+    /// The models' folders and files, which the output must not touch.
     #[must_use]
     pub fn inputs(&self) -> Vec<PathBuf> {
         let on_disk = self.models.iter().filter(|model| !model.files.is_empty());
         on_disk.map(|model| model.path.clone()).collect()
     }
 
-    /// Add digests of the weights, so that whoever carries the manifest out can tell whether they are
-    /// still the same. `checkpoints` are its models, opened.
+    /// Add digests of the weights, so that [`Inputs::open`](crate::engine::Inputs::open) can tell
+    /// whether the weights have changed. `checkpoints` are the manifest's models, in their order.
     #[must_use]
     pub fn with_fingerprints<'c>(
         mut self,
@@ -177,7 +179,7 @@ impl Output {
 }
 
 impl Merge {
-    /// What a program may know of the tensor.
+    /// The description of the tensor for the program.
     pub(crate) fn subject<'m>(&'m self, output: &'m Output, seed: u64) -> Subject<'m> {
         let (name, shape) = (&output.name, &output.shape);
         Subject { name, shape, models: self.experts.len(), numbers: &self.numbers, seed }

@@ -1,4 +1,4 @@
-//! How the entries of an input come about.
+//! Sources: the origins of an input's entries.
 
 use std::path::PathBuf;
 
@@ -6,24 +6,24 @@ use serde::{Deserialize, Serialize};
 
 use crate::dtype::{Dtype, Float};
 
-/// An input of an output tensor. Sources may be made of sources.
+/// An input of an output tensor. Sources may be nested.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Source {
-    /// A tensor as a file, or the caller's memory, holds it.
+    /// A tensor in a file or in the caller's memory.
     Stored(Stored),
-    /// The same number everywhere: a head that a model lacks, rows that are new.
+    /// The same number in every entry, as for an output head that a model lacks.
     Constant {
         /// The number.
         value: f64,
         /// The shape.
         shape: Vec<usize>,
     },
-    /// Rows of other sources, which have the same shape but for the first axis.
+    /// Rows of other sources, whose shapes differ at most in the first axis.
     Rows {
-        /// Where rows are taken from.
+        /// The other sources.
         of: Vec<Source>,
-        /// Which rows, in the order of the output.
+        /// Runs of their rows, in the order of the result.
         runs: Vec<Run>,
     },
 }
@@ -32,17 +32,17 @@ pub enum Source {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Stored {
-    /// The model's place in the manifest.
+    /// Index of the model in the manifest.
     pub model: usize,
-    /// The tensor's name in it.
+    /// The tensor's name in that model.
     pub name: String,
     /// The dtype it is stored in.
     pub dtype: Dtype,
     /// Its shape.
     pub shape: Vec<usize>,
-    /// The file's place among the model's; of a tensor in memory, its own.
+    /// Index of the file among the model's; for a tensor in memory, index of its buffer.
     pub file: usize,
-    /// Where its bytes start and end in the file.
+    /// Offsets of its first byte and after its last one, in the file or buffer.
     pub bytes: [usize; 2],
 }
 
@@ -50,11 +50,11 @@ pub struct Stored {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Run {
-    /// The source's place among those that rows are taken from.
+    /// Index of the source in [`Source::Rows`].
     pub of: usize,
-    /// The first row.
+    /// Index of the first row.
     pub first: usize,
-    /// How many follow each other.
+    /// Number of rows.
     pub count: usize,
 }
 
@@ -65,7 +65,7 @@ impl Source {
         Self::Rows { of: vec![self], runs: vec![Run { of: 0, first: 0, count }] }
     }
 
-    /// Its shape. Rows of nothing have none.
+    /// Its shape; empty for rows of no source.
     #[must_use]
     pub fn shape(&self) -> Vec<usize> {
         match self {
@@ -91,7 +91,7 @@ impl Source {
         }
     }
 
-    /// The widest dtype that it reads; `None` where it reads nothing.
+    /// The widest dtype of the stored tensors that it reads; `None` if it reads none.
     #[must_use]
     pub fn dtype(&self) -> Option<Float> {
         let dtypes = self.stored().into_iter().filter_map(|stored| stored.dtype.float());
@@ -99,14 +99,14 @@ impl Source {
     }
 }
 
-/// A file of a model, so that another process can tell whether it is the same.
+/// The identity of a model's file, by which another process can tell whether the file has changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct File {
-    /// Where it lies.
+    /// Its path.
     pub path: PathBuf,
-    /// Its size.
+    /// Its size in bytes.
     pub bytes: u64,
-    /// Digest of its header: names, dtypes, shapes and places of its tensors.
+    /// Digest of its header: names, dtypes, shapes and offsets of its tensors.
     pub header: String,
 }

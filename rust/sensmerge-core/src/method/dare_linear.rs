@@ -1,11 +1,12 @@
-//! DARE with task arithmetic: drop entries at random, rescale the survivors, sum.
+//! DARE with task arithmetic: drop entries at random, rescale the kept ones, sum.
 //!
-//! Each entry of a task vector is dropped with probability `1 - density`. Survivors are
+//! Each entry of a task vector is dropped with probability `1 - density`. The kept entries are
 //!
-//! - original (Yu et al. 2024): divided by `density`, so that the expectation is what it was;
+//! - original (Yu et al. 2024): divided by `density`, which keeps the expectation of every entry;
 //! - mergekit: multiplied by the factor that restores the tensor's L1 norm.
 //!
-//! Then `θ = θ₀ + λ Σ w_i δ̂_i`. `rescale: false` leaves the survivors as they are.
+//! Then `θ = θ₀ + λ Σ w_i δ̂_i`, where the sum is divided by `Σ w_i` with `normalize: true`.
+//! `rescale: false` leaves the kept entries as they are.
 
 use super::{Base, Count, Method, Parameter, Schema, Semantics, Settings};
 use crate::program::random_drop::RandomDrop;
@@ -13,7 +14,7 @@ use crate::program::rescale::{DivideByDensity, PreserveL1};
 use crate::program::sum::{Cancelling, WeightedSum};
 use crate::program::{Operand, Program, Step};
 
-/// The density that searches start from: the paper drops half.
+/// The density at which searches start: the drop rate of Sens-Merging's experiments is 0.5.
 pub(super) const START: f64 = 0.5;
 
 pub(super) struct DareLinear;

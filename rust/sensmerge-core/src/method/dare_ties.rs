@@ -1,6 +1,6 @@
-//! DARE with TIES: drop entries at random, rescale the survivors, elect signs.
+//! DARE with TIES: drop entries at random, rescale the kept ones, elect signs.
 //!
-//! Drop and rescale are those of `dare_linear`. Then
+//! Entries are dropped and rescaled as in `dare_linear`. Then
 //!
 //! - original (Yu et al. 2024): TIES with a trim of its own (`ties_density`, 1 by default), the
 //!   unweighted election and the mean over agreeing experts;
@@ -58,7 +58,8 @@ impl Method for DareTies {
                 if rescale { Box::new(PreserveL1::of(drop)) } else { Box::new(drop) };
             return Program::new(Operand::TaskVectors, vec![step], Disjoint::mergekit(normalize));
         }
-        // Scaled after the trim: the trim compares magnitudes as they were before.
+        // Divided after the trim, which compares the magnitudes of the task vector itself: the factor
+        // may differ from tensor to tensor, since `density` may.
         let trim = Trim { density: "ties_density", scope: Scope::Model };
         let trim: Box<dyn Step> =
             if rescale { Box::new(DivideByDensity::of(trim, "density")) } else { Box::new(trim) };

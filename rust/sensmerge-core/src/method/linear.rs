@@ -2,7 +2,8 @@
 //!
 //! `θ = Σ w_i θ_i / Σ w_i`; with `normalize: false`, `θ = Σ w_i θ_i`.
 //!
-//! Model soups, Wortsman et al. 2022. Both semantics are the same; a base is not needed.
+//! Model soups, Wortsman et al. 2022. Both semantics are the same. The base is not merged unless it is
+//! listed among the models.
 
 use super::{Base, Count, Method, Parameter, Schema, Semantics, Settings};
 use crate::program::sum::{Cancelling, WeightedSum};

@@ -1,7 +1,8 @@
-//! The methods, one file each: a schema (what it takes) beside its program (what it computes).
+//! The methods, one file each: a schema (the models and parameters) beside a program (the
+//! computation).
 //!
-//! A new method is a file here and its line in `METHODS`. Nothing else, in Rust or in Python,
-//! asks for a method by name.
+//! A new method needs a file here and a line in `METHODS`. Apart from the demo, which writes recipes,
+//! and the tests' reference, no code in Rust or Python names a method.
 
 mod dare_linear;
 mod dare_ties;
@@ -23,10 +24,10 @@ pub use schema::{Base, Count, Kind, Owner, Parameter, Range, Schema, Search};
 
 /// A merge method.
 pub(crate) trait Method: Sync {
-    /// What it takes.
+    /// Its models and parameters, in one of the two semantics.
     fn schema(&self, semantics: Semantics) -> Schema;
 
-    /// What it computes with these settings.
+    /// Its computation with these settings.
     fn program(&self, settings: &Settings) -> Program;
 }
 
@@ -43,7 +44,7 @@ pub(crate) static METHODS: [&dyn Method; 9] = [
     &passthrough::Passthrough,
 ];
 
-/// What every method takes, in the order of the documentation.
+/// The schemas of all methods, in the order of the documentation.
 #[must_use]
 pub fn schemas(semantics: Semantics) -> Vec<Schema> {
     METHODS.iter().map(|method| method.schema(semantics)).collect()
@@ -54,35 +55,36 @@ pub(crate) fn find(name: &str) -> Option<&'static dyn Method> {
     METHODS.into_iter().find(|method| method.schema(Semantics::default()).name == name)
 }
 
-/// Whose reading of a method is computed, where two published ones differ.
+/// The variant of a method, where the paper's code and mergekit compute different things.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Semantics {
-    /// What mergekit computes for the same recipe.
+    /// The merge that mergekit computes for the same recipe.
     #[default]
     Mergekit,
-    /// What the papers' own code computes.
+    /// The merge that the paper's own code computes.
     Original,
 }
 
-/// The choices that shape a method's program, for a whole merge.
+/// The settings that determine a method's program, for a whole merge.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// The method's name.
     pub name: String,
-    /// Whose reading of it.
+    /// The variant of the method.
     #[serde(default)]
     pub semantics: Semantics,
-    /// Its switches, every one of them.
+    /// Its switches, by name. A switch that is missing is off.
     #[serde(default)]
     pub switches: BTreeMap<String, bool>,
-    /// Whether the merge has a base that task vectors are differences from.
+    /// Whether the merge has a base, from which task vectors are differences.
     pub base: bool,
 }
 
 impl Settings {
-    /// Whether a switch is on. The manifest has every switch of the method's schema.
+    /// Whether a switch is on. [`Builder`](crate::manifest::Builder) sets every switch of the method's
+    /// schema.
     #[must_use]
     pub fn switch(&self, name: &str) -> bool {
         self.switches.get(name).copied().unwrap_or(false)

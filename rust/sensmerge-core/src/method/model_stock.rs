@@ -1,4 +1,5 @@
-//! Model Stock: as far from the base as the experts agree on where to go.
+//! Model Stock: from the base towards the mean of the experts, the further the smaller the angles
+//! between their task vectors.
 //!
 //! With `c` the mean cosine of the angles between the N task vectors, `t = N c / (1 + (N − 1) c)` and
 //! `θ = θ₀ + t · Σ δ_i / N`, for each tensor, or with `filter_wise: true` for each of its rows.
@@ -10,10 +11,10 @@ use super::{Base, Count, Method, Parameter, Schema, Semantics, Settings};
 use crate::program::gram::{Gram, Groups, WeightedByGram};
 use crate::program::{Operand, Program, Subject};
 
-/// Products of norms below this count as this when cosines are taken.
+/// Smallest divisor of a cosine: a smaller product of two norms is replaced by it.
 const SMALLEST_PRODUCT: f64 = 1e-6;
 
-/// A denominator of `t` nearer to 0 than this leaves the base as it is.
+/// If the denominator of `t` is nearer to 0 than this, the output is the base.
 const SMALLEST_DENOMINATOR: f64 = 1e-6;
 
 pub(super) struct ModelStock;

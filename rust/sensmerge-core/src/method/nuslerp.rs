@@ -1,7 +1,7 @@
 //! `NuSLERP`: SLERP by relative weights, of models or of their task vectors.
 //!
-//! `t = w_b / (w_a + w_b)` (½ where the weights cancel), and the arc is that of SLERP: between whole
-//! tensors, or, with `nuslerp_flatten: false`, between the rows of each matrix (its columns with
+//! `t = w_b / (w_a + w_b)`, or ½ if the weights sum to 0. The interpolation is that of SLERP: between
+//! whole tensors, or, with `nuslerp_flatten: false`, between the rows of each matrix (its columns with
 //! `nuslerp_row_wise: true`). With a base, the task vectors are merged and added to it.
 //!
 //! mergekit. Both semantics are the same.
@@ -11,14 +11,14 @@ use super::{Base, Count, Method, Parameter, Schema, Semantics, Settings};
 use crate::program::gram::{Gram, Groups, WeightedByGram};
 use crate::program::{Operand, Program, Subject};
 
-/// Weights whose sum is nearer to 0 than this share the arc evenly.
+/// If the sum of the weights is nearer to 0 than this, `t` is ½.
 const SMALLEST_SUM: f64 = 1e-6;
 
-/// Norms below this count as this when cosines are taken.
+/// Smallest divisor of a vector when cosines are computed: a smaller norm is replaced by it.
 const SMALLEST_NORM: f64 = 1e-7;
 
-/// Vectors whose squared sine is no larger than this lie on one line: the precision of a float32
-/// cosine.
+/// If the squared sine of the angle is at most this, the vectors count as parallel and are interpolated
+/// linearly: mergekit compares the cosine in float32, whose precision this is.
 const SMALLEST_SQUARED_SINE: f64 = 1.0 / (1 << 24) as f64;
 
 pub(super) struct Nuslerp;

@@ -12,7 +12,7 @@ impl Method for Passthrough {
     fn schema(&self, _: Semantics) -> Schema {
         let scale = Parameter {
             name: "scale",
-            summary: "what the model's entries are multiplied by",
+            summary: "factor of the model's entries",
             owner: Owner::Model,
             kind: Kind::Number {
                 default: Some(1.0),

@@ -1,6 +1,6 @@
-//! What a method says of itself: the models it takes, its parameters with their ranges and
-//! defaults, and what can be done with its weights. Recipes are checked against it, and the docs'
-//! table, the schema for editors and the spaces of searches are made from it.
+//! The description of a method: its models, its parameters with their ranges and defaults, and the
+//! uses of its weights. Recipes are checked against it; the table in the documentation, the JSON
+//! Schema for editors and the spaces of searches are made from it.
 
 use serde::Serialize;
 
@@ -11,17 +11,17 @@ pub struct Schema {
     pub name: &'static str,
     /// The name that people use.
     pub title: &'static str,
-    /// What it does, in one sentence.
+    /// A short description.
     pub summary: &'static str,
-    /// Where it was published.
+    /// The publication.
     pub source: &'static str,
-    /// The part that the base plays.
+    /// The role of the base.
     pub base: Base,
-    /// How many models are merged, the base left out where it is not one of them.
+    /// Number of models to merge. The base counts only with [`Base::Merged`].
     pub models: Count,
     /// Its parameters.
     pub parameters: Vec<Parameter>,
-    /// Whether its weights may be multiplied by sensitivity's coefficients.
+    /// Whether its weights may be multiplied by the coefficients of Sens-Merging.
     pub coefficients: bool,
     /// Whether its weights can be learned by gradient descent.
     pub learnable: bool,
@@ -35,26 +35,26 @@ impl Schema {
     }
 }
 
-/// The part that the base plays in a method.
+/// The role of the base in a method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Base {
-    /// Task vectors are differences from it, and the merge adds to it.
+    /// Task vectors are differences from it, and the merged task vector is added to it.
     Needed,
-    /// With a base, task vectors are merged; without, the models themselves.
+    /// With a base, task vectors are merged; without one, the models themselves.
     Optional,
-    /// It is the first of the models that are merged, where the recipe names one.
+    /// The base, if the recipe names one, is the first of the merged models.
     Merged,
-    /// None: a base that is not listed among the models is not merged.
+    /// The base is merged only if it is listed among the models.
     Unused,
 }
 
-/// How many models a method takes.
+/// The number of models that a method can merge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Count {
-    /// At least.
+    /// The least number.
     pub least: usize,
-    /// At most; `None` has no bound.
+    /// The greatest number; `None` is no bound.
     pub most: Option<usize>,
 }
 
@@ -65,26 +65,26 @@ impl Count {
         Self { least, most: None }
     }
 
-    /// Just this many.
+    /// Exactly this many.
     #[must_use]
     pub fn exactly(count: usize) -> Self {
         Self { least: count, most: Some(count) }
     }
 
-    /// Whether `count` models are few and many enough.
+    /// Whether `count` models can be merged.
     #[must_use]
     pub fn admits(&self, count: usize) -> bool {
         count >= self.least && self.most.is_none_or(|most| count <= most)
     }
 }
 
-/// Whose a parameter is.
+/// The owner of a parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Owner {
-    /// Each model has its own; one under the recipe's `parameters` is for all of them.
+    /// Each model has its own value; one under the recipe's `parameters` is for all models.
     Model,
-    /// The merge has one.
+    /// The merge has one value.
     Merge,
 }
 
@@ -93,38 +93,38 @@ pub enum Owner {
 pub struct Parameter {
     /// The name that recipes use.
     pub name: &'static str,
-    /// What it does.
+    /// A short description.
     pub summary: &'static str,
-    /// Whose it is.
+    /// Its owner.
     pub owner: Owner,
-    /// What values it takes.
+    /// Its values.
     #[serde(flatten)]
     pub kind: Kind,
 }
 
-/// What values a parameter takes.
+/// The values of a parameter.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Kind {
-    /// A number, which may differ from tensor to tensor.
+    /// A number.
     Number {
-        /// Its value where a recipe is silent; `None` has to be given.
+        /// Its value if the recipe gives none; `None` if the recipe must give one.
         default: Option<f64>,
         /// Its bounds.
         range: Range,
         /// Whether it may differ from tensor to tensor.
         by_tensor: bool,
-        /// Where a search looks for it; `None` is not searched for.
+        /// The interval that searches look in; `None` if it is not searched for.
         search: Option<Search>,
     },
     /// On or off, for the whole merge.
     Switch {
-        /// Its value where a recipe is silent.
+        /// Its value if the recipe gives none.
         default: bool,
     },
 }
 
-/// Bounds of a number, which is finite in any case.
+/// Bounds of a number. The number must be finite in any case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Range {
     /// The number is larger than this.
@@ -156,23 +156,23 @@ impl Range {
     }
 }
 
-/// Where a search looks for a number.
+/// The interval in which searches look for a number.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Search {
-    /// From here; for λ it is divided by the number of models.
+    /// The lower end.
     pub low: f64,
-    /// To here.
+    /// The upper end.
     pub high: f64,
-    /// In equal ratios rather than equal steps.
+    /// Whether the interval is searched on a logarithmic scale.
     pub log: bool,
-    /// Whether `low` is divided by the number of models.
+    /// Whether the lower end is `low` divided by the number of models.
     pub low_is_shared: bool,
-    /// Where it starts if the recipe is silent; `None` starts at the default.
+    /// The start if the recipe gives no value; `None` starts at the default.
     pub start: Option<f64>,
 }
 
 impl Parameter {
-    /// The weight of a model's part in a sum.
+    /// The weight of a model.
     #[must_use]
     pub fn weight() -> Self {
         Self {
@@ -210,8 +210,8 @@ impl Parameter {
         }
     }
 
-    /// A fraction of entries to keep. `start` is where searches start, `by_tensor` whether it may
-    /// differ from tensor to tensor.
+    /// A fraction of entries to keep. `by_tensor`: whether it may differ from tensor to tensor;
+    /// `start`: the start of searches, `None` if it is not searched for.
     #[must_use]
     pub fn density(
         name: &'static str,
@@ -239,15 +239,15 @@ impl Parameter {
         Self { name, summary, owner: Owner::Merge, kind: Kind::Switch { default } }
     }
 
-    /// Whether a weighted sum is divided.
+    /// The switch that divides the weighted sum.
     #[must_use]
     pub fn normalize(default: bool) -> Self {
         Self::switch("normalize", "divide the weighted sum by the sum of the weights", default)
     }
 
-    /// Whether the survivors of sparsification are scaled up.
+    /// The switch that scales up the entries kept by sparsification.
     #[must_use]
     pub fn rescale(default: bool) -> Self {
-        Self::switch("rescale", "scale up what sparsification leaves", default)
+        Self::switch("rescale", "scale up the entries that sparsification keeps", default)
     }
 }

@@ -1,8 +1,8 @@
-//! SLERP: along the arc between two models.
+//! SLERP: spherical interpolation between two models.
 //!
 //! With Ω the angle between the flattened tensors, `θ = sin((1−t)Ω)/sinΩ · θ_a + sin(tΩ)/sinΩ · θ_b`;
-//! the straight line `(1−t) θ_a + t θ_b` where they point almost the same way (|cos Ω| > 0.9995).
-//! `a` is the base, where the recipe names one, and otherwise the first model.
+//! linear interpolation `(1−t) θ_a + t θ_b` where they are almost parallel or almost opposite
+//! (|cos Ω| > 0.9995). `a` is the base if the recipe names one, otherwise the first model.
 //!
 //! Shoemake 1985. Both semantics are the same.
 
@@ -10,10 +10,10 @@ use super::{Base, Count, Kind, Method, Owner, Parameter, Range, Schema, Semantic
 use crate::program::gram::{Gram, Groups, WeightedByGram};
 use crate::program::{Operand, Program, Subject};
 
-/// Above this cosine the arc is a straight line for all practical purposes.
+/// If the absolute cosine is above this, the tensors are interpolated linearly.
 const ALMOST_PARALLEL: f64 = 0.9995;
 
-/// Vectors shorter than this are not brought to unit length before their cosine is taken.
+/// Vectors whose norm is at most this are not normalised before their cosine is computed.
 const SMALLEST_NORM: f64 = 1e-8;
 
 pub(super) struct Slerp;
@@ -60,7 +60,8 @@ fn weigh(gram: &Gram, subject: &Subject) -> Vec<f64> {
     arc(t, cosine.acos())
 }
 
-/// The weights of two vectors whose mix lies a share `t` along the arc of `angle` between them.
+/// The weights of two vectors, `angle` apart, whose weighted sum is the point at the fraction `t` of the
+/// arc between them.
 pub(super) fn arc(t: f64, angle: f64) -> Vec<f64> {
     let sine = angle.sin();
     vec![((1.0 - t) * angle).sin() / sine, (t * angle).sin() / sine]

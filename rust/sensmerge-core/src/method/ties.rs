@@ -1,11 +1,11 @@
-//! TIES: trim small entries, elect a sign for each, average those that agree with it.
+//! TIES: trim small entries, elect a sign for each entry, average the experts that agree with it.
 //!
 //! Yadav et al. 2023. The two semantics:
 //!
 //! | | trim | elect | disjoint |
 //! |---|---|---|---|
-//! | original | one threshold for the whole task vector, ties stay | sign of `Σ δ̂_i`; a draw goes to the model-wide majority | `Σ w_i δ̂_i` over agreeing `δ̂_i`, divided by their number |
-//! | mergekit | exactly `max(1, ⌊density·n⌋)` entries a tensor | sign of `Σ w_i δ̂_i`; a draw is + | `Σ w_i δ̂_i` over agreeing `w_i δ̂_i`, divided by `Σ` of their `w_i` |
+//! | original | one threshold for the whole task vector, ties stay | sign of `Σ δ̂_i`; for a sum of 0 the sign of the model-wide majority | `Σ w_i δ̂_i` over agreeing `δ̂_i`, divided by their number |
+//! | mergekit | exactly `max(1, ⌊density·n⌋)` entries of each tensor | sign of `Σ w_i δ̂_i`; + for a sum of 0 | `Σ w_i δ̂_i` over agreeing `w_i δ̂_i`, divided by the sum of their `w_i` |
 //!
 //! `normalize: false` leaves the division out. `rescale: true` (mergekit only) restores each
 //! tensor's L1 norm after the trim.
@@ -16,7 +16,7 @@ use crate::program::rescale::PreserveL1;
 use crate::program::trim::Trim;
 use crate::program::{Operand, Program, Scope};
 
-/// The density that searches start from: the paper trims 0.7.
+/// The density at which searches start: Sens-Merging's experiments trim 0.7 of the entries.
 const START: f64 = 0.3;
 
 pub(super) struct Ties;

@@ -1,14 +1,14 @@
-//! One block of one tensor: the rows of its models at the same entries, and room to work in.
+//! A block: the same entries of one tensor in all models, one row per model, and scratch buffers.
 
 use std::ops::Range;
 
 use crate::dtype::Real;
 
-/// Entries computed at a time. The buffers of a block (one a model, and a few more) stay in the
-/// first-level cache of one core.
+/// Entries computed at a time. The buffers of a block, 4 KiB of float32 per model and for each of a few
+/// others, stay in the first-level cache of a core unless there are many models.
 pub(crate) const BLOCK: usize = 1024;
 
-/// Buffers for a block, owned by one thread at a time.
+/// Buffers for a block, used by one thread at a time.
 pub(crate) struct Block<T: Real> {
     entries: Range<usize>,
     active: Vec<bool>,
@@ -20,13 +20,13 @@ pub(crate) struct Block<T: Real> {
     inside: Vec<T::Magnitude>,
 }
 
-/// A block's buffers, each cut to its length.
+/// A block's buffers, each cut to the block's length.
 pub(crate) struct Parts<'b, T: Real> {
     /// The base's entries.
     pub(crate) base: &'b mut [T],
-    /// The models' entries, a row each.
+    /// The models' entries, `[models, length]`.
     pub(crate) rows: &'b mut [T],
-    /// Elected signs.
+    /// The elected signs; free for other use by combinations without an election.
     pub(crate) signs: &'b mut [T],
     /// The combined entries.
     pub(crate) out: &'b mut [T],
@@ -48,14 +48,14 @@ impl<T: Real> Block<T> {
         }
     }
 
-    /// Set of which models rows are read.
+    /// Choose the models whose rows are read: the active ones.
     pub(crate) fn activate(&mut self, active: impl Fn(usize) -> bool) {
         for (model, slot) in self.active.iter_mut().enumerate() {
             *slot = active(model);
         }
     }
 
-    /// Set which entries of the tensor the block holds.
+    /// Set the range of the tensor's entries that the block holds.
     ///
     /// # Panics
     /// If there are more than [`BLOCK`] of them.
@@ -64,13 +64,13 @@ impl<T: Real> Block<T> {
         self.entries = entries;
     }
 
-    /// The entries of the tensor that the block holds.
+    /// The range of the tensor's entries that the block holds.
     #[must_use]
     pub(crate) fn entries(&self) -> Range<usize> {
         self.entries.clone()
     }
 
-    /// How many these are.
+    /// Number of entries that the block holds.
     #[must_use]
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
@@ -82,7 +82,7 @@ impl<T: Real> Block<T> {
         self.active.len()
     }
 
-    /// Whether a model's row was read.
+    /// Whether a model's row is read.
     #[must_use]
     pub(crate) fn is_active(&self, model: usize) -> bool {
         self.active[model]
@@ -107,13 +107,13 @@ impl<T: Real> Block<T> {
         (&self.base[..length], &mut self.rows[model * length..(model + 1) * length])
     }
 
-    /// A model's row to be changed, and as many bytes that say which entries stay.
+    /// A model's row to be changed, and a mask of the same length.
     pub(crate) fn row_and_keep(&mut self, model: usize) -> (&mut [T], &mut [u8]) {
         let length = self.len();
         (&mut self.rows[model * length..(model + 1) * length], &mut self.keep[..length])
     }
 
-    /// A model's row, and room for as many magnitudes.
+    /// A model's row, and a buffer for as many magnitudes.
     pub(crate) fn row_and_inside(&mut self, model: usize) -> (&[T], &mut [T::Magnitude]) {
         let length = self.len();
         (&self.rows[model * length..(model + 1) * length], &mut self.inside[..length])

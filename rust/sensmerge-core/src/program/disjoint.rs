@@ -1,5 +1,5 @@
-//! The disjoint sum or mean of TIES: only models that agree with the elected sign take part
-//! (Yadav et al. 2023).
+//! The disjoint sum or mean of TIES: for every entry a sign is elected, and only models that agree
+//! with it take part (Yadav et al. 2023, §4.2).
 
 use super::block::{Block, Parts};
 use super::sweep::{Chunk, reduce_model};
@@ -10,29 +10,29 @@ use crate::kernel::derivative::{disjoint_derivative, dot};
 use crate::kernel::disjoint::{Agreement, Divisor, disjoint};
 use crate::kernel::elect::{elect_sign, sum_of_signs};
 
-/// Elect a sign for every entry, and sum the `w_i δ̂_i` that agree with it.
+/// Elect a sign for every entry, and sum the `w_i δ̂_i` of the models that agree with it.
 #[derive(Debug)]
 pub(crate) struct Disjoint {
-    /// Whether votes are weighted, and with them what counts as agreeing.
+    /// Whether votes are weighted by `w_i`, in the election and when agreement is tested.
     agreement: Agreement,
-    /// What the sum is divided by.
+    /// The divisor of the sum.
     divisor: Divisor,
-    /// The sign of an entry whose election ends in a draw: that of the model-wide sum of elected
-    /// signs, or else plus.
+    /// Whether an entry whose votes sum to 0 gets the sign of the model-wide sum of elected signs;
+    /// otherwise it gets plus.
     draw_to_majority: bool,
 }
 
 impl Disjoint {
-    /// The paper's: votes are not weighted, a draw goes to the majority, and `normalize` divides by
-    /// the number of those that agree.
+    /// The paper's: votes are not weighted, a sum of 0 gets the sign of the model-wide majority, and
+    /// `normalize` divides by the number of models that agree.
     #[must_use]
     pub(crate) fn original(normalize: bool) -> Self {
         let divisor = if normalize { Divisor::Count } else { Divisor::One };
         Self { agreement: Agreement::Unweighted, divisor, draw_to_majority: true }
     }
 
-    /// mergekit's: votes are weighted, a draw is plus, and `normalize` divides by the weights of
-    /// those that agree.
+    /// mergekit's: votes are weighted, a sum of 0 gets plus, and `normalize` divides by the sum of the
+    /// weights of the models that agree.
     #[must_use]
     pub(crate) fn mergekit(normalize: bool) -> Self {
         let divisor = if normalize { Divisor::Weights } else { Divisor::One };
@@ -57,7 +57,7 @@ impl Combine for Disjoint {
 impl<T: Real> CombineOn<T> for Disjoint {
     fn reduce(&self, sweep: &dyn Sweep<T>) -> Result<Vec<Vec<f64>>> {
         let found = if self.draw_to_majority {
-            // 1, -1, or 0 where even that is a draw.
+            // 1, -1, or 0 if the elected signs sum to 0, too.
             vec![reduce_model(sweep, &SumOfSigns)?.signum() as f64]
         } else {
             Vec::new()
@@ -81,7 +81,7 @@ impl<T: Real> CombineOn<T> for Disjoint {
     }
 }
 
-/// The sum of the signs that unweighted votes elect.
+/// The sum of the signs elected by unweighted votes.
 struct SumOfSigns;
 
 impl<T: Real> Reduction<T> for SumOfSigns {
@@ -104,10 +104,10 @@ impl<T: Real> Reduction<T> for SumOfSigns {
 struct Elected<T> {
     agreement: Agreement,
     divisor: Divisor,
-    /// The sign of an entry whose election ends in a draw.
+    /// The sign of an entry whose votes sum to 0.
     draw: T,
     weights: Vec<T>,
-    /// What each model's vote is multiplied by.
+    /// The factor of each model's vote.
     votes: Vec<T>,
 }
 

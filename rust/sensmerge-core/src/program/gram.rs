@@ -1,7 +1,11 @@
-//! Combinations whose weights follow from the angles between tensors: SLERP and its kin.
+//! Combinations whose weights depend on the angles between tensors: SLERP, `NuSLERP` and Model Stock.
 //!
-//! The scalar products of all pairs of rows (the Gram matrix) tell lengths and angles. A method makes
-//! a weight for every model of them; what remains is a weighted sum.
+//! ```text
+//! in one sweep: the scalar products of all pairs of models (the Gram matrix), for the whole tensor,
+//!     for every row or for every column
+//! from each Gram matrix, which holds norms and angles, the method computes a weight per model
+//! in the last sweep: the weighted sum
+//! ```
 
 use super::block::{Block, Parts};
 use super::sweep::{Chunk, reduce_tensors};
@@ -11,19 +15,19 @@ use crate::error::Result;
 use crate::kernel::derivative::dot;
 use crate::kernel::weighted_sum::{add_product, weighted_sum};
 
-/// Which entries of a tensor make one vector.
+/// The division of a tensor into vectors, each with weights of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Groups {
-    /// All of them.
+    /// The whole tensor is one vector.
     Tensor,
-    /// Each row: the entries along the last axis.
+    /// Every row (the entries along the last axis) is a vector.
     Rows,
-    /// Each column: the entries along the first axis. A tensor of one axis is one vector.
+    /// Every column (the entries along the first axis) is a vector.
     Columns,
 }
 
 impl Groups {
-    /// What a tensor of this shape is grouped by.
+    /// The division of a tensor of this shape: with fewer than two axes it is one vector.
     fn of(self, shape: &[usize]) -> Self {
         match (self, shape.len()) {
             (Self::Tensor, _) | (_, 0 | 1) => Self::Tensor,
@@ -35,7 +39,7 @@ impl Groups {
 /// The scalar products of the models' vectors.
 pub(crate) struct Gram<'g> {
     models: usize,
-    /// Of every pair, the second no less than the first.
+    /// One for each of [`pairs`], in that order: the upper triangle of the Gram matrix.
     products: &'g [f64],
 }
 
@@ -43,11 +47,11 @@ impl Gram<'_> {
     /// `⟨x_one, x_other⟩`.
     ///
     /// # Panics
-    /// If `one` is larger than `other`, or there are not so many models.
+    /// If `one` is larger than `other`, or `other` is not the index of a model.
     #[must_use]
     pub(crate) fn dot(&self, one: usize, other: usize) -> f64 {
         assert!(one <= other && other < self.models);
-        // After the pairs of the models before it.
+        // Number of pairs whose first model comes before `one`.
         let before: usize = (0..one).map(|model| self.models - model).sum();
         self.products[before + other - one]
     }
@@ -59,18 +63,18 @@ impl Gram<'_> {
     }
 }
 
-/// Every pair of models, a model with itself included.
+/// Every pair of models, the first not after the second; a model also pairs with itself.
 fn pairs(models: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..models).flat_map(move |one| (one..models).map(move |other| (one, other)))
 }
 
-/// A weighted sum whose weights are made from the Gram matrix.
+/// A weighted sum whose weights are computed from the Gram matrix.
 pub(crate) struct WeightedByGram {
     /// The method's name.
     pub(crate) name: &'static str,
-    /// Which entries make one vector.
+    /// The division into vectors.
     pub(crate) groups: Groups,
-    /// The weight of every model, from the products of one vector.
+    /// Computes the weight of every model from the Gram matrix of one vector.
     pub(crate) weigh: fn(&Gram, &Subject) -> Vec<f64>,
 }
 
@@ -125,7 +129,7 @@ impl<T: Real> CombineOn<T> for WeightedByGram {
     }
 }
 
-/// The sums of `width` products each, in the order of their blocks.
+/// `products` has `width` numbers per block: their sums over the blocks, in order.
 fn total(products: &[f64], width: usize) -> Vec<f64> {
     let mut sums = vec![0.0; width];
     for block in products.chunks_exact(width) {
@@ -134,17 +138,18 @@ fn total(products: &[f64], width: usize) -> Vec<f64> {
     sums
 }
 
-/// Scalar products of all pairs of models.
+/// The reduction to the scalar products of all pairs of models.
 struct Products<'s> {
     subjects: &'s [Subject<'s>],
     groups: Groups,
 }
 
-/// The products of every pair: for every block of a tensor, for every row, or for every column.
+/// Products found in some chunks of a tensor: one per pair for every block ([`Groups::Tensor`]), row
+/// or column.
 struct Found {
-    /// The first entry of the chunk.
+    /// Index of the chunk's first entry.
     start: usize,
-    /// Whether those of several chunks add up, rather than follow each other.
+    /// Whether products of several chunks are added (columns) rather than appended (blocks, rows).
     adds_up: bool,
     products: Vec<f64>,
 }
@@ -168,7 +173,7 @@ impl<T: Real> Reduction<T> for Products<'_> {
                 );
             }
             Groups::Rows => {
-                // A chunk holds whole rows, and a block lies in one of them.
+                // A chunk holds whole rows, and a block is part of one row.
                 let width = pairs(subject.models).count();
                 let row = (block.entries().start - partial.start) / subject.row_length();
                 products.resize(products.len().max((row + 1) * width), 0.0);
@@ -203,7 +208,7 @@ impl<T: Real> Reduction<T> for Products<'_> {
     }
 }
 
-/// Weights by row of `row_length` entries, one a model each.
+/// A weighted sum with weights by row: `weights` is `[rows, models]`.
 struct ByRow<T> {
     row_length: usize,
     weights: Vec<T>,
@@ -219,7 +224,7 @@ impl<T: Real> Join<T> for ByRow<T> {
     }
 }
 
-/// Weights by column, one a model each.
+/// A weighted sum with weights by column: `weights` is `[columns, models]`.
 struct ByColumn<T> {
     models: usize,
     weights: Vec<T>,

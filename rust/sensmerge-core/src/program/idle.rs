@@ -1,8 +1,8 @@
-//! Idle buffers, lent to whichever thread asks: as many come to be as threads work at a time.
+//! A stock of idle buffers, lent to threads: as many are made as threads use one at a time.
 
 use std::sync::{Mutex, PoisonError};
 
-/// A stock of things that are costly to make.
+/// A stock of values that are costly to make.
 pub(crate) struct Idle<A, M> {
     stock: Mutex<Vec<A>>,
     make: M,
@@ -13,7 +13,7 @@ impl<A, M: Fn() -> A> Idle<A, M> {
         Self { stock: Mutex::new(Vec::new()), make }
     }
 
-    /// Lend one for the time of `work`.
+    /// Call `work` with an idle value, or with a new one if none is idle.
     pub(crate) fn lend<R>(&self, work: impl FnOnce(&mut A) -> R) -> R {
         let idle = self.stock.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut lent = idle.unwrap_or_else(&self.make);
@@ -22,7 +22,7 @@ impl<A, M: Fn() -> A> Idle<A, M> {
         result
     }
 
-    /// All that were made.
+    /// All values that were made.
     pub(crate) fn into_all(self) -> Vec<A> {
         self.stock.into_inner().unwrap_or_else(PoisonError::into_inner)
     }

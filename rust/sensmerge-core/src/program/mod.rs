@@ -1,14 +1,13 @@
-//! What a method computes, as parts that are put together: an operand, steps that make task vectors
-//! sparse, and one way to combine what is left.
+//! The computation of a method, composed of parts: an operand (parameters or task vectors), steps that
+//! make task vectors sparse or rescale them, and a combination of the rows of all models into one.
 //!
-//! A part may have to look at all entries of a tensor, or of the model, before it can work on any of
-//! them: a threshold, a norm, the angle between two tensors. Such a look is a [`Reduction`]: partial
-//! results over blocks of entries, merged into one. The parts say which reductions they need; who
-//! reads the entries, on which threads and on which machine, is the engine's matter, which hands a
-//! [`Sweep`] to them. Nothing here knows files or threads.
+//! A part may need a result over all entries of a tensor, or of the model, before it can change any of
+//! them: a threshold, a norm, the angle between two tensors. It is computed by a [`Reduction`], whose
+//! partial results over blocks of entries are merged into one. A part runs its reductions on a
+//! [`Sweep`], with which the engine reads the entries; nothing here depends on files or threads.
 //!
-//! A new part is one file here. It is generic over the computing type; [`Step`] and [`Combine`] put
-//! both instances behind one name.
+//! A new part is one file here. It is generic over the computing type; the traits [`Step`] and
+//! [`Combine`] stand for its instances in both types.
 
 pub(crate) mod block;
 pub(crate) mod disjoint;
@@ -30,47 +29,47 @@ use crate::numbers::{Number, Numbers};
 use block::Block;
 pub(crate) use sweep::{Reduction, Sweep};
 
-/// What is combined.
+/// The tensors that are combined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operand {
     /// The models' parameters themselves.
     Parameters,
-    /// Their differences from the base. The combination is multiplied by `lambda`, where the method
-    /// has one, and added to the base.
+    /// Their differences from the base. The combination is multiplied by `lambda`, if the method has
+    /// that parameter, and added to the base.
     TaskVectors,
 }
 
-/// How many entries a reduction looks at before it can say anything.
+/// The range of entries over which a reduction has one result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Scope {
-    /// Those of one tensor.
+    /// One tensor.
     Tensor,
-    /// Those of all tensors.
+    /// All tensors.
     Model,
 }
 
-/// How a tensor is cut into blocks.
+/// The division of a tensor into blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Blocks {
-    /// Runs of entries, wherever rows end.
+    /// Runs of entries that may cross the end of a row.
     Flat,
-    /// Runs within a row (along the last axis), and whole rows in a chunk.
+    /// Runs within a row (along the last axis); chunks hold whole rows.
     Rows,
 }
 
-/// A method with its choices made.
+/// The computation of a method with its settings.
 #[derive(Debug)]
 pub(crate) struct Program {
-    /// What is combined.
+    /// The tensors that are combined.
     pub(crate) operand: Operand,
-    /// How task vectors are made sparse, in this order.
+    /// The changes of task vectors before they are combined, in this order.
     pub(crate) steps: Vec<Box<dyn Step>>,
-    /// How they are combined.
+    /// The combination.
     pub(crate) combine: Box<dyn Combine>,
 }
 
 impl Program {
-    /// Put a program together.
+    /// Compose a program.
     pub(crate) fn new(
         operand: Operand,
         steps: Vec<Box<dyn Step>>,
@@ -86,13 +85,13 @@ impl Program {
         steps.unwrap_or(Scope::Tensor).max(self.combine.scope())
     }
 
-    /// The parameters that decide which entries are kept, and what they are multiplied by.
+    /// The parameters of the steps: they determine which entries are kept, and their factors.
     #[must_use]
     pub(crate) fn sparsifying_parameters(&self) -> Vec<&'static str> {
         self.steps.iter().flat_map(|step| step.parameters()).collect()
     }
 
-    /// How often the inputs are read for the reductions that these `subjects` need, as a rule.
+    /// Expected number of sweeps over the inputs for the reductions of these `subjects`.
     #[must_use]
     pub(crate) fn sweeps(&self, subjects: &[Subject]) -> u64 {
         self.steps.iter().map(|step| step.sweeps(subjects)).sum::<u64>() + self.combine.sweeps()
@@ -106,28 +105,28 @@ pub(crate) trait Step: StepOn<f32> + StepOn<f64> + Debug {
         Scope::Tensor
     }
 
-    /// The parameters that it reads.
+    /// The parameters that it uses.
     fn parameters(&self) -> Vec<&'static str>;
 
-    /// How often its reductions read the inputs, as a rule.
+    /// Expected number of sweeps of its reductions over the inputs.
     fn sweeps(&self, subjects: &[Subject]) -> u64;
 }
 
 /// A [`Step`] in one computing type.
 pub(crate) trait StepOn<T: Real>: Send + Sync {
-    /// Do the reductions that are needed before any entry can be changed.
+    /// Run the reductions that are needed before any entry can be changed.
     ///
-    /// The rows that `sweep` reads are as the steps before this one leave them.
+    /// `sweep` reads rows as the steps before this one leave them.
     ///
     /// # Returns
-    /// What changes the rows of every tensor, in the order of the sweep's subjects.
+    /// The decision for every tensor, in the order of the sweep's subjects.
     ///
     /// # Errors
-    /// What the sweep finds, [`Error::Interrupted`](crate::Error::Interrupted) for one.
+    /// The errors of the sweep: [`Error::Interrupted`](crate::Error::Interrupted).
     fn decide(&self, sweep: &dyn Sweep<T>) -> Result<Vec<Decision<T>>>;
 }
 
-/// The computing types, which know their own instance of every part.
+/// The computing types. They select their own instance of a part.
 pub(crate) trait Computed: Real {
     /// A step in this type.
     fn step(step: &dyn Step) -> &dyn StepOn<Self>;
@@ -151,53 +150,55 @@ macro_rules! computed {
 computed!(f32);
 computed!(f64);
 
-/// A step that is decided for one tensor.
+/// The result of a step's reductions for one tensor, ready to be applied.
 pub(crate) type Decision<T> = Box<dyn Apply<T>>;
 
-/// What a decided step does to the rows of one tensor.
+/// Applies a decided step to the rows of one tensor.
 pub(crate) trait Apply<T: Real>: Send + Sync {
-    /// Whether it changes the rows of a model at all.
+    /// Whether it may change the rows of a model.
     fn changes(&self, model: usize) -> bool;
 
-    /// Whether it may set an entry to 0 that is NaN.
+    /// Whether it may set an entry that is NaN to 0.
     fn may_hide_nan(&self, model: usize) -> bool {
         let _ = model;
         false
     }
 
-    /// What is carried from block to block of a chunk, at its start: a number a model, or nothing.
+    /// The state that is carried from block to block, at the start of a chunk: one number per model,
+    /// or empty.
     fn carried(&self, chunk: usize) -> Vec<u64> {
         let _ = chunk;
         Vec::new()
     }
 
-    /// Change the active rows of a block; multiply what is kept by `scales`, a number a model.
+    /// Change the active rows of a block. `scales` has one factor per model for the kept entries.
     fn apply(&self, block: &mut Block<T>, carried: &mut [u64], scales: Option<&[T]>);
 }
 
-/// A part of a program that makes one row of several.
+/// A part of a program that combines the rows of all models into one.
 pub(crate) trait Combine: CombineOn<f32> + CombineOn<f64> + Debug {
     /// The scope of its reductions.
     fn scope(&self) -> Scope {
         Scope::Tensor
     }
 
-    /// How it wants tensors to be cut into blocks.
+    /// The division of tensors into blocks that it needs.
     fn blocks(&self) -> Blocks {
         Blocks::Flat
     }
 
-    /// How often its reductions read the inputs.
+    /// Number of sweeps of its reductions over the inputs.
     fn sweeps(&self) -> u64 {
         0
     }
 
-    /// Its reductions in words: combinations that say the same can use each other's results.
+    /// A description of its reductions. Combinations with the same description have the same
+    /// reductions and can use each other's results.
     fn reductions(&self) -> String {
         String::new()
     }
 
-    /// Refuse numbers that it cannot combine with.
+    /// Refuse numbers with which it cannot combine the models.
     ///
     /// # Errors
     /// [`Error::Setting`](crate::Error::Setting) that names the parameter and the tensor.
@@ -209,48 +210,47 @@ pub(crate) trait Combine: CombineOn<f32> + CombineOn<f64> + Debug {
 
 /// A [`Combine`] in one computing type.
 pub(crate) trait CombineOn<T: Real>: Send + Sync {
-    /// Do the reductions that are needed before any row can be combined. No weight has a say in
-    /// them, so that they serve merges with other weights too.
+    /// Run the reductions that are needed before any row can be combined. Their results must not
+    /// depend on the weights, so that they hold for merges with other weights too.
     ///
     /// # Returns
-    /// What was found for every tensor, in the order of the sweep's subjects.
+    /// The result for every tensor, in the order of the sweep's subjects.
     ///
     /// # Errors
-    /// What the sweep finds.
+    /// The errors of the sweep: [`Error::Interrupted`](crate::Error::Interrupted).
     fn reduce(&self, sweep: &dyn Sweep<T>) -> Result<Vec<Vec<f64>>> {
         Ok(vec![Vec::new(); sweep.subjects().len()])
     }
 
-    /// Get ready to combine the rows of one tensor.
+    /// Prepare the combination of one tensor's rows; `found` is the tensor's result of `reduce`.
     fn bind(&self, subject: &Subject, found: &[f64]) -> Box<dyn Join<T>>;
 }
 
 /// Combines the rows of one tensor.
 pub(crate) trait Join<T: Real>: Send + Sync {
-    /// Combine the rows of a block into its output.
+    /// Combine the rows of a block into its `out`.
     fn join(&self, block: &mut Block<T>);
 
-    /// `Σ_j g_j ∂out_j/∂w_i` over a block, for the weight of every model; `None` where the weights
-    /// cannot be learned. What is kept and the signs that are elected are held fixed. The rows may
-    /// be overwritten.
+    /// `Σ_j g_j ∂out_j/∂w_i` over a block, for the weight of every model; `None` if the weights cannot
+    /// be learned. The elected signs are held fixed. The block's rows may be overwritten.
     fn derivatives(&self, block: &mut Block<T>, gradient: &[T]) -> Option<Vec<f64>> {
         let _ = (block, gradient);
         None
     }
 }
 
-/// What a program may know of a tensor besides its entries.
+/// A tensor as a program sees it, without its entries.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Subject<'s> {
     /// Its name.
     pub(crate) name: &'s str,
     /// Its shape.
     pub(crate) shape: &'s [usize],
-    /// How many models are merged in it.
+    /// Number of merged models.
     pub(crate) models: usize,
     /// Its numbers, by parameter.
     pub(crate) numbers: &'s Numbers,
-    /// Key of the random streams.
+    /// Seed of the random masks.
     pub(crate) seed: u64,
 }
 
@@ -261,7 +261,7 @@ impl Subject<'_> {
         self.shape.iter().product()
     }
 
-    /// Length of a row: of the last axis, of which a scalar has one entry.
+    /// Length of the last axis; 1 for a scalar.
     #[must_use]
     pub(crate) fn row_length(&self) -> usize {
         self.shape.last().copied().unwrap_or(1)
@@ -270,7 +270,7 @@ impl Subject<'_> {
     /// The merge's number for a parameter.
     ///
     /// # Panics
-    /// If the manifest has none; it is checked against the method's schema.
+    /// If there is none. Manifests are checked against the method's schema, so that it exists.
     #[must_use]
     pub(crate) fn number(&self, parameter: &str) -> f64 {
         match self.numbers.get(parameter) {
@@ -279,7 +279,7 @@ impl Subject<'_> {
         }
     }
 
-    /// The merge's number for a parameter that not every method has.
+    /// The merge's number for a parameter, or `default` if the method lacks the parameter.
     #[must_use]
     pub(crate) fn number_or(&self, parameter: &str, default: f64) -> f64 {
         if self.numbers.contains_key(parameter) { self.number(parameter) } else { default }
@@ -288,7 +288,7 @@ impl Subject<'_> {
     /// Every model's number for a parameter.
     ///
     /// # Panics
-    /// If the manifest has none; it is checked against the method's schema.
+    /// If there are none. Manifests are checked against the method's schema, so that they exist.
     #[must_use]
     pub(crate) fn numbers(&self, parameter: &str) -> &[f64] {
         match self.numbers.get(parameter) {

@@ -9,8 +9,8 @@ use crate::random::Stream;
 
 /// Set each entry to 0 with probability 1 − density.
 ///
-/// Whether an entry stays depends on the seed, the model's place, the tensor's name and the entry's
-/// place, and on nothing else.
+/// Whether an entry is kept depends only on the density, the seed, the model's index, the tensor's name
+/// and the entry's index; [`random`](crate::random) has the rule.
 #[derive(Debug)]
 pub(crate) struct RandomDrop {
     /// The parameter that holds the fraction of entries kept.
@@ -39,7 +39,7 @@ impl<T: Real> StepOn<T> for RandomDrop {
     }
 }
 
-/// By model: its random stream and density, where some entries are dropped.
+/// The random stream and the density of every model; `None` for a model that keeps all entries.
 struct Dropped {
     models: Vec<Option<(Stream, f64)>>,
 }

@@ -1,4 +1,4 @@
-//! Bringing what sparsification leaves back to its size.
+//! Rescaling of the entries that a step keeps, to make up for those that it sets to 0.
 
 use super::block::Block;
 use super::sweep::{Chunk, reduce_tensors};
@@ -8,18 +8,18 @@ use crate::error::Result;
 use crate::kernel::sum::l1;
 use crate::kernel::weighted_sum::multiply;
 
-/// Norms below this are left alone: there is nothing to restore.
+/// If a norm, before or after the step, is below this, the entries are not rescaled.
 const SMALLEST_NORM: f64 = 1e-7;
 
-/// A step whose survivors are multiplied by the factor that restores the L1 norm that each model's
-/// task vector had in the tensor (mergekit's `rescale`).
+/// A step whose kept entries are multiplied by one factor per model and tensor, which restores the L1
+/// norm that the task vector had before the step (mergekit's `rescale`).
 #[derive(Debug)]
 pub(crate) struct PreserveL1 {
     inner: Box<dyn Step>,
 }
 
 impl PreserveL1 {
-    /// Restore the norm that `inner` takes away.
+    /// Restore the L1 norm after `inner`.
     pub(crate) fn of(inner: impl Step + 'static) -> Self {
         Self { inner: Box::new(inner) }
     }
@@ -51,7 +51,7 @@ impl<T: Computed> StepOn<T> for PreserveL1 {
     }
 }
 
-/// The factor that restores a norm, from the norms of blocks before and after.
+/// The factor that restores a norm, from the L1 norms of blocks before and after the step.
 fn factor<T: Real>(blocks: &[(f64, f64)]) -> T {
     let (before, after) =
         blocks.iter().fold((0.0, 0.0), |total, block| (total.0 + block.0, total.1 + block.1));
@@ -66,7 +66,7 @@ struct Norms<'d, T: Real> {
 
 struct Partial {
     carried: Vec<u64>,
-    /// By model and block. A model of which nothing is taken away has none.
+    /// Norms before and after, by model and block; empty for a model that the step does not change.
     by_model: Vec<Vec<(f64, f64)>>,
 }
 
@@ -105,7 +105,7 @@ impl<T: Real> Reduction<T> for Norms<'_, T> {
     }
 }
 
-/// A step whose survivors are divided by a density, so that their expectation is what it was
+/// A step whose kept entries are divided by a density, which keeps the expectation of every entry
 /// (Yu et al. 2024).
 #[derive(Debug)]
 pub(crate) struct DivideByDensity {
@@ -114,7 +114,7 @@ pub(crate) struct DivideByDensity {
 }
 
 impl DivideByDensity {
-    /// Divide what `inner` leaves by the parameter `density`.
+    /// Divide the entries that `inner` keeps by the parameter `density`.
     pub(crate) fn of(inner: impl Step + 'static, density: &'static str) -> Self {
         Self { inner: Box::new(inner), density }
     }
@@ -148,7 +148,7 @@ impl<T: Computed> StepOn<T> for DivideByDensity {
     }
 }
 
-/// A decided step, and what is kept multiplied by a factor a model.
+/// A decided step, and one factor per model for the kept entries; no factors mean 1.
 struct Scaled<T: Real> {
     inner: Decision<T>,
     scales: Vec<T>,
@@ -174,7 +174,7 @@ impl<T: Real> Apply<T> for Scaled<T> {
     }
 }
 
-/// Multiply the active rows of a block by a factor a model.
+/// Multiply each active row of a block by its model's factor.
 pub(super) fn scale_rows<T: Real>(block: &mut Block<T>, scales: Option<&[T]>) {
     if let Some(scales) = scales {
         for (model, &scale) in scales.iter().enumerate() {

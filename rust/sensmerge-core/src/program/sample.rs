@@ -1,4 +1,4 @@
-//! Guessing where a magnitude of given rank lies, from entries spread evenly over a task vector.
+//! A guess of the magnitude of a given rank, from a sample of entries spread evenly over a task vector.
 
 use std::ops::Range;
 
@@ -8,11 +8,11 @@ use super::sweep::Reader;
 use crate::dtype::Real;
 use crate::kernel::bracket::Bracket;
 
-/// Consecutive entries of a sample: a cache line of 16-bit numbers holds twice as many.
+/// Consecutive entries of a run: half a cache line of 16-bit numbers.
 const RUN: usize = 16;
 
-/// Magnitudes of every model's task vector at `runs` places spread evenly over a tensor; all of them
-/// where that is no fewer. A list a model.
+/// The magnitudes of every model's task vector in `runs` runs of [`RUN`] entries, spread evenly over a
+/// tensor; of all entries if the tensor has no more. One list per model.
 pub(super) fn sample<T: Real>(
     subject: &Subject,
     runs: usize,
@@ -36,8 +36,8 @@ pub(super) fn sample<T: Real>(
     samples
 }
 
-/// A bracket around the magnitude below which `share` of all entries lie: `margin` of all entries
-/// wide on both sides, as far as the sample tells.
+/// A bracket for the magnitude below which the fraction `share` of all entries lies: from the quantile
+/// `share - margin` of the sample to the quantile `share + margin`.
 pub(super) fn bracket<T: Real>(
     sample: &mut [T::Magnitude],
     share: f64,

@@ -1,19 +1,20 @@
-//! The magnitude of a given rank, exactly, over task vectors that are never held.
+//! The exact magnitude of a given rank, without holding a task vector in memory.
 //!
-//! A bracket that should hold the wanted magnitude is narrowed until one magnitude is left:
+//! A bracket that should contain the magnitude is narrowed until one magnitude is left:
 //!
 //! ```text
 //! repeat:
 //!     in one sweep over the entries, count those above the bracket, those on its two bounds, and
-//!     those inside it by bins of equal width, each with its least and greatest member
-//!     if the rank falls on a bound:          that is the magnitude
-//!     if it falls into a bin of one value:   that is the magnitude
-//!     if it falls into another bin:          the bin is the next bracket
-//!     if it falls below or above:            the bracket missed; search what lies on that side
+//!         those inside it in bins of equal width, each with its least and greatest member
+//!     if the entry of the rank lies on a bound:              the bound is the magnitude
+//!     if it lies in a bin with a single value:               the value is the magnitude
+//!     if it lies in another bin:                             the bin is the next bracket
+//!     if it lies below (above) the bracket, which missed it: the next bracket is from 0 to the lower
+//!                                                            bound (from the upper bound upwards)
 //! ```
 //!
-//! A bracket that was guessed from a sample needs one sweep or two as a rule. The counts are plain
-//! numbers that can be added up in any order, wherever they were counted.
+//! With a bracket guessed from a sample, one or two sweeps are usually enough. Counts can be added in
+//! any order, so that the result does not depend on threads.
 
 use super::block::Block;
 use super::sweep::{Chunk, reduce_model};
@@ -22,34 +23,34 @@ use crate::dtype::Real;
 use crate::error::Result;
 use crate::kernel::bracket::{Bracket, Counts, count_and_collect};
 
-/// Bins of a bracket.
+/// Number of bins of a bracket.
 const BINS: usize = 1 << 14;
 
 /// A magnitude that was found.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Selected<M> {
     pub(super) magnitude: M,
-    /// Entries of larger magnitude.
+    /// Number of entries of larger magnitude.
     pub(super) above: u64,
 }
 
-/// Where, relative to a bracket, the magnitude of some rank lies.
+/// The place of a magnitude relative to a bracket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     /// Below the lower bound.
     Below,
-    /// It is the lower bound.
+    /// Equal to the lower bound.
     Low,
-    /// Strictly inside, at this rank among those inside (0 the smallest).
+    /// Strictly inside, with this rank among the magnitudes inside (0 the smallest).
     Inside(u64),
-    /// It is the upper bound.
+    /// Equal to the upper bound.
     High,
     /// Above the upper bound.
     Above,
 }
 
-/// Where the magnitude of `rank` (0 the smallest) among `entries` lies, `inside` of them strictly
-/// inside the bracket.
+/// The place of the magnitude of `rank` (0 the smallest) among `entries` magnitudes, of which `counts`
+/// are above and on the bounds of the bracket, and `inside` strictly inside.
 pub(super) fn locate(entries: u64, rank: u64, counts: &Counts, inside: u64) -> Place {
     let below = entries - counts.above - counts.high - inside - counts.low;
     if rank < below {
@@ -65,7 +66,7 @@ pub(super) fn locate(entries: u64, rank: u64, counts: &Counts, inside: u64) -> P
     }
 }
 
-/// A search for the magnitude of `rank` among the entries of one model's task vectors.
+/// A search for the magnitude of `rank` (0 the smallest) among the entries of one model's task vectors.
 pub(super) struct Search<T: Real> {
     pub(super) model: usize,
     pub(super) rank: u64,
@@ -78,7 +79,7 @@ impl<T: Real> Search<T> {
         Self { model, rank, bracket, found: None }
     }
 
-    /// Take in what a sweep over all entries counted.
+    /// Find the magnitude or narrow the bracket, from the counts of a sweep over all `entries`.
     fn narrow(&mut self, entries: u64, tally: &Tally<T>) {
         let Bracket { low, high } = self.bracket;
         let inside: u64 = tally.bins.iter().map(|bin| bin.count).sum();
@@ -106,7 +107,7 @@ impl<T: Real> Search<T> {
     }
 }
 
-/// Run `searches` over the entries of one tensor, or of all, until each has found its magnitude.
+/// Sweep over the entries of one tensor, or of all, until each of `searches` has found its magnitude.
 pub(super) fn select<T: Real>(
     sweep: &dyn Sweep<T>,
     tensor: Option<usize>,
@@ -131,10 +132,10 @@ pub(super) fn select<T: Real>(
     }
 }
 
-/// Counts for several searches, in one sweep.
+/// The reduction that counts for several searches in one sweep.
 struct Tallies<T: Real> {
     tensor: Option<usize>,
-    /// By search: its model and bracket.
+    /// The model and the bracket of each search.
     sought: Vec<(usize, Bracket<T::Magnitude>)>,
 }
 
@@ -162,11 +163,11 @@ impl<T: Real> Reduction<T> for Tallies<T> {
     }
 }
 
-/// What lies where, and what lies inside by bins.
+/// Counts relative to a bracket, with the entries inside it in bins.
 struct Tally<T: Real> {
     bracket: Bracket<T::Magnitude>,
     counts: Counts,
-    /// Magnitudes that differ only in this many last bits share a bin.
+    /// The bin of a magnitude is its distance from the lower bound, shifted right by this many bits.
     shift: u32,
     bins: Vec<Bin<T::Magnitude>>,
 }

@@ -1,4 +1,4 @@
-//! Sums of rows.
+//! Weighted sums of rows.
 
 use super::block::{Block, Parts};
 use super::{Combine, CombineOn, Join, Subject};
@@ -7,24 +7,24 @@ use crate::error::{Error, Result};
 use crate::kernel::derivative::dot;
 use crate::kernel::weighted_sum::{divide, weighted_sum};
 
-/// A sum of weights nearer to 0 than this does not divide.
+/// A sum of weights nearer to 0 than this is not used as a divisor.
 const SMALLEST_DIVISOR: f64 = 1e-8;
 
 /// `Σ w_i x_i`, divided by `Σ w_i` with `normalize`.
 #[derive(Debug)]
 pub(crate) struct WeightedSum {
-    /// Whether it is divided.
+    /// Whether it is divided by the sum of the weights.
     pub(crate) normalize: bool,
-    /// What is done where it is to be divided and the weights cancel.
+    /// The handling of weights that sum to 0, with `normalize`.
     pub(crate) cancelling: Cancelling,
 }
 
-/// What is done with weights that sum to 0 and are to be divided by.
+/// The handling of weights that sum to 0 when they are to be normalized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cancelling {
-    /// They are refused: a mean of parameters without them is no model.
+    /// They are refused: an undivided sum of parameters would not be a model.
     Refused,
-    /// Nothing is divided.
+    /// The sum is not divided.
     NotDivided,
 }
 

@@ -1,13 +1,13 @@
-//! Reading all entries of some tensors once, and what is found on the way.
+//! Sweeps over all entries of some tensors, and reductions on them.
 //!
-//! Entries are read by chunks, in parallel, and within a chunk block by block in index order. A
-//! reduction gives every chunk (or every thread) a partial result of its own; these are merged when
-//! all chunks are done. So that a result depends neither on threads nor on who computed which part:
+//! Chunks are read in parallel, and the blocks of a chunk in index order. A reduction has a partial
+//! result for every chunk (for a result per tensor) or for every thread (for one result over all
+//! tensors); they are merged when all chunks are done. The result must not depend on threads:
 //!
-//! - partial results of a tensor are merged in index order, and a sum keeps the sums of blocks until
-//!   the end, since floating-point addition is not associative;
-//! - partial results of the model are merged in any order, and hold only what can be: counts, least
-//!   and greatest values.
+//! - Partial results of a tensor are merged in index order, and a sum keeps the sums of blocks until
+//!   the end, since floating-point addition is not associative.
+//! - Partial results over all tensors are merged in any order, and may hold only values whose merging
+//!   is associative and commutative: counts, and least and greatest values.
 
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -18,27 +18,27 @@ use super::idle::Idle;
 use crate::dtype::Real;
 use crate::error::Result;
 
-/// A run of entries of one tensor: what one thread does at a time.
+/// A run of consecutive entries of one tensor, processed by one thread at a time.
 #[derive(Clone, Debug)]
 pub(crate) struct Chunk {
-    /// The tensor's place among the subjects.
+    /// The tensor's index among the subjects.
     pub(crate) tensor: usize,
-    /// The chunk's place in its tensor.
+    /// The chunk's index in its tensor.
     pub(crate) place: usize,
-    /// Its entries.
+    /// The range of its entries.
     pub(crate) entries: Range<usize>,
 }
 
-/// Which rows are to be read: told a tensor's place and a model's.
+/// Whether a row is to be read, given the index of the tensor and that of the model.
 pub(crate) type Wants<'w> = &'w (dyn Fn(usize, usize) -> bool + Sync);
 
-/// Told a chunk's place among all chunks, the chunk, and its blocks.
+/// Called with the index of a chunk among all chunks, the chunk, and its blocks.
 pub(crate) type LookAtChunk<'l, T> = &'l (dyn Fn(usize, &Chunk, &mut dyn Blocks<T>) + Sync);
 
-/// Told a tensor's place, and where to read from it.
+/// Called with the index of a tensor and a reader of its entries.
 pub(crate) type LookAtTensor<'l, T> = &'l (dyn Fn(usize, &mut dyn Reader<T>) + Sync);
 
-/// The tensors that are decided together, to be read as often as needed.
+/// Reads the tensors of a stage, as often as a reduction needs.
 pub(crate) trait Sweep<T: Real>: Sync {
     /// The tensors.
     fn subjects(&self) -> &[Subject<'_>];
@@ -46,13 +46,13 @@ pub(crate) trait Sweep<T: Real>: Sync {
     /// Their chunks, in order. An empty tensor has none.
     fn chunks(&self) -> &[Chunk];
 
-    /// Read every chunk of which some row is wanted, in parallel.
+    /// Read every chunk of which `wants` asks for a row, in parallel.
     ///
     /// # Errors
     /// [`Error::Interrupted`](crate::Error::Interrupted).
     fn read_chunks(&self, wants: Wants, look: LookAtChunk<T>) -> Result<()>;
 
-    /// Visit every tensor, in parallel, to read from it here and there.
+    /// Call `look` for every tensor, in parallel, with random access to its entries.
     ///
     /// # Errors
     /// [`Error::Interrupted`](crate::Error::Interrupted).
@@ -61,43 +61,42 @@ pub(crate) trait Sweep<T: Real>: Sync {
 
 /// The blocks of a chunk, one after the other.
 pub(crate) trait Blocks<T: Real> {
-    /// The next block, its rows as the steps that are decided leave them.
+    /// The next block, with its rows as the decided steps leave them.
     fn next(&mut self) -> Option<&mut Block<T>>;
 }
 
-/// Reads from any place of a tensor.
+/// Reads any range of a tensor's entries.
 pub(crate) trait Reader<T: Real> {
-    /// Some entries of all models, as the steps that are decided leave them. These must not carry
-    /// anything from block to block.
+    /// Read a range of at most a block, of all models, as the decided steps leave it. These steps must
+    /// not carry state from block to block.
     fn read(&mut self, entries: Range<usize>) -> &mut Block<T>;
 }
 
-/// A look at all entries whose partial results can be merged.
+/// A computation over all entries whose partial results can be merged.
 pub(crate) trait Reduction<T: Real>: Sync {
     /// A partial result.
     type Partial: Send + Sync;
 
-    /// Whether a model's rows in a tensor are looked at.
+    /// Whether it needs a model's rows of a tensor.
     fn wants(&self, tensor: usize, model: usize) -> bool {
         let _ = (tensor, model);
         true
     }
 
-    /// The partial result of no entries; for a chunk of a tensor, where partial results are kept by
-    /// chunk.
+    /// The partial result of no entries: at the start of `chunk`, or of no chunk at all.
     fn identity(&self, chunk: Option<&Chunk>) -> Self::Partial;
 
     /// Add the entries of a block of a tensor.
     fn block(&self, tensor: usize, block: &mut Block<T>, partial: &mut Self::Partial);
 
-    /// Merge two partial results; of the same tensor, `next` is of the entries that follow.
+    /// Merge `next` into `partial`. In [`reduce_tensors`], `next` belongs to the entries that follow.
     fn merge(&self, partial: &mut Self::Partial, next: Self::Partial);
 }
 
-/// One result for every tensor.
+/// Run a reduction with one result for every tensor.
 ///
 /// # Errors
-/// What the sweep finds.
+/// The errors of the sweep.
 pub(crate) fn reduce_tensors<T: Real, R: Reduction<T>>(
     sweep: &dyn Sweep<T>,
     reduction: &R,
@@ -110,7 +109,7 @@ pub(crate) fn reduce_tensors<T: Real, R: Reduction<T>>(
         while let Some(block) = blocks.next() {
             reduction.block(chunk.tensor, block, &mut partial);
         }
-        // Every chunk is read once.
+        // Every chunk is read once, so that the cell is empty.
         let _ = found[place].set(partial);
     })?;
     let subjects = 0..sweep.subjects().len();
@@ -123,10 +122,10 @@ pub(crate) fn reduce_tensors<T: Real, R: Reduction<T>>(
     Ok(results)
 }
 
-/// One result for all tensors.
+/// Run a reduction with one result for all tensors.
 ///
 /// # Errors
-/// What the sweep finds.
+/// The errors of the sweep.
 pub(crate) fn reduce_model<T: Real, R: Reduction<T>>(
     sweep: &dyn Sweep<T>,
     reduction: &R,

@@ -1,25 +1,28 @@
-//! Magnitude trimming, the first half of TIES (Yadav et al. 2023), with exact thresholds and
+//! Magnitude trimming, the first half of TIES (Yadav et al. 2023, §4.1), with exact thresholds and
 //! without sorting.
 //!
-//! For every tensor and model the k-th largest magnitude is needed. Of a small tensor all magnitudes
-//! are read and one is selected. Elsewhere:
+//! Within a tensor the threshold is, for every model, the k-th largest magnitude. In a small tensor all
+//! magnitudes are read and it is selected among them. In others:
 //!
 //! ```text
-//! sample 32,768 magnitudes, spread evenly: they tell a bracket that should hold the threshold
+//! sample 32,768 magnitudes, spread evenly: their quantiles give a bracket that should contain the
+//!     threshold
 //! in one sweep, for every chunk: count the entries above the bracket and on its two bounds, and
-//!     collect those inside it (2.5 % of the tensor)
-//! the counts of all chunks tell where in the bracket the threshold lies: on a bound, or at which
-//!     rank among the collected ones, from which it is selected
-//! where the bracket missed, or a tensor is so large that 2.5 % of it is too much to hold: search by
-//!     narrowing the bracket instead (`select`)
+//!     collect the magnitudes inside it (2.5 % of the tensor)
+//! the counts of all chunks say whether the threshold is one of the bounds or, if not, its rank among
+//!     the collected magnitudes, from which it is then selected
+//! if the bracket missed the threshold, or the tensor is so large that 2.5 % of it is too much to
+//!     hold: search by narrowing the bracket instead (`select`)
 //! ```
 //!
-//! The bounds are counted apart since differences of bfloat16 numbers take few values, so that one of
-//! them may hold a tenth of a tensor. Where exactly k entries are to stay, ties at the threshold go to
-//! the lowest indices: the counts tell how many of them each chunk may keep.
+//! The bounds are counted rather than collected because differences of bfloat16 numbers take few
+//! values: a tenth of a tensor may lie on one bound. Exactly k entries stay: of the entries equal to
+//! the threshold, those of the lowest indices. The number of ties that each chunk may keep follows
+//! from its counts.
 //!
-//! Collecting takes one sweep where narrowing takes two or more, and narrowing takes the same memory
-//! whatever its entries: tensors are collected, whole models are narrowed.
+//! Over the whole model there is one threshold for every model, found by narrowing. Narrowing needs
+//! the same memory however many entries there are, but may need more sweeps than collecting, and for
+//! a tensor always one more, which counts the ties of each chunk.
 
 use std::sync::OnceLock;
 
@@ -35,14 +38,15 @@ use crate::kernel::bracket::{Bracket, Counts, count_and_collect};
 use crate::kernel::trim::{count_equal, trim, trim_exact};
 use crate::numbers::Number;
 
-/// Tensors of up to this many entries are selected from in memory.
+/// Up to this many entries, all magnitudes of a tensor are read into memory.
 const SMALL: usize = 1 << 16;
 
-/// Tensors of more than this many entries are not collected from.
+/// Above this many entries, no magnitudes of a tensor are collected.
 const LARGE: usize = 1 << 26;
 
-/// Places of a tensor that are sampled, and the share of its entries that a bracket spans on both
-/// sides of the guess: four standard deviations, with room for entries that resemble their neighbours.
+/// Runs of entries that are sampled in a tensor, and the fraction of its entries that a bracket spans on
+/// each side of the sample's quantile: over four standard deviations of that quantile, to allow for
+/// entries that resemble their neighbours.
 const TENSOR_RUNS: usize = 1 << 11;
 const TENSOR_MARGIN: f64 = 0.0125;
 
@@ -52,14 +56,15 @@ const MODEL_MARGIN: f64 = 0.004;
 
 /// Set small entries to 0.
 ///
-/// - Within a tensor: exactly `max(1, floor(density * n))` entries stay; ties go to the lowest index.
-/// - Over the model: with `k = n - floor(density * n)`, entries at or above the k-th smallest
-///   magnitude of a model's whole task vector stay, ties included.
+/// - Within a tensor of n entries: exactly `max(1, floor(density * n))` entries stay, of equal ones
+///   those of the lowest indices.
+/// - Over a model of n entries: with `k = n - floor(density * n)`, all entries at or above the k-th
+///   smallest magnitude of the whole task vector stay.
 #[derive(Debug)]
 pub(crate) struct Trim {
     /// The parameter that holds the fraction of entries kept.
     pub(crate) density: &'static str,
-    /// What magnitudes are compared with.
+    /// The range over which magnitudes are compared: a tensor or the model.
     pub(crate) scope: Scope,
 }
 
@@ -89,23 +94,23 @@ impl<T: Real> StepOn<T> for Trim {
     }
 }
 
-/// The cut of every model's part of one tensor.
+/// The cut for every model in one tensor.
 struct Trimmed<T: Real> {
     cuts: Vec<Cut<T>>,
 }
 
-/// Which entries a trim keeps.
+/// The entries that a trim keeps.
 #[derive(Clone, Debug)]
 enum Cut<T: Real> {
-    /// All of them.
+    /// All entries.
     None,
-    /// Those of at least this magnitude.
+    /// Entries of at least this magnitude.
     AtLeast(T::Magnitude),
-    /// Those above this magnitude, and of those equal to it the first few in index order.
+    /// Entries above this magnitude, and the first few in index order of those equal to it.
     Exactly {
         /// The threshold.
         magnitude: T::Magnitude,
-        /// For every chunk of the tensor, how many equal entries it may still keep.
+        /// For every chunk of the tensor, the number of ties not yet kept at its start.
         ties: Vec<u64>,
     },
 }
@@ -140,27 +145,27 @@ impl<T: Real> Apply<T> for Trimmed<T> {
     }
 }
 
-/// How far the threshold of one model's part of one tensor is known.
+/// The knowledge about the threshold of one model in one tensor: the cut, or a bracket.
 enum Guess<T: Real> {
     Known(Cut<T>),
     Within(Bracket<T::Magnitude>),
 }
 
-/// How many entries of a tensor a trim to `density` keeps.
+/// The number of entries of a tensor that a trim to `density` keeps.
 fn kept(elements: usize, density: f64) -> u64 {
     ((density * elements as f64).floor() as u64).max(1)
 }
 
 impl Trim {
     fn densities<'s>(&self, subject: &Subject<'s>) -> &'s [f64] {
-        // A subject's numbers outlive it.
+        // Not `subject.numbers()`, whose result lives only as long as the subject.
         match subject.numbers.get(self.density) {
             Some(Number::Models(densities)) => densities,
             _ => &[],
         }
     }
 
-    /// Cut every model's part of every tensor to exactly as many entries as its density says.
+    /// The cuts within tensors, by tensor and model; see the module's documentation.
     fn cuts_by_tensor<T: Real>(&self, sweep: &dyn Sweep<T>) -> Result<Vec<Vec<Cut<T>>>> {
         let subjects = sweep.subjects();
         let guesses: Vec<OnceLock<Vec<Guess<T>>>> =
@@ -193,7 +198,7 @@ impl Trim {
         guesses.into_iter().zip(counted).enumerate().map(of_tensor).collect()
     }
 
-    /// Cut every model's whole task vector at one magnitude.
+    /// The cuts over the whole model, the same for every tensor: one magnitude per model.
     fn cuts_by_model<T: Real>(&self, sweep: &dyn Sweep<T>) -> Result<Vec<Vec<Cut<T>>>> {
         let subjects = sweep.subjects();
         let Some(first) = subjects.first() else { return Ok(Vec::new()) };
@@ -232,7 +237,7 @@ impl Trim {
     }
 }
 
-/// Where the thresholds of a tensor lie; exactly, if it is small.
+/// The cuts of a tensor if it is small, otherwise brackets from a sample. One per model.
 fn guess<T: Real>(
     subject: &Subject,
     densities: &[f64],
@@ -260,7 +265,7 @@ fn guess<T: Real>(
     samples.into_iter().zip(densities).map(of_model).collect()
 }
 
-/// The trim of magnitudes that are all at hand, in index order.
+/// The cut for magnitudes that are all given, in index order.
 fn cut_in_memory<T: Real>(magnitudes: &[T::Magnitude], kept: u64, chunk_entries: usize) -> Cut<T> {
     let mut order = magnitudes.to_vec();
     let rank = order.len() - kept as usize;
@@ -272,7 +277,8 @@ fn cut_in_memory<T: Real>(magnitudes: &[T::Magnitude], kept: u64, chunk_entries:
     Cut::Exactly { magnitude, ties: ties_by_chunk(kept - above, equal) }
 }
 
-/// How many ties each chunk may still keep, `left` before the first, from how many it has.
+/// For every chunk the number of ties not yet kept at its start: `left` at the first, less the `equal`
+/// entries of the chunks before.
 fn ties_by_chunk(mut left: u64, equal: impl Iterator<Item = u64>) -> Vec<u64> {
     let of_chunk = |equal| {
         let ties = left;
@@ -282,16 +288,16 @@ fn ties_by_chunk(mut left: u64, equal: impl Iterator<Item = u64>) -> Vec<u64> {
     equal.map(of_chunk).collect()
 }
 
-/// What one sweep over a chunk tells of one model.
+/// Counts and collected magnitudes of one model in one chunk.
 struct Counted<M> {
     counts: Counts,
     inside: Vec<M>,
 }
 
-/// By chunk and model.
+/// Results by chunk and model.
 type ByChunk<T> = Vec<Vec<Counted<<T as Real>::Magnitude>>>;
 
-/// Counts against the brackets of a tensor's models, chunk by chunk.
+/// The reduction that counts and collects, for the brackets of every tensor's models, chunk by chunk.
 struct Counting<'c, T: Real> {
     subjects: &'c [Subject<'c>],
     guesses: &'c [Vec<Guess<T>>],
@@ -327,7 +333,8 @@ impl<T: Real> Reduction<T> for Counting<'_, T> {
     }
 }
 
-/// The trim that the counts of all chunks of a tensor tell; `None` where the bracket missed.
+/// The cut that follows from the counts of all chunks of a tensor; `None` if the bracket missed the
+/// threshold or nothing was counted.
 fn resolve<T: Real>(
     elements: u64,
     kept: u64,
@@ -371,7 +378,7 @@ fn resolve<T: Real>(
     Some(Cut::Exactly { magnitude, ties })
 }
 
-/// The trim of one model's part of one tensor, by sweeps of its own.
+/// The cut of one model in one tensor, by sweeps over that tensor.
 fn search<T: Real>(
     sweep: &dyn Sweep<T>,
     tensor: usize,
@@ -389,7 +396,7 @@ fn search<T: Real>(
     Ok(Cut::Exactly { magnitude, ties: ties_by_chunk(kept - above, equal[tensor].iter().copied()) })
 }
 
-/// How many entries of each chunk of one tensor have a magnitude.
+/// The reduction that counts the entries of a given magnitude in each chunk of one tensor.
 struct Equal<M> {
     tensor: usize,
     model: usize,

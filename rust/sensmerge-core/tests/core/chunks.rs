@@ -1,4 +1,4 @@
-//! Neither threads nor the size of chunks change a byte of what is written.
+//! Neither the number of threads nor the size of chunks changes a byte of the output.
 
 use std::fs;
 
@@ -9,10 +9,10 @@ use tempfile::tempdir;
 
 use crate::files::{f32s, open, plan, write_model};
 
-/// Several chunks of the smallest size, the last of them a part of a block.
+/// Several chunks of the smallest size, the last one shorter than a block.
 const ENTRIES: usize = 70_001;
 
-/// A hundred magnitudes of either sign, so that thresholds are shared by entries of every chunk.
+/// 100 magnitudes of both signs, so that every chunk has entries equal to a threshold.
 fn entries(seed: u32) -> Vec<f32> {
     let mut state = seed;
     let draw = |_| {

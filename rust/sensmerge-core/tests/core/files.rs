@@ -18,7 +18,7 @@ pub(crate) fn file(header: &Value, data: &[u8]) -> Vec<u8> {
     raw_file(header.to_string().as_bytes(), data)
 }
 
-/// The same from a header's text, whatever it says.
+/// The same from any text as the header.
 pub(crate) fn raw_file(header: &[u8], data: &[u8]) -> Vec<u8> {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend(header);
@@ -51,7 +51,7 @@ pub(crate) fn write_model(folder: &Path, tensors: &[Tensor]) {
     fs::write(folder.join("model.safetensors"), safetensors(tensors)).unwrap();
 }
 
-/// A folder with one weight file a group, and an index.
+/// A folder with one weight file per group, and an index.
 pub(crate) fn write_sharded(folder: &Path, groups: &[Vec<Tensor>]) {
     fs::create_dir_all(folder).unwrap();
     let mut weight_map = Map::new();
@@ -65,7 +65,7 @@ pub(crate) fn write_sharded(folder: &Path, groups: &[Vec<Tensor>]) {
     write_index(folder, &json!({"weight_map": weight_map}).to_string());
 }
 
-/// An index, whatever it says.
+/// Write any text as the index.
 pub(crate) fn write_index(folder: &Path, text: &str) {
     fs::write(folder.join("model.safetensors.index.json"), text).unwrap();
 }
@@ -77,7 +77,7 @@ pub(crate) fn values(checkpoint: &sensmerge_core::checkpoint::Checkpoint, name: 
     entries.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
 }
 
-/// Build a manifest over checkpoints, the base first where there is one, with a change to its inputs.
+/// Build a manifest over checkpoints, the base first if there is one; `change` is applied to its inputs.
 pub(crate) fn plan(
     builder: Builder,
     base: Option<&Arc<Checkpoint>>,

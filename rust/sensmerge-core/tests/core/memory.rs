@@ -1,4 +1,4 @@
-//! The same merges over memory: inputs that no file holds, outputs that the caller holds.
+//! Merges in memory: inputs without files, outputs in the caller's buffers.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -42,7 +42,7 @@ fn memory_and_files_merge_to_the_same_bytes() {
         plan(builder(), Some(&base), &[Arc::clone(&on_disk)], |_, input| input).unwrap();
     assert_eq!(manifest.inputs(), [folder.path().join("one")]);
     let said = Inputs::open(&manifest).unwrap_err().to_string();
-    assert!(said.contains("base: lay in memory"), "{said}");
+    assert!(said.contains("base: was in memory"), "{said}");
     let (options, monitor) = (Options::default(), Monitor::new());
 
     let mut merged: BTreeMap<String, Vec<u8>> =

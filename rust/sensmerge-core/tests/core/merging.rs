@@ -1,5 +1,5 @@
-//! Merges through the public door, against arithmetic done by hand. The methods themselves are
-//! held against the NumPy reference from Python.
+//! Merges through the public interface, compared with arithmetic done by hand. The methods themselves
+//! are compared with the NumPy reference by the Python tests.
 
 use std::fs;
 use std::path::PathBuf;
@@ -69,7 +69,7 @@ impl Family {
         values(&Checkpoint::open(&self.path("out")).unwrap(), name)
     }
 
-    /// What is said when the merge is refused; it must leave nothing behind.
+    /// The message of a merge that is refused and must leave nothing behind.
     fn refusal(&self, planned: Result<(Manifest, Inputs)>) -> String {
         let refused = self.write_out(planned, &Options::default());
         let said = refused.expect_err("refused").to_string();
@@ -110,8 +110,8 @@ fn numbers_that_belong_nowhere_are_refused() {
     assert!(said(nan).contains("models[1].parameters.weight"));
     let beyond = Builder::new("ties").numbers("density", &[0.5, 1.5]);
     assert!(said(beyond).contains("1.5 for 'head.w' is not above 0 and at most 1"));
-    assert!(said(Builder::new("tie")).contains("'tie' is no method"));
-    assert!(said(Builder::new("slerp").number("t", 0.5)).contains("takes exactly 2"));
+    assert!(said(Builder::new("tie")).contains("'tie' is not a known method"));
+    assert!(said(Builder::new("slerp").number("t", 0.5)).contains("merges exactly 2 models"));
     let one = family.plan(Builder::new("slerp"), &["one"]);
     assert!(family.refusal(one).contains("parameters.t"));
 }
@@ -161,7 +161,7 @@ fn sources_are_more_than_stored_tensors() {
         &[f32s("embed.w", &[2, 2], &[0.0; 4]), f32s("head.w", &[2], &[1.0; 2])],
     );
     family.write_tensors("one", &rows);
-    // A head that the model lacks is taken as one of zeros.
+    // A head that the model lacks is replaced by zeros.
     let planned = family.plan_changed(task_arithmetic(), &["one"], |_, input| {
         input.leading_rows("embed.w").constant("head.w", vec![2], 0.0)
     });

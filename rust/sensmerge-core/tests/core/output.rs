@@ -20,7 +20,7 @@ fn names(folder: &Path) -> BTreeSet<String> {
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
-/// What is in a folder, but for the list of an output's files, which must be right.
+/// The files that a folder's list names, except the list itself.
 fn listed(folder: &Path) -> BTreeSet<String> {
     let text = fs::read(folder.join(OUTPUT_FILE)).unwrap();
     let listing: Value = serde_json::from_slice(&text).unwrap();
@@ -172,13 +172,13 @@ fn a_list_that_lies_removes_nothing() {
     ] {
         fs::write(path.join(OUTPUT_FILE), &text).unwrap();
         let said = OutputFolder::create(&path, true, &[]).unwrap_err().to_string();
-        assert!(said.contains("no list of an output's files"), "{said}");
+        assert!(said.contains("not a list of an output's files"), "{said}");
         assert_eq!(names(&path), set([OUTPUT_FILE]));
         assert!(outside.exists());
     }
 }
 
-/// Put something in the way of the file `name`, so that it cannot be renamed into its place.
+/// Put a folder that is not empty in the place of the file `name`, so that renaming to it fails.
 fn obstruct(folder: &Path, name: &str) {
     let _ = fs::remove_file(folder.join(name));
     fs::create_dir(folder.join(name)).unwrap();
@@ -211,7 +211,7 @@ fn a_failure_at_the_end_takes_back_all_or_leaves_the_mark() {
         assert!(names(&path).contains(MARKER), "{last}");
         assert!(!names(&path).iter().any(|name| name.ends_with(".partial")));
 
-        // What is left is all listed, and a merge that fails early does not take the mark away.
+        // All files left are listed, and a merge that fails early does not remove the marker.
         fs::remove_dir_all(path.join(last)).unwrap();
         let said = OutputFolder::create(&path, false, &[]).unwrap_err().to_string();
         assert!(said.contains("unfinished"), "{said}");
@@ -224,7 +224,7 @@ fn a_failure_at_the_end_takes_back_all_or_leaves_the_mark() {
     }
 }
 
-/// A device cannot be flushed: the flush of a link to one fails as a broken disk's does.
+/// Flushing a device fails, so that a link to one in place of a file stands for a broken disk.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_flush_that_fails_leaves_nothing() {

@@ -1,5 +1,5 @@
-//! Merges that are decided once: the same bytes as a whole merge, and derivatives by the weights that
-//! agree with finite differences.
+//! Prepared merges: the same bytes as a whole merge, and derivatives by the weights that agree with
+//! finite differences.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ fn numbers(seed: u64) -> impl Iterator<Item = f64> {
     })
 }
 
-/// Models of two tensors in float64, so that differences of losses mean something.
+/// Models of two tensors in float64, so that rounding does not drown finite differences of losses.
 fn models(count: u64) -> Vec<Arc<Checkpoint>> {
     let model = |place: u64| {
         let tensor = |name: &str, entries: usize, seed: u64| MemoryTensor {
@@ -104,7 +104,7 @@ fn derivatives_are_those_of_finite_differences() {
     for (method, semantics) in cases() {
         let models = models(if method == "linear" { 3 } else { 4 });
         let mut prepared = prepare(builder(method, semantics, &WEIGHTS), &models);
-        // A loss that is linear in the merged tensor: its gradient is the same everywhere.
+        // A loss that is linear in the merged tensor, so that its gradient is constant.
         let gradient: Vec<f64> = numbers(99).take(ENTRIES).collect();
         let bytes: Vec<u8> = gradient.iter().flat_map(|g| g.to_le_bytes()).collect();
         let buffer = Buffer::new("gradient", &bytes, Float::F64).unwrap();

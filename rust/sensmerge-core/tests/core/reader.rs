@@ -1,4 +1,4 @@
-//! Checkpoints as they come: sound ones are read, all others are refused by name.
+//! Reading of checkpoints: valid ones are read, all others are refused with their path in the message.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ fn refusal(path: &Path) -> String {
     Checkpoint::open(path).expect_err("refused").to_string()
 }
 
-/// What is said of a folder whose only weight file holds these bytes.
+/// The refusal of a folder whose only weight file holds these bytes.
 fn refusal_of(bytes: &[u8]) -> String {
     let folder = tempdir().unwrap();
     fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
@@ -87,7 +87,7 @@ fn headers_that_lie_are_refused() {
     );
     assert!(
         refusal_of(&file(&json!({"a": entry("F4", &json!([1]), [0, 1])}), &[0]))
-            .contains("no number of bytes")
+            .contains("not a whole number of bytes")
     );
     assert!(
         refusal_of(&file(&json!({"": entry("U8", &json!([1]), [0, 1])}), &[0])).contains("no name")
@@ -98,7 +98,7 @@ fn headers_that_lie_are_refused() {
 fn sizes_that_overflow_are_refused() {
     for shape in [json!([u64::MAX, 2]), json!([1_u64 << 40, 1_u64 << 40]), json!([1_u64 << 62])] {
         let said = refusal_of(&file(&json!({"a": entry("F32", &shape, [0, 4])}), &[0; 4]));
-        assert!(said.contains("no number of bytes"), "{said}");
+        assert!(said.contains("not a whole number of bytes"), "{said}");
     }
     let negative = raw_file(br#"{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}"#, &[0; 4]);
     assert!(refusal_of(&negative).contains("malformed"));
@@ -149,7 +149,7 @@ fn an_index_stays_in_its_folder_and_tells_the_truth() {
         ["../outside.safetensors", absolute.to_str().unwrap(), "..", ".", "", "a/b", "c:\\d"]
     {
         write_index(&model, &json!({"weight_map": {"a": name}}).to_string());
-        assert!(refusal(&model).contains("no file name in this folder"), "{name}");
+        assert!(refusal(&model).contains("not a file name in this folder"), "{name}");
     }
     write_index(&model, &json!({"weight_map": {"a": "missing.safetensors"}}).to_string());
     assert!(refusal(&model).contains("missing.safetensors"));
@@ -185,7 +185,7 @@ fn what_cannot_be_looked_at_is_not_taken_for_absent() {
     }
 }
 
-/// What `a` holds in a folder, and what is said of it.
+/// The values of the tensor `a` in a folder, and the notes on the folder.
 fn a_and_notes(folder: &Path) -> (f32, String) {
     let checkpoint = Checkpoint::open(folder).unwrap();
     (values(&checkpoint, "a")[0], checkpoint.notes().join("\n"))
@@ -222,7 +222,7 @@ fn one_file_goes_before_an_index_and_a_config_before_both() {
     assert_eq!(a_and_notes(path).0, 1.0);
     config(r#"{"transformers_weights": null, "time_step_limit": [0, 1]}"#);
     assert_eq!(a_and_notes(path).0, 2.0);
-    // Python writes such numbers, and JSON has none.
+    // Python writes such numbers, which JSON does not have.
     config(r#"{"time_step_limit": [0, Infinity]}"#);
     assert_eq!(a_and_notes(path).0, 2.0);
     for text in [
@@ -254,7 +254,10 @@ fn of_a_tensor_in_two_files_the_index_decides() {
         write_index(folder.path(), &json!({"weight_map": map}).to_string());
         let (value, notes) = a_and_notes(folder.path());
         assert_eq!(value, if chosen == "part-0.safetensors" { 1.0 } else { 2.0 });
-        assert!(notes.contains("more than one file holds a; read is what the index"), "{notes}");
+        assert!(
+            notes.contains("more than one file holds a; each is read from the file"),
+            "{notes}"
+        );
     }
     let map = json!({"b": "part-0.safetensors", "c": "part-1.safetensors"});
     write_index(folder.path(), &json!({"weight_map": map}).to_string());

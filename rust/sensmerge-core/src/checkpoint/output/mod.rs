@@ -1,9 +1,10 @@
 //! The output folder as a transaction: absent, marked as unfinished, or complete.
 //!
-//! Every file is written under a temporary name in the folder itself, then flushed, then renamed;
-//! what makes the folder a model (the index, or the only weight file) comes last. Until then a
-//! marker says that the folder is unfinished, and a lock on it keeps other merges out. Of an older
-//! output those files are removed that it listed and the new one does not write.
+//! Every file is written under a temporary name in the folder itself, flushed if the caller asks for
+//! it, and renamed; the file that makes the folder a model (the index, or the only weight file) is
+//! renamed last. Until then a marker says that the folder is unfinished, and a lock on the marker
+//! keeps other merges out. The files that an older output listed and the new one does not write are
+//! removed.
 
 mod ours;
 mod place;
@@ -22,50 +23,53 @@ use crate::error::{Error, Result};
 pub use place::check;
 use place::{check_content, is_empty, missing};
 
-/// Names the files of an output, itself included.
+/// The file that lists the files of an output, itself included.
 pub const OUTPUT_FILE: &str = "sensmerge_output.json";
 
-/// Stands in a folder while it is written.
+/// The marker: a file that is in the folder while it is being written.
 const MARKER: &str = ".sensmerge-unfinished";
 
 const TEMPORARY_PREFIX: &str = ".sensmerge-";
 const TEMPORARY_SUFFIX: &str = ".partial";
 
-/// What a folder held before.
+/// The content of a folder before the merge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Before {
     Nothing,
     Files,
-    /// Files, and the mark of a merge that was killed while it put them in place.
+    /// Files, and the marker of a merge that was killed while it renamed them.
     Unfinished,
 }
 
-/// An output folder being written. Dropped before [`OutputFolder::finish`], it takes back all it
-/// wrote.
+/// An output folder being written.
+///
+/// If it is dropped before [`OutputFolder::finish`] has succeeded, it removes all that it wrote. Only
+/// where its files already replace some of an older output do they stay, and with them the marker.
 #[derive(Debug)]
 pub struct OutputFolder {
     path: PathBuf,
-    /// Folders that did not exist before, innermost first.
+    /// Folders that were created for it, innermost first.
     made: Vec<PathBuf>,
     before: Before,
-    /// Whether anything that it held was removed or replaced.
+    /// Whether any file has been renamed or removed yet.
     touched: bool,
     marker: File,
-    /// Final names of the files written so far.
+    /// Final names of the files that are written but not renamed yet.
     files: Mutex<BTreeSet<String>>,
-    /// Final names already in place.
+    /// Names of the files that are in place.
     placed: Vec<String>,
-    /// What is kept beside the list of files: what the caller is told.
+    /// Notes for the user, kept beside the list of files.
     notes: Vec<String>,
     finished: bool,
 }
 
 impl OutputFolder {
-    /// Create the folder, or take over an empty one, one that a killed merge left unfinished, or,
-    /// with `overwrite`, one that holds a model.
+    /// Create the folder, or take over one that is empty but for the marker and temporary files of a
+    /// killed merge, or, with `overwrite`, one that holds other files.
     ///
     /// # Errors
-    /// What [`check`] refuses, a folder that another merge is writing, and [`Error::Io`].
+    /// [`Error::Output`] for a folder that [`check`] refuses or that another merge is writing;
+    /// [`Error::Io`].
     pub fn create(path: &Path, overwrite: bool, inputs: &[&Path]) -> Result<Self> {
         check(path, overwrite, inputs)?;
         let made = missing(path)?;
@@ -85,7 +89,7 @@ impl OutputFolder {
             Err(TryLockError::WouldBlock) => {
                 return Err(Error::output(path, "another merge is writing to it"));
             }
-            // Some network file systems have no locks; the marker still stands.
+            // Some network file systems have no locks: there, only the marker protects the folder.
             Ok(()) | Err(TryLockError::Error(_)) => {}
         }
         let folder = Self {
@@ -112,12 +116,12 @@ impl OutputFolder {
         Ok(folder)
     }
 
-    /// Keep what the caller is told beside the list of files.
+    /// Keep notes for the user beside the list of files.
     pub fn note(&mut self, notes: &[String]) {
         self.notes.extend_from_slice(notes);
     }
 
-    /// Start a weight file: its header is written, its data is not.
+    /// Create a weight file and write its header; the caller writes the data.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -141,17 +145,29 @@ impl OutputFolder {
     /// Copy a small file, byte for byte.
     ///
     /// # Errors
-    /// [`Error::File`] for what is no regular file; [`Error::Io`], which names the file that failed.
+    /// [`Error::File`] for a source that is not a regular file; [`Error::Io`], which names the file
+    /// that failed.
     pub fn copy(&self, name: &str, from: &Path) -> Result<()> {
         self.write(name, &mapping::read(from)?)
     }
 
-    /// List what was written, flush (where `sync` asks for it), rename everything, the weights'
-    /// entry point last, remove what an older output listed besides, and remove the marker.
+    /// Put all files in place. In this order:
+    ///
+    /// ```text
+    /// write the list of the files of this output and of the older one
+    /// flush every file, if `sync` is set
+    /// rename the list, so that a merge killed from here on leaves no file that is not listed
+    /// remove the older output's index, so that the folder is not a sharded model meanwhile
+    /// rename the sidecars, then the weights
+    /// remove the files that only the older output listed, and list the new files alone
+    /// rename the index
+    /// remove the marker
+    /// ```
     ///
     /// # Errors
-    /// [`Error::Io`]. What was written is then removed, or, where it is mixed with what an older
-    /// output wrote, the folder stays marked.
+    /// [`Error::Io`]; [`Error::File`] for an older output's list that is malformed. The files written
+    /// are then removed or, where some already replace those of an older output, the folder keeps the
+    /// marker.
     pub fn finish(mut self, sync: bool) -> Result<()> {
         let mut files = lock(&self.files).clone();
         files.insert(OUTPUT_FILE.to_owned());
@@ -161,7 +177,6 @@ impl OutputFolder {
         if sync {
             files.iter().try_for_each(|name| self.sync(name))?;
         }
-        // First, so that a merge that is killed from here on leaves no file that nobody lists.
         self.place(OUTPUT_FILE)?;
         self.remove(INDEX_FILE)?;
         let weights = |name: &&String| name.ends_with(".safetensors") || *name == INDEX_FILE;
@@ -205,7 +220,7 @@ impl OutputFolder {
     fn start(&self, name: &str) -> Result<(File, PathBuf)> {
         let path = self.path.join(temporary(name));
         if !is_bare(name) {
-            return Err(Error::output(&self.path, format!("'{name}' is no file name")));
+            return Err(Error::output(&self.path, format!("'{name}' is not a file name")));
         }
         let file = OpenOptions::new()
             .write(true)
@@ -231,7 +246,7 @@ impl OutputFolder {
         remove(&path).map_err(Error::io(&path))
     }
 
-    /// Make the renamings durable. Folders cannot be flushed everywhere.
+    /// Make the renamings durable. Only on Unix can a folder be flushed.
     fn sync_folder(&self) -> Result<()> {
         if cfg!(unix) {
             let folder = File::open(&self.path).and_then(|folder| folder.sync_all());
@@ -242,7 +257,8 @@ impl OutputFolder {
 }
 
 impl Drop for OutputFolder {
-    /// Take back what an unfinished merge wrote. Failures cannot be told here: the marker says it.
+    /// Remove what an unfinished merge wrote. An error cannot be returned from here: if a removal
+    /// fails, the marker stays.
     fn drop(&mut self) {
         if self.finished {
             return;
@@ -259,7 +275,7 @@ impl Drop for OutputFolder {
         }
         let marker = self.path.join(MARKER);
         if mixed || !clean {
-            // Made anew where it was removed already: what failed then came after it.
+            // Created again, since `finish` may have failed after it removed the marker.
             let _ = OpenOptions::new().create(true).append(true).open(marker);
         } else if self.before != Before::Unfinished && self.marker.unlock().is_ok() {
             let _ = remove(&marker);
@@ -322,7 +338,7 @@ fn remove_folders(folders: &[PathBuf]) {
     }
 }
 
-/// Remove a file, where it is there.
+/// Remove a file if it exists.
 fn remove(path: &Path) -> std::io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),

@@ -1,7 +1,8 @@
-//! Which files of an output folder are ours: what an earlier output listed, and nothing else.
+//! The files of an output folder that earlier merges wrote: those that an output's list names, and no
+//! others.
 //!
-//! Every output has a list of its files, itself included. While one replaces another, the list names
-//! the files of both: a merge that is killed leaves nothing that the next one takes for a stranger's.
+//! Every output has a list of its files, the list itself included. While one output replaces another,
+//! the list names the files of both, so that after a killed merge the next one still recognises them.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -18,12 +19,12 @@ use crate::error::{Error, Result};
 struct Listing {
     sensmerge: String,
     files: BTreeSet<String>,
-    /// What the caller was told.
+    /// Notes for the user.
     #[serde(default)]
     notes: Vec<String>,
 }
 
-/// The list of `files`, and what the caller is told, as text.
+/// The text of a list: `files`, and the notes for the user.
 pub(super) fn listing(files: &BTreeSet<String>, notes: &[String]) -> Vec<u8> {
     let version = env!("CARGO_PKG_VERSION").to_owned();
     let listing = Listing { sensmerge: version, files: files.clone(), notes: notes.to_vec() };
@@ -33,7 +34,8 @@ pub(super) fn listing(files: &BTreeSet<String>, notes: &[String]) -> Vec<u8> {
 /// The files of a folder that earlier outputs listed.
 ///
 /// # Errors
-/// [`Error::File`] for a list that is malformed, or that names anything but files of the folder.
+/// [`Error::File`] for a list that is malformed or holds a name that is not a bare file name;
+/// [`Error::Io`].
 pub(super) fn listed(folder: &Path) -> Result<BTreeSet<String>> {
     if !names(folder)?.contains(OUTPUT_FILE) {
         return Ok(BTreeSet::new());
@@ -41,18 +43,19 @@ pub(super) fn listed(folder: &Path) -> Result<BTreeSet<String>> {
     let path = folder.join(OUTPUT_FILE);
     let refuse = |reason: String| {
         let advice = "delete it and the files of the older output, or name another folder";
-        Error::file(&path, format!("is no list of an output's files: {reason}; {advice}"))
+        Error::file(&path, format!("is not a list of an output's files: {reason}; {advice}"))
     };
     let text = mapping::read(&path)?;
     let listing: Listing =
         serde_json::from_slice(&text).map_err(|error| refuse(error.to_string()))?;
     match listing.files.iter().find(|name| !is_bare(name)) {
-        Some(name) => Err(refuse(format!("it names '{name}', which is no file name"))),
+        Some(name) => Err(refuse(format!("it names '{name}', which is not a file name"))),
         None => Ok(listing.files),
     }
 }
 
-/// Weights in a folder that are not ours, and that a reader would take for the model or mix with it.
+/// Weight files that no earlier output listed and that transformers would read as the model or as
+/// part of it.
 pub(super) fn strangers(folder: &Path) -> Result<Vec<String>> {
     let ours = listed(folder)?;
     let there = names(folder)?;

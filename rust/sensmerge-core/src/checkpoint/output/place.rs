@@ -1,5 +1,5 @@
-//! Where an output may lie: never at, in or around what is merged, and not where something lies
-//! that it may not replace.
+//! Checks of the output's place: it must not be an input, lie in one or contain one, and it must not
+//! hold files that may not be replaced.
 
 use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
@@ -9,14 +9,15 @@ use crate::checkpoint::foreign::enumerate;
 use crate::checkpoint::select::names;
 use crate::error::{Error, Hint, Result};
 
-/// Refuse an output folder that cannot be written as asked, without touching anything.
+/// Refuse an output folder that cannot be written as asked. Nothing is changed.
 ///
-/// `inputs` are the folders and files that are merged; `overwrite` allows replacing what an earlier
-/// merge wrote.
+/// `inputs` are the folders and files that are merged. `overwrite` allows a folder that is not empty,
+/// unless it holds weights that no earlier merge listed.
 ///
 /// # Errors
-/// [`Error::Output`] for a folder that is not empty, is no folder, holds weights of others, or is,
-/// contains or lies in an input; [`Error::Io`].
+/// [`Error::Output`] for a path that is not a folder, a folder that is not empty (without
+/// `overwrite`) or holds weights that no earlier merge listed, and a folder that is, contains or lies
+/// in an input; [`Error::File`] for an older output's list that is malformed; [`Error::Io`].
 pub fn check(path: &Path, overwrite: bool, inputs: &[&Path]) -> Result<()> {
     let output = canonical(path)?;
     for input in inputs {
@@ -41,7 +42,7 @@ pub fn check(path: &Path, overwrite: bool, inputs: &[&Path]) -> Result<()> {
     }
 }
 
-/// Refuse a folder for what it holds.
+/// Refuse a folder whose content may not be replaced.
 pub(super) fn check_content(path: &Path, overwrite: bool) -> Result<()> {
     if is_empty(path)? {
         return Ok(());
@@ -66,7 +67,7 @@ pub(super) fn check_content(path: &Path, overwrite: bool) -> Result<()> {
     ))
 }
 
-/// Whether a folder holds nothing but what an unfinished merge may leave.
+/// Whether a folder holds at most the marker and temporary files of an unfinished merge.
 pub(super) fn is_empty(folder: &Path) -> Result<bool> {
     Ok(names(folder)?.iter().all(|name| name == MARKER || is_temporary(name)))
 }
@@ -74,7 +75,7 @@ pub(super) fn is_empty(folder: &Path) -> Result<bool> {
 /// The folders of a path that do not exist yet, innermost first.
 pub(super) fn missing(path: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
-    // The empty path is what a relative path's outermost ancestor is called.
+    // The outermost ancestor of a relative path is the empty path.
     for folder in path.ancestors().take_while(|folder| !folder.as_os_str().is_empty()) {
         match std::fs::symlink_metadata(folder) {
             Ok(_) => break,
@@ -85,7 +86,7 @@ pub(super) fn missing(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Whether an error says that there is nothing of this name. Any other says that nobody knows.
+/// Whether an error says that nothing of this name exists. Any other error leaves that open.
 fn is_absence(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
 }
@@ -98,7 +99,7 @@ fn is_folder(path: &Path) -> Result<bool> {
     }
 }
 
-/// The path without links; `None` where nothing is there.
+/// The path with links resolved; `None` where it does not exist.
 fn resolved(path: &Path) -> Result<Option<PathBuf>> {
     match path.canonicalize() {
         Ok(path) => Ok(Some(path)),
@@ -107,12 +108,12 @@ fn resolved(path: &Path) -> Result<Option<PathBuf>> {
     }
 }
 
-/// A path without links, whether or not it exists yet.
+/// The path with links resolved, whether or not it exists yet.
 fn canonical(path: &Path) -> Result<PathBuf> {
     let absolute = std::path::absolute(path).map_err(Error::io(path))?;
     for existing in absolute.ancestors() {
         let Some(mut found) = resolved(existing)? else { continue };
-        // What does not exist cannot be a link, so that `..` takes back just what was named.
+        // A part that does not exist is not a link, so that `..` after it removes exactly that part.
         for part in absolute.strip_prefix(existing).into_iter().flat_map(Path::components) {
             match part {
                 Component::ParentDir => drop(found.pop()),
@@ -124,7 +125,7 @@ fn canonical(path: &Path) -> Result<PathBuf> {
     Ok(absolute)
 }
 
-/// Whether weights of `input` really lie below the folder `output`, by links.
+/// Whether links in the folder `input` lead to weights below the folder `output`.
 fn holds_weights_of(output: &Path, input: &Path) -> Result<bool> {
     if !is_folder(input)? {
         return Ok(false);
