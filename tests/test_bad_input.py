@@ -204,7 +204,7 @@ def test_experts_of_another_architecture(models: Path, capsys: pytest.CaptureFix
         {"x.w": load_file(models / "e0" / "model.safetensors")["a.w"]},
         models / "other" / "model.safetensors",
     )
-    assert "only models of one architecture" in refused(models, capsys, other)
+    assert "models of different architectures" in refused(models, capsys, other)
 
 
 def test_configs_of_another_architecture(models: Path, capsys: pytest.CaptureFixture[str]) -> None:

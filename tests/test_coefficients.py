@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -161,12 +162,17 @@ def test_local_models_are_named_by_whole_paths(tmp_path: Path) -> None:
     assert (data["dtype"], data["out_dtype"]) == ("float32", "bfloat16")
 
 
-def test_layers_that_filters_cannot_tell_apart_are_refused() -> None:
+def test_layers_whose_names_are_part_of_others_are_told_apart() -> None:
     recipe = recipe_of(parameters={"weight": [{"filter": "norm", "value": 3}, {"value": 1}]})
     result = sensmerge.coefficients(measured(2), recipe)
+    result = replace(result, layers=[f"layers.{i}" for i in range(4)])
     names = ["norm.weight", *(f"layers.{i}.norm.weight" for i in range(4))]
-    with pytest.raises(InputError, match=r"layers\.0\.norm\.weight"):
-        mergekit_recipe(recipe, replace(result, layers=[f"layers.{i}" for i in range(4)]), names)
+    written = YAML(typ="safe", pure=True).load(mergekit_recipe(recipe, result, names))
+    for place, model in enumerate(written["models"][1:]):
+        for name in names:
+            factor = result.scale_of(layer_of(name))[place]
+            found = resolve(model["parameters"]["weight"], name, 0.0, math.nan)
+            assert found == pytest.approx(3 * factor), name
 
 
 def test_mergekit_has_no_original_ties() -> None:

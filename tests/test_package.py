@@ -59,9 +59,21 @@ ARROWS = {
     "random": {"processor"},
     "kernel": {"dtype", "processor", "random"},
     "checkpoint": {"dtype", "error"},
-    "method": {"dtype", "error", "kernel"},
-    "plan": {"checkpoint", "dtype", "error", "method"},
-    "execute": {"checkpoint", "dtype", "error", "kernel", "method", "plan", "processor", "random"},
+    "numbers": set(),
+    "program": {"dtype", "error", "kernel", "numbers", "random"},
+    "method": {"program"},
+    "manifest": {"checkpoint", "dtype", "error", "method", "numbers", "program"},
+    "engine": {
+        "checkpoint",
+        "dtype",
+        "error",
+        "kernel",
+        "manifest",
+        "method",
+        "numbers",
+        "processor",
+        "program",
+    },
 }
 
 

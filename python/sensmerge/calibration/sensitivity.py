@@ -70,7 +70,7 @@ def measure(
     scales = _scales(model)
     with _tidied(model, layers, passes.heap, enabled=stream is None):
         for scale in scales:
-            passes.scale = scale
+            passes.loss_scale = scale
             # At first all samples, then those whose gradients overflowed at the scale before.
             left = [place for place in range(len(samples)) if place not in found]
             for group in groups(stream, samples, left, most):
@@ -97,7 +97,7 @@ class _Passes:
     """What backward passes over one expert's samples give: losses, and Σ|θ · g| by layer.
 
     Attributes:
-        scale: What losses are multiplied by before they are differentiated.
+        loss_scale: What losses are multiplied by before they are differentiated.
         losses: The loss of every sample.
         sums: For every sample of the current group: the scaled sum for every layer.
         heap: The heap that gradients are freed into.
@@ -106,7 +106,7 @@ class _Passes:
     def __init__(
         self, layers: dict[str, str], samples: list[Sample], expert: str, threads: int | None
     ) -> None:
-        self.scale = 1.0
+        self.loss_scale = 1.0
         self.losses: dict[int, float] = {}
         self.sums: dict[int, dict[str, float]] = {}
         self.heap = Heap()
@@ -135,7 +135,7 @@ class _Passes:
         self.losses[place] = found = value.item()
         if not math.isfinite(found):
             raise InputError(f"expert '{self._expert}': its loss on {sample.place} is {found}")
-        return value * self.scale
+        return value * self.loss_scale
 
     def take(self, gradient: Gradient) -> None:
         """Add a gradient's part to its layer's sum."""

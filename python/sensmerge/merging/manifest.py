@@ -138,54 +138,64 @@ def numbers(
         InputError: A parameter that must be given is not, for some tensor; or a weight is not
             finite.
     """
+    scale = None if found is None else _scale(found)
+    resolvers = {
+        parameter.name: _resolver(recipe, parameter, scale if parameter.name == WEIGHT else None)
+        for parameter in recipe.method.parameters
+        if parameter.kind == "number"
+    }
+    same = {key: resolve for key, resolve in resolvers.items() if not callable(resolve)}
+    if len(same) == len(resolvers):
+        return dict.fromkeys(names, same)
     position = _positions(names)
-    by_parameter: dict[str, Callable[[str, float], Number]] = {}
-    for parameter in recipe.method.parameters:
-        if parameter.kind != "number":
-            continue
-        if parameter.owner == "merge":
-            said = [recipe.parameters.get(parameter.name)]
-            by_parameter[parameter.name] = _resolver(parameter, said)
-        else:
-            by_parameter[parameter.name] = _of_models(recipe, parameter, found)
     resolved = {}
     for name in names:
         place = position(name)
-        resolved[name] = {key: resolve(name, place) for key, resolve in by_parameter.items()}
+        resolved[name] = {
+            key: resolve(name, place) if callable(resolve) else resolve
+            for key, resolve in resolvers.items()
+        }
     return resolved
 
 
-def _of_models(
-    recipe: Recipe, parameter: Parameter, found: Coefficients | None
-) -> Callable[[str, float], list[float]]:
-    """A parameter of which every model has its own."""
-    resolvers = [
-        _resolver(parameter, recipe.settings(expert, parameter.name)) for expert in recipe.experts
-    ]
-    if found is None or parameter.name != WEIGHT:
-        return lambda name, place: [resolve(name, place) for resolve in resolvers]
-    scale = cache(lambda layer: [float(factor) for factor in found.scale_of(layer)])
+def _scale(found: Coefficients) -> Callable[[str], list[float]]:
+    """K·σ of every expert, by the name of a tensor."""
+    of_layer = cache(lambda layer: [float(factor) for factor in found.scale_of(layer)])
+    return lambda name: of_layer(layer_of(name))
 
-    def scaled(name: str, place: float) -> list[float]:
-        factors = scale(layer_of(name))
-        weights = [
-            resolve(name, place) * factor
-            for resolve, factor in zip(resolvers, factors, strict=True)
+
+def _resolver(
+    recipe: Recipe, parameter: Parameter, scale: Callable[[str], list[float]] | None
+) -> Number | Callable[[str, float], Number]:
+    """A parameter's value where it is the same for all tensors; elsewhere by tensor and depth."""
+    if parameter.owner == "merge":
+        return _of_one(parameter, [recipe.parameters.get(parameter.name)])
+    models = [_of_one(parameter, recipe.settings(each, parameter.name)) for each in recipe.experts]
+    if scale is None:
+        same = [number for number in models if not callable(number)]
+        if len(same) == len(models):
+            return same
+    factors = scale or (lambda name: [1.0] * len(models))
+
+    def resolve(name: str, place: float) -> list[float]:
+        numbers = [
+            (number(name, place) if callable(number) else number) * factor
+            for number, factor in zip(models, factors(name), strict=True)
         ]
-        for weight in weights:
-            if not math.isfinite(weight):
-                raise InputError(f"weight for '{name}' is {weight}, not a finite number")
-        return weights
+        for number in numbers:
+            if not math.isfinite(number):
+                raise InputError(f"{parameter.name} for '{name}' is {number}, not a finite number")
+        return numbers
 
-    return scaled
+    return resolve
 
 
-def _resolver(parameter: Parameter, said: list[Any]) -> Callable[[str, float], float]:
-    """A parameter's number by tensor and place in the depth, from what the recipe says."""
+def _of_one(parameter: Parameter, said: list[Any]) -> float | Callable[[str, float], float]:
+    """The number of a model, or of the merge, from what the recipe says, the strongest first."""
     default = math.nan if parameter.default is None else float(parameter.default)
     strongest = next((setting for setting in said if setting is not None), default)
     if isinstance(strongest, float) and not math.isnan(strongest):
-        return lambda name, place: strongest
+        return strongest
 
     def resolve(name: str, place: float) -> float:
         number = resolve_first(said, name, place, default)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ class Model:
     checkpoint: _core.Checkpoint
     config: dict[str, Any]
 
-    @property
+    @cached_property
     def tensors(self) -> list[str]:
         """Names of its tensors."""
         return [tensor.name for tensor in self.checkpoint.tensors]
@@ -63,12 +64,12 @@ class Models:
         return self.all[0]
 
     def check_filled(self) -> None:
-        """Refuse models without content, of which no merge can be right.
+        """Refuse experts without content: no merge with them is right.
 
         Raises:
-            InputError: Every tensor of a model is zero.
+            InputError: Every tensor of an expert is zero.
         """
-        empty = [model for model in self.all if model.checkpoint.is_zero()]
+        empty = [model for model in self.experts if model.checkpoint.is_zero()]
         if empty:
             found = [said for model in empty for said in model.checkpoint.suspicions()]
             raise InputError("\n".join(dict.fromkeys(found)))
