@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sensmerge import InputError, Recipe
+from sensmerge.models.folders import resolve
 
 PLAIN = """
 models:
@@ -95,7 +96,6 @@ def test_linear_merges_the_base_where_it_is_listed() -> None:
         ({"model": {"path": "org/name", "revision": "v1"}}, "org/name@v1"),
         ({"path": "org/name"}, "org/name"),
         ({"model": "org/name@v1"}, "org/name@v1"),
-        ({"model": {"path": "org/name"}, "lora": {"path": "a"}}, "org/name+a"),
     ],
 )
 def test_models_may_be_mappings(model: dict[str, Any], name: str) -> None:
@@ -197,7 +197,21 @@ def test_the_source_is_the_recipes_own() -> None:
         ({"parameters": {"density": [0.5, -0.1]}}, "parameters.density: -0.1 is not"),
         ({"dtype": "int8"}, "dtype: unknown value 'int8'"),
         ({"seed": -1}, "seed"),
-        ({"slices": [{}]}, "slices: merging slices is not supported"),
+        ({"slices": [{}]}, "slices: merging slices is not supported; if these are whole models,"),
+        ({"slices": [{}, {}]}, "slices: stacking slices of models is not supported, only whole"),
+        ({"modules": {"text": {}}}, "modules: merging modules is not supported; if these are"),
+        ({"tokenizer": {"source": "union"}}, "tokenizer: building a union of tokenizers is not"),
+        ({"tokenizer": {"source": "base"}}, "write tokenizer_source: base in its place"),
+        ({"tokenizer": {"source": "x"}}, "write tokenizer_source: x in its place"),
+        ({"tokenizer": {"source": {"path": "x"}}}, "write tokenizer_source: x in its place"),
+        ({"tokenizer": {"tokens": {}}}, "tokenizer: choosing single tokens is not supported"),
+        ({"tokenizer_source": "model:x"}, "'model:x' is no model of the recipe; write 'x'"),
+        ({"base_model": "b+l"}, "base_model: 'l' is a LoRA adapter, which is not supported"),
+        (
+            {"models": [{"model": {"model": {"path": "org/name"}, "lora": {"path": "a"}}}]},
+            "models[0].model: 'a' is a LoRA adapter, which is not supported; merge it into "
+            "'org/name' first (PEFT's merge_and_unload) and name the result",
+        ),
         ({"tokenizer_source": "union"}, "tokenizer_source: 'union' is not supported"),
         ({"parameters": {"rescale": True}, "semantics": "original"}, "parameters.rescale"),
         ({"parameters": {"density": [0.5, 1]}, "semantics": "original"}, "parameters.density"),
@@ -245,7 +259,8 @@ def test_refusals_name_the_key(change: dict[str, Any], said: str) -> None:
     ("text", "said"),
     [
         ("models: [", "line 1"),
-        ("a: 1\na: 2\n", "line 2"),
+        ("a: 1\na: 2\n", "line 2: 'a' stands here a second time; keep one of the two"),
+        ("parameters:\n  t: 1\n  t: 1\n", "line 3: 't' stands here a second time"),
         ("- just a list", "mapping"),
         ("", "mapping"),
         ("a: 1\n---\nb: 2\n", "holds several documents"),
@@ -293,6 +308,34 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
         "parameters.lambda",
         "sensitivity.temprature",
         "sensitivity.samples",
+    ]
+
+
+def test_what_is_not_supported_does_not_hide_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    (tmp_path / "a+b").mkdir()
+    sources = "[{model: b}, {model: x+l}, {model: a+b}]"
+    path.write_text(
+        f"slices: [{{sources: {sources}}}, {{sources: {sources}}}]\n"
+        "base_model: b\n"
+        "merge_method: sce\n"
+        "tokenizer_source: union\n"
+        "tokenizer_source: union\n"
+        "---\n"
+        "merge_method: tie\n"
+        "models: [{model: x}]\n"
+    )
+    with pytest.raises(InputError) as refused:
+        Recipe.load(path)
+    lines = [line.removeprefix(str(path)) for line in str(refused.value).splitlines()]
+    assert [line.split(" is ")[0].split("; ")[0] for line in lines] == [
+        ", line 5: 'tokenizer_source' stands here a second time",
+        ": holds several documents (stages, with --- between them), which are not supported",
+        ": document 1: merge_method: 'sce'",
+        ": document 1: slices: stacking slices of models",
+        ": document 1: slices[0].sources[1].model: 'l'",
+        ": document 1: tokenizer_source: 'union'",
+        ": document 2: merge_method: unknown value 'tie'",
     ]
 
 
@@ -407,6 +450,13 @@ def test_a_model_is_what_its_name_resolves_to(
     assert Recipe.from_dict(data, folder=tmp_path).notes == [
         "models[1]: is the same model as models[0]"
     ]
+
+
+def test_a_home_of_nobody_is_a_name_like_any_other(tmp_path: Path) -> None:
+    models = [{"model": "~nobody-of-this-name/x"}]
+    assert Recipe.from_dict(valid(models=models), folder=tmp_path).experts[0].model[0] == "~"
+    with pytest.raises(InputError, match="no such folder"):
+        resolve("~nobody-of-this-name/x", tmp_path)
 
 
 def test_names_on_the_hub_are_told_apart_by_revision() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sensmerge.errors import InputError
+from sensmerge.recipe.places import path_of
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
@@ -75,7 +76,7 @@ def resolve(model: str, folder: Path) -> Path:
         InputError: There is no such folder, or it cannot be merged as it is.
         OSError: It cannot be looked at.
     """
-    path = folder / Path(model).expanduser()
+    path = path_of(model, folder)
     if mode_of(path) is not None:
         return path
     if "+" in model:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sensmerge.recipe import mergekit, methods
+from sensmerge.recipe.fields import model_name
 from sensmerge.recipe.findings import Findings
 from sensmerge.recipe.methods import DEFAULT_SEMANTICS, SEMANTICS, Method, Parameter, Semantics
-from sensmerge.recipe.places import place_of
-from sensmerge.refusals import unknown_value
+from sensmerge.recipe.places import path_of, place_of
+from sensmerge.refusals import Location, unknown_value
 
 if TYPE_CHECKING:
     from sensmerge.recipe.recipe import Recipe
@@ -36,9 +40,9 @@ def _semantics(data: dict[str, Any]) -> Semantics:
 
 def supported(data: dict[str, Any], found: Findings) -> dict[str, Any]:
     """The keys and values without those that mergekit has and this package does not."""
-    for key, reason in mergekit.UNSUPPORTED.items():
-        allowed = (None, "auto") if key == "chat_template" else (None,)
-        if data.get(key) not in allowed:
+    for key in mergekit.UNSUPPORTED:
+        reason = mergekit.unsupported(key, data.get(key))
+        if reason is not None:
             found.refuse((key,), reason)
     return {
         key: value
@@ -47,10 +51,45 @@ def supported(data: dict[str, Any], found: Findings) -> dict[str, Any]:
     }
 
 
+def adapters(data: dict[str, Any], folder: Path, found: Findings) -> None:
+    """Refuse every LoRA adapter that a recipe adds to a model (``model+adapter``), once each."""
+    told: set[str] = set()
+    for location, value in _named(data):
+        try:
+            name = model_name(value)
+        except ValueError:
+            continue
+        whole_model, plus, adapter = name.partition("+")
+        if plus and name not in told and not path_of(name, folder).exists():
+            told.add(name)
+            found.refuse(
+                location,
+                f"'{adapter}' is a LoRA adapter, which is not supported; merge it into "
+                f"'{whole_model}' first (PEFT's merge_and_unload) and name the result",
+            )
+
+
+def _named(data: dict[str, Any]) -> Iterator[tuple[Location, Any]]:
+    """Whatever a recipe names as a model, and where: also in parts that are not supported."""
+    if data.get("base_model") is not None:
+        yield ("base_model",), data["base_model"]
+    parts: list[tuple[Location, Any]] = [
+        ((key,), data.get(key)) for key in ("models", "slices", "modules")
+    ]
+    while parts:
+        location, part = parts.pop(0)
+        if isinstance(part, list):
+            parts += [((*location, place), each) for place, each in enumerate(part)]
+        elif isinstance(part, dict) and "model" in part:
+            yield (*location, "model"), part["model"]
+        elif isinstance(part, dict):
+            parts += [((*location, str(key)), each) for key, each in part.items()]
+
+
 def whole(recipe: Recipe, method: Method | None, found: Findings) -> None:
     """Look at a recipe whose keys were read; what depends on one that could not be is let be."""
     listed = not found.refused("slices", "modules") and found.read("models")
-    if listed and found.read("base_model", "tokenizer_source"):
+    if found.read("models", "base_model", "tokenizer_source"):
         _tokenizer(recipe, found)
     if method is None:
         return
@@ -102,19 +141,21 @@ def _same(recipe: Recipe, found: Findings) -> None:
 def _tokenizer(recipe: Recipe, found: Findings) -> None:
     at, source = ("tokenizer_source",), recipe.tokenizer_source
     if source == "union":
-        found.refuse(
-            at,
-            "'union' is not supported; models with one tokenizer are merged, use 'base'",
-        )
+        found.refuse(at, "'union' is not supported; if the models share one tokenizer, use 'base'")
         return
     if source in (None, "base"):
         return
-    known = [name for name in [recipe.base_model] if name is not None]
-    known += [model.model for model in recipe.models]
-    if place_of(str(source), recipe.folder) not in {
-        place_of(name, recipe.folder) for name in known
-    }:
-        found.refuse(at, f"'{source}' is no model of the recipe; use 'base' or name one")
+    names = []
+    for _, value in _named(recipe.source):
+        with suppress(ValueError):
+            names.append(model_name(value))
+    known = {place_of(name, recipe.folder) for name in names}
+    if place_of(str(source), recipe.folder) in known:
+        return
+    plain = str(source).removeprefix("model:")
+    right = plain if plain != source and place_of(plain, recipe.folder) in known else None
+    advice = "use 'base' or name one" if right is None else f"write '{right}'"
+    found.refuse(at, f"'{source}' is no model of the recipe; {advice}")
 
 
 def _required(recipe: Recipe, method: Method, found: Findings) -> None:

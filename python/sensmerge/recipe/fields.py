@@ -16,11 +16,13 @@ DEFAULT_TEMPERATURE = 0.05
 _A_MODEL = "expected a path, a Hub id, or {model: {path, revision}}"
 
 
-def _name(value: Any) -> Any:
-    """mergekit also takes a model as a mapping: {model: {path, revision}, lora: {path}}."""
-    if not isinstance(value, dict):
-        return value
-    if "model" not in value:
+def model_name(value: Any) -> str:
+    """A model's name; mergekit also takes a mapping: {model: {path, revision}, lora: {path}}.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not isinstance(value, dict) or "model" not in value:
         return _path(value)
     if not set(value) <= {"model", "lora"}:
         raise ValueError(_A_MODEL)
@@ -71,7 +73,7 @@ def _files(value: Any) -> list[str]:
     return files
 
 
-ModelName = Annotated[str, BeforeValidator(_name), Field(min_length=1)]
+ModelName = Annotated[str, BeforeValidator(model_name), Field(min_length=1)]
 
 
 class Strict(BaseModel):

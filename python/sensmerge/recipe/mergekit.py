@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel
 
 from sensmerge.recipe import methods
@@ -27,12 +29,7 @@ _METHODS = {
 OTHER_PARAMETERS = frozenset({"int8_mask"}.union(*_METHODS.values()))
 
 # Keys that mean something to mergekit and cannot be left out of account.
-UNSUPPORTED = {
-    "slices": "merging slices is not supported; list whole models under 'models'",
-    "modules": "merging modules is not supported; list whole models under 'models'",
-    "tokenizer": "building a tokenizer is not supported; use tokenizer_source: base",
-    "chat_template": "replacing it is not supported; the tokenizer's files are copied as they are",
-}
+UNSUPPORTED = ("slices", "modules", "tokenizer", "chat_template")
 
 # Sections that mergekit does not have; it cannot be said to ignore what is in them.
 _OURS = ("sensitivity", "calibration")
@@ -41,6 +38,49 @@ _OURS = ("sensitivity", "calibration")
 def has(method: str) -> bool:
     """Whether a method is mergekit's and not available here."""
     return method in _METHODS and method not in methods.names()
+
+
+def unsupported(key: str, value: Any) -> str | None:
+    """Why a key cannot be left out of account, and what to do; None where it says nothing.
+
+    Args:
+        key: One of :data:`UNSUPPORTED`.
+        value: What the recipe says.
+    """
+    if value is None or (key == "chat_template" and value == "auto"):
+        return None
+    if key == "chat_template":
+        return (
+            "replacing it is not supported; remove the key: the tokenizer's files are copied as "
+            "they are, its template among them"
+        )
+    if key == "tokenizer":
+        return _tokenizer(value)
+    if key == "slices" and isinstance(value, list) and len(value) > 1:
+        return (
+            "stacking slices of models is not supported, only whole models are merged; this recipe "
+            "needs mergekit"
+        )
+    return (
+        f"merging {key} is not supported; if these are whole models, list them under 'models' "
+        "without layer_range"
+    )
+
+
+def _tokenizer(value: Any) -> str:
+    section = value if isinstance(value, dict) else {}
+    source = section.get("source")
+    if source == "union":
+        return (
+            "building a union of tokenizers is not supported; if the models share one tokenizer, "
+            "write tokenizer_source: base in its place"
+        )
+    if isinstance(source, dict):
+        source = source.get("path")
+    if "tokens" in section:
+        return "choosing single tokens is not supported; tokenizer_source takes a tokenizer whole"
+    name = source if isinstance(source, str) else "base"
+    return f"this section is not supported; write tokenizer_source: {name} in its place"
 
 
 def ignores(location: Location, root: type[BaseModel], method: Method | None) -> bool:

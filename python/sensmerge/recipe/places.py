@@ -17,7 +17,21 @@ def place_of(model: str, folder: Path) -> str:
         The whole path with links followed, where something is there; else the name, with doubled
         slashes and the like taken out.
     """
-    path = folder / Path(model).expanduser()
+    path = path_of(model, folder)
     if path.exists():
         return os.path.realpath(path)
-    return os.path.normpath(Path(model).expanduser())
+    return os.path.normpath(path_of(model, Path()))
+
+
+def path_of(model: str, folder: Path) -> Path:
+    """The path that a model's name is, if it is one; ``~`` is the user's home.
+
+    Args:
+        model: The name.
+        folder: What it is relative to, if it is not whole.
+    """
+    try:
+        return folder / Path(model).expanduser()
+    except RuntimeError:
+        # There is no such user: the name stays what it is.
+        return folder / model

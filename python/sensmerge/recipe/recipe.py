@@ -57,12 +57,16 @@ class Recipe(Strict):
                 key that is wrong.
         """
         path = Path(path)
-        data = read_yaml(path)
-        try:
-            recipe = cls.from_dict(data, folder=path.parent)
-        except InputError as error:
-            lines = str(error).splitlines()
-            raise InputError("\n".join(f"{path}: {line}" for line in lines)) from None
+        documents, wrong = read_yaml(path)
+        recipe = None
+        for place, data in enumerate(documents or [None], start=1):
+            stage = f"document {place}: " if len(documents) > 1 else ""
+            try:
+                recipe = cls.from_dict(data, folder=path.parent)
+            except InputError as error:
+                wrong += [f"{path}: {stage}{line}" for line in str(error).splitlines()]
+        if wrong or recipe is None:
+            raise InputError("\n".join(wrong))
         recipe._path = path
         return recipe
 
@@ -78,6 +82,7 @@ class Recipe(Strict):
         found = Findings()
         method = checks.method(data, found)
         known = checks.supported(data, found)
+        checks.adapters(data, Path(folder), found)
         known = parameters.read_all(known, method, cls, found)
         recipe = cls._read(known, method, found)
         recipe._source = copy.deepcopy(data)
