@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::check::check;
 use super::matching::{Matched, Matcher};
 use super::{Content, File, Manifest, Merge, Model, Output, VERSION};
 use crate::checkpoint::Checkpoint;
 use crate::dtype::Float;
 use crate::error::{Error, Result};
-use crate::method::{Base, Kind, Owner, Parameter, Schema, Semantics, Settings, find};
+use crate::method::{Base, Kind, Owner, Schema, Semantics, Settings, find};
 use crate::numbers::{Number, Numbers};
 use crate::program::Operand;
 
@@ -319,91 +320,4 @@ fn model(checkpoint: &Checkpoint) -> Model {
         files: files.map(file).collect(),
         fingerprint: None,
     }
-}
-
-/// Refuse a manifest whose numbers do not fit its method, wherever it came from.
-pub(super) fn check(manifest: &Manifest) -> Result<()> {
-    let settings = &manifest.method;
-    let method = find(&settings.name).ok_or_else(|| {
-        Error::setting("merge_method", format!("'{}' is not a known method", settings.name))
-    })?;
-    let schema = method.schema(settings.semantics);
-    let program = method.program(settings);
-    let switch =
-        |name: &str| matches!(schema.parameter(name).map(|p| &p.kind), Some(Kind::Switch { .. }));
-    if let Some(name) = settings.switches.keys().find(|name| !switch(name)) {
-        return Err(Error::setting(format!("parameters.{name}"), "is not a switch of the method"));
-    }
-    let mut first: Option<&Numbers> = None;
-    for (output, merge) in manifest.merges() {
-        if merge.base.is_some() != (program.operand == Operand::TaskVectors) {
-            let reason = if merge.base.is_some() {
-                "has a base, which the method does not use"
-            } else {
-                "lacks the base that the method needs"
-            };
-            return Err(Error::setting(&output.name, reason));
-        }
-        let shapes = merge.base.iter().chain(&merge.experts).map(super::Source::shape);
-        if let Some(shape) = shapes.into_iter().find(|shape| *shape != output.shape) {
-            let reason = format!("has shape {:?}, but an input has {shape:?}", output.shape);
-            return Err(Error::setting(&output.name, reason));
-        }
-        for parameter in &schema.parameters {
-            check_number(manifest, output, merge, parameter, first)?;
-        }
-        program.combine.check(&merge.subject(output, manifest.seed))?;
-        first = first.or(Some(&merge.numbers));
-    }
-    Ok(())
-}
-
-/// Refuse a number that is missing, of the wrong owner, out of bounds, or different from that of the
-/// `first` tensor if the parameter has one number for the whole model.
-fn check_number(
-    manifest: &Manifest,
-    output: &Output,
-    merge: &Merge,
-    parameter: &Parameter,
-    first: Option<&Numbers>,
-) -> Result<()> {
-    let Kind::Number { range, by_tensor, .. } = &parameter.kind else { return Ok(()) };
-    let key = |model: Option<usize>| match model {
-        None => format!("parameters.{}", parameter.name),
-        Some(place) => format!("models[{place}].parameters.{}", parameter.name),
-    };
-    let numbers: Vec<(Option<usize>, f64)> =
-        match (parameter.owner, merge.numbers.get(parameter.name)) {
-            (Owner::Merge, Some(Number::Merge(number))) => vec![(None, *number)],
-            (Owner::Model, Some(Number::Models(numbers)))
-                if numbers.len() == merge.experts.len() =>
-            {
-                numbers.iter().enumerate().map(|(place, &number)| (Some(place), number)).collect()
-            }
-            _ => {
-                let one = if parameter.owner == Owner::Model { "one per model" } else { "one" };
-                let reason = format!("'{}' needs {one} in the manifest", output.name);
-                return Err(Error::setting(key(None), reason));
-            }
-        };
-    for (model, number) in numbers {
-        if !range.admits(number) {
-            let (name, words) = (&output.name, range.words());
-            return Err(Error::setting(
-                key(model),
-                format!("{number} for '{name}' is not {words}"),
-            ));
-        }
-    }
-    let same =
-        first.is_none_or(|first| first.get(parameter.name) == merge.numbers.get(parameter.name));
-    if !by_tensor && !same {
-        let reason = format!(
-            "with semantics: {} {} takes one number for the whole model",
-            if manifest.method.semantics == Semantics::Original { "original" } else { "mergekit" },
-            manifest.method.name,
-        );
-        return Err(Error::setting(key(None), reason));
-    }
-    Ok(())
 }

@@ -8,6 +8,7 @@
 //! [`Builder`] reads headers and no tensor data.
 
 mod builder;
+mod check;
 mod matching;
 mod source;
 
@@ -113,7 +114,7 @@ impl Manifest {
             let reason = format!("is of version {found}; this program reads version {VERSION}");
             return Err(Error::setting("manifest.version", reason));
         }
-        builder::check(&manifest)?;
+        check::check(&manifest)?;
         Ok(manifest)
     }
 

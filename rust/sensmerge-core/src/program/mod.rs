@@ -19,6 +19,7 @@ mod sample;
 mod select;
 pub(crate) mod sum;
 pub(crate) mod sweep;
+mod threshold;
 pub(crate) mod trim;
 
 use std::fmt::Debug;

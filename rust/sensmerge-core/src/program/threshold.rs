@@ -1,0 +1,355 @@
+//! Exact magnitude thresholds, without sorting and without holding a task vector.
+//!
+//! Within a tensor the threshold is, for every model, the k-th largest magnitude. In a small tensor all
+//! magnitudes are read and it is selected among them. In others:
+//!
+//! ```text
+//! sample 32,768 magnitudes, spread evenly: their quantiles give a bracket that should contain the
+//!     threshold
+//! in one sweep, for every chunk: count the entries above the bracket and on its two bounds, and
+//!     collect the magnitudes inside it (2.5 % of the tensor)
+//! the counts of all chunks say whether the threshold is one of the bounds or, if not, its rank among
+//!     the collected magnitudes, from which it is then selected
+//! if the bracket missed the threshold, or the tensor is so large that 2.5 % of it is too much to
+//!     hold: search by narrowing the bracket instead (`select`)
+//! ```
+//!
+//! The bounds are counted rather than collected because differences of bfloat16 numbers take few
+//! values: a tenth of a tensor may lie on one bound. Exactly k entries stay: of the entries equal to
+//! the threshold, those of the lowest indices. The number of ties that each chunk may keep follows
+//! from its counts.
+//!
+//! Over the whole model there is one threshold for every model, found by narrowing. Narrowing needs
+//! the same memory however many entries there are, but may need more sweeps than collecting, and for
+//! a tensor always one more, which counts the ties of each chunk.
+
+use std::sync::OnceLock;
+
+use super::block::Block;
+use super::sample::{bracket, sample};
+use super::select::{Place, Search, Selected, locate, select};
+use super::sweep::{Chunk, Reader, reduce_tensors};
+use super::{Reduction, Subject, Sweep};
+use crate::dtype::Real;
+use crate::error::Result;
+use crate::kernel::bracket::{Bracket, Counts, count_and_collect};
+use crate::kernel::trim::count_equal;
+use crate::numbers::Number;
+
+/// Up to this many entries, all magnitudes of a tensor are read into memory.
+const SMALL: usize = 1 << 16;
+
+/// Above this many entries, no magnitudes of a tensor are collected.
+const LARGE: usize = 1 << 26;
+
+/// Runs of entries that are sampled in a tensor, and the fraction of its entries that a bracket spans on
+/// each side of the sample's quantile: over four standard deviations of that quantile, to allow for
+/// entries that resemble their neighbours.
+const TENSOR_RUNS: usize = 1 << 11;
+const TENSOR_MARGIN: f64 = 0.0125;
+
+/// The same for a whole model.
+const MODEL_RUNS: usize = 1 << 15;
+const MODEL_MARGIN: f64 = 0.004;
+
+/// The entries that a trim keeps.
+#[derive(Clone, Debug)]
+pub(super) enum Cut<T: Real> {
+    /// All entries.
+    None,
+    /// Entries of at least this magnitude.
+    AtLeast(T::Magnitude),
+    /// Entries above this magnitude, and the first few in index order of those equal to it.
+    Exactly {
+        /// The threshold.
+        magnitude: T::Magnitude,
+        /// For every chunk of the tensor, the number of ties not yet kept at its start.
+        ties: Vec<u64>,
+    },
+}
+
+/// The knowledge about the threshold of one model in one tensor: the cut, or a bracket.
+enum Guess<T: Real> {
+    Known(Cut<T>),
+    Within(Bracket<T::Magnitude>),
+}
+
+/// The number of entries of a tensor that a trim to `density` keeps.
+fn kept(elements: usize, density: f64) -> u64 {
+    ((density * elements as f64).floor() as u64).max(1)
+}
+
+fn densities<'s>(subject: &Subject<'s>, density: &str) -> &'s [f64] {
+    // Not `subject.numbers()`, whose result lives only as long as the subject.
+    match subject.numbers.get(density) {
+        Some(Number::Models(densities)) => densities,
+        _ => &[],
+    }
+}
+
+/// The cuts within tensors, by tensor and model; see the module's documentation.
+pub(super) fn cuts_by_tensor<T: Real>(
+    sweep: &dyn Sweep<T>,
+    density: &str,
+) -> Result<Vec<Vec<Cut<T>>>> {
+    let subjects = sweep.subjects();
+    let guesses: Vec<OnceLock<Vec<Guess<T>>>> = subjects.iter().map(|_| OnceLock::new()).collect();
+    let mut sizes = vec![1; subjects.len()];
+    for chunk in sweep.chunks().iter().filter(|chunk| chunk.place == 0) {
+        sizes[chunk.tensor] = chunk.entries.len();
+    }
+    sweep.visit_tensors(&|tensor, reader| {
+        let size = sizes[tensor];
+        let subject = &subjects[tensor];
+        let _ = guesses[tensor].set(guess(subject, densities(subject, density), size, reader));
+    })?;
+    let guesses: Vec<Vec<Guess<T>>> =
+        guesses.into_iter().map(|guess| guess.into_inner().unwrap_or_default()).collect();
+
+    let counted = reduce_tensors(sweep, &Counting { subjects, guesses: &guesses })?;
+    let of_tensor = |(tensor, (guesses, counted)): (usize, (Vec<Guess<T>>, ByChunk<T>))| {
+        let densities = densities(&subjects[tensor], density);
+        let elements = subjects[tensor].elements();
+        let of_model = |(model, guess)| match guess {
+            Guess::Known(cut) => Ok(cut),
+            Guess::Within(bracket) => {
+                let kept = kept(elements, densities[model]);
+                match resolve(elements as u64, kept, model, bracket, &counted) {
+                    Some(cut) => Ok(cut),
+                    None => search(sweep, tensor, model, kept, bracket),
+                }
+            }
+        };
+        guesses.into_iter().enumerate().map(of_model).collect()
+    };
+    guesses.into_iter().zip(counted).enumerate().map(of_tensor).collect()
+}
+
+/// The cuts over the whole model, the same for every tensor: one magnitude per model.
+pub(super) fn cuts_by_model<T: Real>(
+    sweep: &dyn Sweep<T>,
+    density: &str,
+) -> Result<Vec<Vec<Cut<T>>>> {
+    let subjects = sweep.subjects();
+    let Some(first) = subjects.first() else { return Ok(Vec::new()) };
+    let entries: usize = subjects.iter().map(Subject::elements).sum();
+    let trimmed = |model: usize| {
+        let density = densities(first, density)[model];
+        entries as u64 - (density * entries as f64).floor() as u64
+    };
+    let models: Vec<usize> = (0..first.models).filter(|&model| trimmed(model) > 0).collect();
+    let samples: Vec<OnceLock<Vec<Vec<T::Magnitude>>>> =
+        subjects.iter().map(|_| OnceLock::new()).collect();
+    if !models.is_empty() {
+        sweep.visit_tensors(&|tensor, reader| {
+            let elements = subjects[tensor].elements() as u128;
+            let runs = (MODEL_RUNS as u128 * elements).div_ceil(entries as u128);
+            let _ = samples[tensor].set(sample(&subjects[tensor], runs as usize, reader));
+        })?;
+    }
+    let search = |&model: &usize| {
+        let found = samples.iter().filter_map(OnceLock::get);
+        let mut magnitudes: Vec<T::Magnitude> =
+            found.flat_map(|models| models[model].iter().copied()).collect();
+        let rank = trimmed(model) - 1;
+        let share = rank as f64 / entries as f64;
+        Search::new(model, rank, bracket::<T>(&mut magnitudes, share, MODEL_MARGIN))
+    };
+    let mut searches: Vec<Search<T>> = models.iter().map(search).collect();
+    select(sweep, None, &mut searches)?;
+    let mut cuts = vec![Cut::None; first.models];
+    for search in searches {
+        if let Some(Selected { magnitude, .. }) = search.found {
+            cuts[search.model] = Cut::AtLeast(magnitude);
+        }
+    }
+    Ok(subjects.iter().map(|_| cuts.clone()).collect())
+}
+
+/// The cuts of a tensor if it is small, otherwise brackets from a sample. One per model.
+fn guess<T: Real>(
+    subject: &Subject,
+    densities: &[f64],
+    chunk_entries: usize,
+    reader: &mut dyn Reader<T>,
+) -> Vec<Guess<T>> {
+    let elements = subject.elements();
+    let is_trimmed = |density: f64| elements > 0 && density < 1.0;
+    if !densities.iter().any(|&density| is_trimmed(density)) {
+        return densities.iter().map(|_| Guess::Known(Cut::None)).collect();
+    }
+    let small = elements <= SMALL;
+    let samples = sample(subject, if small { elements } else { TENSOR_RUNS }, reader);
+    let of_model = |(mut sample, &density): (Vec<T::Magnitude>, &f64)| {
+        if !is_trimmed(density) {
+            return Guess::Known(Cut::None);
+        }
+        let kept = kept(elements, density);
+        if small {
+            return Guess::Known(cut_in_memory(&sample, kept, chunk_entries));
+        }
+        let share = 1.0 - kept as f64 / elements as f64;
+        Guess::Within(bracket::<T>(&mut sample, share, TENSOR_MARGIN))
+    };
+    samples.into_iter().zip(densities).map(of_model).collect()
+}
+
+/// The cut for magnitudes that are all given, in index order.
+fn cut_in_memory<T: Real>(magnitudes: &[T::Magnitude], kept: u64, chunk_entries: usize) -> Cut<T> {
+    let mut order = magnitudes.to_vec();
+    let rank = order.len() - kept as usize;
+    let magnitude = *order.select_nth_unstable(rank).1;
+    let above = magnitudes.iter().filter(|&&other| other > magnitude).count() as u64;
+    let equal = magnitudes
+        .chunks(chunk_entries)
+        .map(|chunk| chunk.iter().filter(|&&other| other == magnitude).count() as u64);
+    Cut::Exactly { magnitude, ties: ties_by_chunk(kept - above, equal) }
+}
+
+/// For every chunk the number of ties not yet kept at its start: `left` at the first, less the `equal`
+/// entries of the chunks before.
+fn ties_by_chunk(mut left: u64, equal: impl Iterator<Item = u64>) -> Vec<u64> {
+    let of_chunk = |equal| {
+        let ties = left;
+        left = left.saturating_sub(equal);
+        ties
+    };
+    equal.map(of_chunk).collect()
+}
+
+/// Counts and collected magnitudes of one model in one chunk.
+struct Counted<M> {
+    counts: Counts,
+    inside: Vec<M>,
+}
+
+/// Results by chunk and model.
+type ByChunk<T> = Vec<Vec<Counted<<T as Real>::Magnitude>>>;
+
+/// The reduction that counts and collects, for the brackets of every tensor's models, chunk by chunk.
+struct Counting<'c, T: Real> {
+    subjects: &'c [Subject<'c>],
+    guesses: &'c [Vec<Guess<T>>],
+}
+
+impl<T: Real> Reduction<T> for Counting<'_, T> {
+    type Partial = ByChunk<T>;
+
+    fn wants(&self, tensor: usize, model: usize) -> bool {
+        self.subjects[tensor].elements() <= LARGE
+            && matches!(self.guesses[tensor][model], Guess::Within(_))
+    }
+
+    fn identity(&self, chunk: Option<&Chunk>) -> ByChunk<T> {
+        let nothing = |_| Counted { counts: Counts::default(), inside: Vec::new() };
+        let of_chunk = |chunk: &Chunk| self.guesses[chunk.tensor].iter().map(nothing).collect();
+        chunk.map(of_chunk).into_iter().collect()
+    }
+
+    fn block(&self, tensor: usize, block: &mut Block<T>, partial: &mut ByChunk<T>) {
+        let [counted] = partial.as_mut_slice() else { return };
+        for (model, (guess, counted)) in self.guesses[tensor].iter().zip(counted).enumerate() {
+            if let Guess::Within(bracket) = guess {
+                let (delta, inside) = block.row_and_inside(model);
+                let found = count_and_collect(delta, *bracket, &mut counted.counts, inside);
+                counted.inside.extend_from_slice(&inside[..found]);
+            }
+        }
+    }
+
+    fn merge(&self, partial: &mut ByChunk<T>, next: ByChunk<T>) {
+        partial.extend(next);
+    }
+}
+
+/// The cut that follows from the counts of all chunks of a tensor; `None` if the bracket missed the
+/// threshold or nothing was counted.
+fn resolve<T: Real>(
+    elements: u64,
+    kept: u64,
+    model: usize,
+    bracket: Bracket<T::Magnitude>,
+    chunks: &ByChunk<T>,
+) -> Option<Cut<T>> {
+    if chunks.is_empty() {
+        return None;
+    }
+    let counted = || chunks.iter().map(|models| &models[model]);
+    let total = |part: fn(&Counts) -> u64| counted().map(|chunk| part(&chunk.counts)).sum::<u64>();
+    let inside: u64 = counted().map(|chunk| chunk.inside.len() as u64).sum();
+    let counts = Counts {
+        above: total(|counts| counts.above),
+        high: total(|counts| counts.high),
+        low: total(|counts| counts.low),
+    };
+    let left = |above: u64| kept - above;
+    let (magnitude, ties) = match locate(elements, elements - kept, &counts, inside) {
+        Place::Below | Place::Above => return None,
+        Place::High => {
+            let equal = counted().map(|chunk| chunk.counts.high);
+            (bracket.high, ties_by_chunk(left(counts.above), equal))
+        }
+        Place::Low => {
+            let above = counts.above + counts.high + inside;
+            (bracket.low, ties_by_chunk(left(above), counted().map(|chunk| chunk.counts.low)))
+        }
+        Place::Inside(rank) => {
+            let mut all: Vec<T::Magnitude> =
+                counted().flat_map(|chunk| chunk.inside.iter().copied()).collect();
+            let magnitude = *all.select_nth_unstable(rank as usize).1;
+            let larger = all.iter().filter(|&&other| other > magnitude).count() as u64;
+            let equal = counted().map(|chunk| {
+                chunk.inside.iter().filter(|&&other| other == magnitude).count() as u64
+            });
+            (magnitude, ties_by_chunk(left(counts.above + counts.high + larger), equal))
+        }
+    };
+    Some(Cut::Exactly { magnitude, ties })
+}
+
+/// The cut of one model in one tensor, by sweeps over that tensor.
+fn search<T: Real>(
+    sweep: &dyn Sweep<T>,
+    tensor: usize,
+    model: usize,
+    kept: u64,
+    bracket: Bracket<T::Magnitude>,
+) -> Result<Cut<T>> {
+    let elements = sweep.subjects()[tensor].elements() as u64;
+    let mut searches = [Search::new(model, elements - kept, bracket)];
+    select(sweep, Some(tensor), &mut searches)?;
+    let [Search { found: Some(Selected { magnitude, above }), .. }] = searches else {
+        return Ok(Cut::None);
+    };
+    let equal = reduce_tensors(sweep, &Equal { tensor, model, magnitude })?;
+    Ok(Cut::Exactly { magnitude, ties: ties_by_chunk(kept - above, equal[tensor].iter().copied()) })
+}
+
+/// The reduction that counts the entries of a given magnitude in each chunk of one tensor.
+struct Equal<M> {
+    tensor: usize,
+    model: usize,
+    magnitude: M,
+}
+
+impl<T: Real> Reduction<T> for Equal<T::Magnitude> {
+    type Partial = Vec<u64>;
+
+    fn wants(&self, tensor: usize, model: usize) -> bool {
+        (tensor, model) == (self.tensor, self.model)
+    }
+
+    fn identity(&self, chunk: Option<&Chunk>) -> Vec<u64> {
+        chunk.map(|_| 0).into_iter().collect()
+    }
+
+    fn block(&self, _: usize, block: &mut Block<T>, partial: &mut Vec<u64>) {
+        if let [equal] = partial.as_mut_slice() {
+            *equal += count_equal(block.row(self.model), self.magnitude);
+        }
+    }
+
+    fn merge(&self, partial: &mut Vec<u64>, next: Vec<u64>) {
+        partial.extend(next);
+    }
+}
