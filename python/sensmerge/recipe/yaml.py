@@ -1,4 +1,4 @@
-"""Recipes as YAML: read as YAML 1.2, with a second value for a key refused; written in order."""
+"""Recipes as YAML: read as YAML 1.2 without duplicate keys, written in the keys' order."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sensmerge.errors import InputError
 
 
 def read_yaml(path: Path) -> Any:
-    """What a file holds.
+    """The content of a YAML file.
 
     Raises:
-        InputError: It cannot be read, is not YAML, or holds several documents.
+        InputError: The file cannot be read, is not YAML, or holds several documents.
     """
     try:
         return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
@@ -47,8 +47,9 @@ def to_yaml(data: dict[str, Any], *, flow: bool | None = False, width: int | Non
 
     Args:
         data: Keys and values.
-        flow: Whether lists are written in brackets; None: those that hold no others are.
-        width: Longest line.
+        flow: Whether lists and mappings are written in brackets; None: only those without others
+            inside are.
+        width: Longest line, in characters.
     """
     text = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
