@@ -295,5 +295,5 @@ def test_the_command(family: Family, tmp_path: Path) -> None:
 def test_a_history_that_is_none_is_refused(family: Family, tmp_path: Path) -> None:
     path = tmp_path / "history.json"
     path.write_text("{}")
-    with pytest.raises(InputError, match="is no history of learning"):
+    with pytest.raises(InputError, match="is not a history of learning"):
         learned(family, history=path)

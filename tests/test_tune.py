@@ -162,7 +162,7 @@ def test_a_study_of_another_search_is_refused(
     with pytest.raises(InputError, match="is the study of a search with other"):
         tuned(family, measured, options={"trials": 1, "seed": 5}, study=study)
     study.write_text("no study\nat all\n")
-    with pytest.raises(InputError, match="is no study"):
+    with pytest.raises(InputError, match="is not a study"):
         tuned(family, measured, options={"trials": 1}, study=study)
 
 
@@ -265,10 +265,12 @@ def test_auto_is_refused_where_nothing_is_searched(family: Family, measured: Cal
         lambda: sensmerge.coefficients(measured, asked),
         lambda: sensmerge.merge_tensors(asked, calibration=measured),
     ):
-        with pytest.raises(InputError, match=r"parameters\.lambda: auto is what"):
+        with pytest.raises(
+            InputError, match=r"parameters\.lambda: only `sensmerge merge` searches"
+        ):
             verb()
     shown = sensmerge.workflow.plan(asked)
-    assert any("auto is searched for by a merge" in note for note in shown.notes)
+    assert any("merge searches for values that are auto" in note for note in shown.notes)
 
 
 def test_the_command(family: Family, tmp_path: Path) -> None:
