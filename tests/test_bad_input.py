@@ -35,7 +35,7 @@ def refused(
     data: dict[str, Any] | None = None,
     *options: str,
 ) -> str:
-    """Run a merge that must be refused; return what was said."""
+    """Run a merge that must be refused and return the message."""
     path = folder / "recipe.yaml"
     path.write_text(json.dumps(data or recipe()))
     out = folder / "out"

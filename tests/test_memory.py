@@ -1,4 +1,4 @@
-"""Merges in memory give the bytes of merges on disk, and change nothing but what they are given."""
+"""Merges in memory give the bytes of merges on disk, and change only the outputs."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ models["e0"]["w"].clone()
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert child.stdout == "merged\n", child.stderr
-    # The limit is one.
+    # Check that the limit works.
     assert "can't allocate memory" in child.stderr
 
 

@@ -1,4 +1,4 @@
-"""A model is what its name resolves to: a base with two spellings is no expert of its own."""
+"""A model is identified by the path of its name: a base spelled in two ways is not an expert."""
 
 from __future__ import annotations
 
