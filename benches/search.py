@@ -158,7 +158,7 @@ def dots(experts: int) -> Callable[[argparse.Namespace], dict[str, Any]]:
 
         problem = descent.Problem(recipe(experts, options), descent.Options(validation=0))
         offsets = np.zeros_like(problem.weights.start)
-        # Merging is told apart: it is no part of the passes.
+        # Merging is timed separately: it is not part of the passes.
         merging: list[float] = []
         merge = Candidate.merge
 
@@ -217,7 +217,7 @@ def candidates(options: argparse.Namespace) -> dict[str, Any]:
                 command = [options.floor, "--memory", *inputs]
                 told = subprocess.run(command, check=True, capture_output=True, text=True)
                 floor.append(float(told.stdout))
-                # Another density decides anew what is kept, as a search that tries it has to.
+                # With another density thresholds are computed again, as in a search that tries it.
                 other = None if density is None else density + 0.01 * place
                 with _timed(whole):
                     judge.losses(Settings(method, 0.3 + 0.01 * place, other))

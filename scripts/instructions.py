@@ -139,7 +139,7 @@ def count(program: str, level: str) -> dict[str, int] | None:
 def build() -> str:
     """Build the program that runs the kernels and return its path."""
     command = ["cargo", "build", "--quiet", "--release", "--locked", f"--package={PROGRAM}"]
-    # What a developer adds to the compiler's flags is not what is shipped.
+    # A developer's own compiler flags are not used for the shipped extension.
     environment = {name: value for name, value in os.environ.items() if name != "RUSTFLAGS"}
     run = subprocess.run(
         [*command, "--message-format=json-render-diagnostics"],
