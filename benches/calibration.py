@@ -1,11 +1,11 @@
-"""Calibrating two experts of a chosen size: peak memory, time, and what the reduction costs.
+"""Calibration of two experts of a chosen size: peak memory, time, and the cost of the reduction.
 
 ``python benches/calibration.py [--size 1b] [--samples 10] [--max-length 256] [--record]``
 
 The experts are random Llamas in bfloat16, in the shape of TinyLlama or of LLaMA-2-7B, written
-shard by shard; the second differs from the first in its last block and has the other shards in
-common. Every calibration is a process of its own. Its memory is the anonymous memory of that
-process, sampled: mapped files, the weights among them, are the system's to drop.
+shard by shard; the second differs from the first in its last block and shares the other shards.
+Every calibration is a process of its own. Its memory is the anonymous memory of that process,
+sampled: mapped files, such as the weights, do not count, since the system can drop their pages.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ RECORDS = Path(__file__).parent / "records"
 # Left free on the disk.
 SPARE = 15 * 10**9
 
-# What a process may hold beside activations and one gradient: the interpreter, torch, the rest.
+# Memory that a process may hold beside activations and one gradient: interpreter, torch and so on.
 ALLOWANCE = 300 * 10**6
 
 # Of one call: what a call does once, an expert's samples share.

@@ -59,7 +59,7 @@ class Shape:
         return 2 * max(math.prod(shape) for shape in self.tensors().values())
 
     def config(self) -> dict[str, Any]:
-        """What ``config.json`` says of it: mergekit asks it for the number of blocks."""
+        """The content of ``config.json``, from which mergekit takes the number of blocks."""
         return {
             "model_type": "llama",
             "architectures": ["LlamaForCausalLM"],

@@ -1,4 +1,4 @@
-"""Running a command as a user would, and what it took."""
+"""Running a command as a user would, with its time and memory."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 @dataclass(frozen=True)
 class Taken:
-    """What one command took.
+    """The cost of one command.
 
     Attributes:
         seconds: From its start to its end, as seen from outside.
-        anonymous: Its peak anonymous memory in bytes; 0 where the system does not tell.
+        anonymous: Its peak anonymous memory in bytes; 0 if the system does not report it.
     """
 
     seconds: float
@@ -90,7 +90,7 @@ def watched() -> Iterator[dict[str, int]]:
 
 
 def anonymous(process: int | str = "self") -> int:
-    """Bytes of a process's anonymous memory; 0 where the system does not tell."""
+    """Bytes of a process's anonymous memory; 0 if the system does not report it."""
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
@@ -100,7 +100,7 @@ def anonymous(process: int | str = "self") -> int:
 
 
 def drop(paths: Sequence[Path]) -> None:
-    """Have files leave the page cache: all of it where that is allowed, or else theirs."""
+    """Drop the page cache: all of it if that is allowed, otherwise the pages of these files."""
     if paths and os.access(_DROP_CACHES, os.W_OK):
         _DROP_CACHES.write_text("1")
         return

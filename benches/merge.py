@@ -1,11 +1,11 @@
-"""Every method against what the machine allows, and against mergekit where it is installed.
+"""Every method compared with the floor, and with mergekit where it is installed.
 
 ``python benches/merge.py [--size 1b|7b] [--runs N] [--sync] [--cold] [--threads N] [--record]
 [--scaling] [--mergekit PATH]``
 
 The floor (``benches/floor``) computes θ₀ + Σ w δ over the same files on all threads and checks
 nothing. Both are whole processes, run in turn, each on a new output file; a ratio is taken within
-a turn, and the median of the ratios is told. The first turn warms up and is not counted.
+a turn, and the median of the ratios is reported. The first turn warms up and is not counted.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Work:
     Attributes:
         name: Its row in the table.
         method: The method's name.
-        semantics: Whose.
-        density: Fraction kept.
-        target: What the ratio to the floor is meant to be at most.
-        times: How many times as fast as mergekit it is meant to be, where that does the same.
+        semantics: The variant of the method.
+        density: Fraction of entries kept.
+        target: Upper limit for the ratio to the floor.
+        times: Lower limit for the speed relative to mergekit, if mergekit has the same method.
         sensitivity: Whether coefficients by layer come from a calibration.
     """
 
@@ -72,7 +72,7 @@ WORKS = [
 
 @dataclass
 class Row:
-    """What was measured of one work."""
+    """The measurements of one merge."""
 
     floor: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -257,7 +257,7 @@ with open(sys.argv[1], "wb", buffering=0) as file:
 
 @contextmanager
 def _new(path: Path) -> Iterator[None]:
-    """Make sure that an output is not there before, nor after."""
+    """Remove an output before and after."""
     _remove(path)
     try:
         yield
@@ -378,7 +378,7 @@ def _heading(options: argparse.Namespace, title: str) -> list[str]:
 
 
 def build_floor() -> Path:
-    """Build the floor program; its path."""
+    """Build the floor program and return its path."""
     command = [
         "cargo", "build", "--quiet", "--release", "--locked", "--package=sensmerge-floor",
         "--message-format=json",

@@ -1,10 +1,10 @@
-"""Learning and tuning coefficients: peak memory, and what they add to the passes of the model.
+"""Learning and tuning of coefficients: peak memory, and the cost beyond the model's passes.
 
 ``python benches/search.py [--size 1b] [--samples 12] [--max-length 256] [--record]``
 
 A base and six experts of random weights in bfloat16. Every measurement is a process of its own; its
-memory is its anonymous memory, sampled: mapped files, task vectors among them, are the system's to
-drop.
+memory is its anonymous memory, sampled: mapped files, such as the experts' weights, do not count,
+since the system can drop their pages.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ RECORDS = Path(__file__).resolve().parent / "records"
 EXPERTS = 6
 FEW = 2
 
-# What learning may hold beside the model, its activations and one gradient.
+# Memory that learning may hold beside the model, its activations and one gradient.
 ALLOWANCE = 300 * 10**6
 
 STEPS = 2
@@ -138,7 +138,7 @@ def learning(experts: int) -> Callable[[argparse.Namespace], dict[str, Any]]:
         wanted = descent.Options(steps=STEPS, validation=0)
         with measure.watched() as held:
             start = time.perf_counter()
-            # It says whether samples look memorised, which runs the experts one after the other.
+            # The check for memorised samples runs the experts one after the other.
             descent.learn(recipe(experts, options), wanted, progress=False)
             seconds = time.perf_counter() - start
         return {"seconds": seconds} | held
@@ -158,7 +158,7 @@ def dots(experts: int) -> Callable[[argparse.Namespace], dict[str, Any]]:
 
         problem = descent.Problem(recipe(experts, options), descent.Options(validation=0))
         offsets = np.zeros_like(problem.weights.start)
-        # Merging is told apart: it is no part of the passes.
+        # Merging is timed separately: it is not part of the passes.
         merging: list[float] = []
         merge = Candidate.merge
 
@@ -191,7 +191,7 @@ def _timed(seconds: list[float]) -> Iterator[None]:
 
 
 def candidates(options: argparse.Namespace) -> dict[str, Any]:
-    """What a candidate of ``tune`` costs, the passes alone, and the floor's merge into memory."""
+    """The cost of a candidate of ``tune``, of its passes alone, and of the floor in memory."""
     from sensmerge.search import tasks
     from sensmerge.search.judge import Judge
     from sensmerge.search.settings import Settings
@@ -217,7 +217,7 @@ def candidates(options: argparse.Namespace) -> dict[str, Any]:
                 command = [options.floor, "--memory", *inputs]
                 told = subprocess.run(command, check=True, capture_output=True, text=True)
                 floor.append(float(told.stdout))
-                # Another density decides anew what is kept, as a search that tries it has to.
+                # With another density thresholds are computed again, as in a search that tries it.
                 other = None if density is None else density + 0.01 * place
                 with _timed(whole):
                     judge.losses(Settings(method, 0.3 + 0.01 * place, other))

@@ -1,4 +1,4 @@
-"""A tokenizer of made-up words, and texts of them: what running a model of random weights needs."""
+"""A tokenizer of made-up words, and texts of them, to run models of random weights."""
 
 from __future__ import annotations
 

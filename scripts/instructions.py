@@ -1,14 +1,14 @@
-"""Count the instructions that every kernel takes for a block, and compare them with the record.
+"""Count the instructions that every kernel takes for 4,096 entries, and compare with the record.
 
-Seconds differ from run to run by more than what a careless change costs; instructions do not. They
-are counted by valgrind, which knows no AVX-512, so at the levels below it. Those spent in the C
-library (memset, memcpy) are left out: how many they are is the machine's choice.
+Seconds differ from run to run by more than a careless change costs; instructions do not. They are
+counted by valgrind, which does not support AVX-512, so only at the levels below it. Instructions in
+the C library (memset, memcpy) are left out, since their number depends on the machine.
 
-A kernel that takes over 2 % more than recorded fails. One that takes over 2 % less does not, since
-nobody should have to apologise for it, but the record should be made anew, or the gain can be lost
-again unseen. So does a kernel that is recorded but gone, or new but not recorded.
+The comparison fails for a kernel that takes over 2 % more than recorded, that is recorded but gone,
+or that is not recorded. A kernel that takes over 2 % less does not fail, but should be recorded
+again: otherwise the gain can be lost unnoticed.
 
-Counts depend on the compiler: with another than the record's, nothing is compared.
+Counts depend on the compiler: if it is not the record's, nothing is compared.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ LEVELS = ("baseline", "avx2")
 TOLERANCE = 0.02
 AGAIN = "hint: where that is meant, record anew: python scripts/instructions.py --record"
 
-# Instructions a block, by kernel and level.
+# Numbers of instructions by kernel and level.
 Counts = dict[str, dict[str, int]]
 
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one kernel at one level; None where it is not recorded, or gone."""
+    """The counts of one kernel at one level: ``recorded`` and ``found``; None if there is none."""
 
     kernel: str
     level: str
@@ -47,14 +47,14 @@ class Change:
 
     @property
     def ratio(self) -> float | None:
-        """How much more is needed than recorded: 0.03 is 3 %."""
+        """The relative change of the count: 0.03 is 3 % more than recorded."""
         if self.recorded is None or self.found is None:
             return None
         return self.found / self.recorded - 1
 
     @property
     def verdict(self) -> str:
-        """What to say of it: nothing where it is within the tolerance."""
+        """The change in words; empty if it is within the tolerance."""
         if self.recorded is None:
             return "not recorded"
         if self.found is None:
@@ -75,7 +75,7 @@ class Change:
 
 
 def changes(recorded: Counts, found: Counts) -> list[Change]:
-    """What differs, at the levels that were counted, in the order of the kernels."""
+    """All differences, at the levels that were counted, in the order of the kernels."""
     levels = [level for level in LEVELS if any(level in counts for counts in found.values())]
     every = [
         Change(kernel, level, recorded.get(kernel, {}).get(level), found.get(kernel, {}).get(level))
@@ -86,7 +86,7 @@ def changes(recorded: Counts, found: Counts) -> list[Change]:
 
 
 def report(changed: list[Change]) -> int:
-    """Print what changed and what to do about it; 1 where that is an error."""
+    """Print the changes and a hint; return 1 if they are an error."""
     if changed:
         head = f"{'kernel':<32} {'level':<9} {'recorded':>9} {'now':>9} {'change':>8}"
         print("\n".join([head, *(change.row() for change in changed)]))
@@ -106,7 +106,7 @@ def instructions(profile: str, program: str) -> int:
         if line.startswith("ob="):
             inside = line == f"ob={program}"
         elif line.startswith("calls="):
-            # The next line holds what the called function took, which is counted there.
+            # The next line has the cost of the called function, which is counted there.
             called = True
         elif cost := re.fullmatch(r"\d+ (\d+)", line):
             total += 0 if called or not inside else int(cost[1])
@@ -115,7 +115,7 @@ def instructions(profile: str, program: str) -> int:
 
 
 def count(program: str, level: str) -> dict[str, int] | None:
-    """Instructions by kernel at one level; None where the processor lacks it."""
+    """Instructions by kernel at one level; None if the processor lacks it."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
             "valgrind", "--quiet", "--tool=callgrind", f"--callgrind-out-file={folder}/profile",
@@ -137,9 +137,9 @@ def count(program: str, level: str) -> dict[str, int] | None:
 
 
 def build() -> str:
-    """Build the program that runs the kernels; its path."""
+    """Build the program that runs the kernels and return its path."""
     command = ["cargo", "build", "--quiet", "--release", "--locked", f"--package={PROGRAM}"]
-    # What a developer adds to the compiler's flags is not what is shipped.
+    # A developer's own compiler flags are not used for the shipped extension.
     environment = {name: value for name, value in os.environ.items() if name != "RUSTFLAGS"}
     run = subprocess.run(
         [*command, "--message-format=json-render-diagnostics"],
@@ -160,7 +160,7 @@ def compiler() -> str:
 
 
 def why_not(made_with: str | None) -> str | None:
-    """Why nothing can be counted, or compared with a record made with that compiler."""
+    """The reason why counts cannot be made or compared with the record; None if they can."""
     if shutil.which("valgrind") is None:
         return "valgrind is not installed"
     if made_with is not None and made_with != (here := compiler()):
@@ -183,7 +183,7 @@ def count_all() -> Counts:
 
 
 def record() -> int:
-    """Write the record anew; 1 where that cannot be done here."""
+    """Write the record again; return 1 if that cannot be done here."""
     if reason := why_not(None):
         print(f"error: nothing can be recorded: {reason}", file=sys.stderr)
         return 1
@@ -200,7 +200,7 @@ def record() -> int:
 
 
 def compare() -> int:
-    """Compare with the record; 1 where something is wrong."""
+    """Compare with the record; return 1 if the comparison fails."""
     recorded = json.loads(RECORD.read_text())
     if reason := why_not(recorded["compiler"]):
         print(f"instructions: skipped: {reason}")
@@ -213,7 +213,7 @@ def compare() -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Compare, or record; the exit status."""
+    """Compare or record, and return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--record", action="store_true", help="write the record anew")
     return record() if parser.parse_args(arguments).record else compare()

@@ -1,8 +1,8 @@
 """Resolve the versions that development and CI use into ``constraints/``.
 
-The files carry names, versions, markers and hashes, for every platform, and no address of an
-index. Torch and what only torch needs stand apart, so that another torch can take their place;
-so does uv, which installs the rest.
+The files hold names, versions, markers and hashes for every platform, but no address of an index.
+Torch and the packages that only torch needs are in a file of their own, so that another torch can
+take their place; so is uv, which installs the rest.
 """
 
 from __future__ import annotations

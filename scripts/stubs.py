@@ -1,8 +1,8 @@
 """Write ``python/sensmerge/_core.pyi`` from the Rust sources, or check that it is up to date.
 
-maturin reads functions, classes, signatures and docstrings out of the compiled extension. Left to
-us: annotations that the Rust source spells out arrive as strings without their imports, the module
-says nothing of ``__all__``, and the text is not formatted.
+maturin extracts functions, classes, signatures and docstrings from the compiled extension. This
+script does the rest: it unquotes annotations that the Rust source spells out, adds the imports that
+they need and ``__all__``, and formats the text.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ INDENT = "    "
 
 
 class Completion(ast.NodeTransformer):
-    """Unquotes annotations, notes the modules they name and straightens docstrings."""
+    """Unquotes annotations, collects the modules they name and strips docstrings."""
 
     def __init__(self) -> None:
         self.modules: set[str] = set()
         self.depth = 0
 
     def visit_arg(self, node: ast.arg) -> ast.arg:
-        """An argument, its annotation unquoted."""
+        """An argument with its annotation unquoted."""
         node.annotation = self.unquote(node.annotation)
         return node
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
-        """A function, with what it takes and returns unquoted."""
+        """A function with the annotations of its arguments and result unquoted."""
         self.visit(node.args)
         node.returns = self.unquote(node.returns)
         self.straighten(node)
@@ -53,7 +53,7 @@ class Completion(ast.NodeTransformer):
         return node
 
     def unquote(self, annotation: ast.expr | None) -> ast.expr | None:
-        """The expression in ``annotation``, where that is a string."""
+        """The expression in ``annotation`` if that is a string; otherwise ``annotation``."""
         if not isinstance(annotation, ast.Constant) or not isinstance(annotation.value, str):
             return annotation
         expression = ast.parse(annotation.value, mode="eval").body
@@ -61,7 +61,7 @@ class Completion(ast.NodeTransformer):
         return expression
 
     def straighten(self, node: ast.FunctionDef | ast.ClassDef | ast.Module) -> None:
-        """Let the docstring of ``node`` start beside its quotes, as everywhere in the package."""
+        """Let the docstring of ``node`` start right after its quotes, as in the package."""
         documentation = ast.get_docstring(node)
         if documentation is None:
             return
@@ -76,7 +76,7 @@ def complete(generated: str) -> str:
     """The stub in ``generated``, its annotations as expressions, with the imports they need.
 
     Raises:
-        LookupError: Introspection did not see all that the module exports.
+        LookupError: The introspection data lacks something that the module exports.
     """
     completion = Completion()
     tree = ast.parse(generated)
@@ -91,7 +91,7 @@ def complete(generated: str) -> str:
 
 
 def generate() -> str:
-    """The extension's stub, as the Rust sources have it now, complete and formatted."""
+    """The extension's stub for the current Rust sources, complete and formatted."""
     with tempfile.TemporaryDirectory() as folder:
         maturin = ["maturin", "generate-stubs", "--quiet", "--locked", "--features=stubs"]
         command = [*maturin, "--profile=release", f"--out={folder}"]
@@ -107,7 +107,7 @@ def generate() -> str:
 
 
 def main() -> int:
-    """Write the stub; with ``--check``, print what differs instead and return 1 if anything."""
+    """Write the stub; with ``--check``, print differences instead, and return 1 if any."""
     parser = argparse.ArgumentParser(description="Write _core.pyi from the Rust sources.")
     parser.add_argument("--check", action="store_true", help="compare, do not write")
     check = parser.parse_args().check

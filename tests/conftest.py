@@ -1,4 +1,4 @@
-"""What every test runs under: one torch thread, no window system, no hub, no network."""
+"""The environment of every test: one torch thread, no window system, no Hub, no network."""
 
 from __future__ import annotations
 

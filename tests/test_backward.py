@@ -1,4 +1,4 @@
-"""Backward passes: which gradients are handed over, and how many are held meanwhile."""
+"""Backward passes: the gradients that are passed on, and the number held at a time."""
 
 from __future__ import annotations
 

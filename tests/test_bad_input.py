@@ -35,7 +35,7 @@ def refused(
     data: dict[str, Any] | None = None,
     *options: str,
 ) -> str:
-    """Run a merge that must be refused; return what was said."""
+    """Run a merge that must be refused and return the message."""
     path = folder / "recipe.yaml"
     path.write_text(json.dumps(data or recipe()))
     out = folder / "out"
@@ -119,7 +119,7 @@ def lie(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
     [
         (lambda h: h["a.w"].update(data_offsets=[0, 10**9]), "truncated"),
         (lambda h: h["b.w"].update(data_offsets=h["a.w"]["data_offsets"]), "'b.w'"),
-        (lambda h: h["a.w"].update(shape=[2**40, 2**40]), "no number of bytes"),
+        (lambda h: h["a.w"].update(shape=[2**40, 2**40]), "not a whole number of bytes"),
         (lambda h: h["a.w"].update(shape=[3, 5]), "60 bytes"),
         (lambda h: h["a.w"].update(dtype="Q5"), "dtype 'Q5'"),
     ],
@@ -158,7 +158,7 @@ def test_an_index_that_leaves_the_folder(
     index = {"weight_map": {"a.w": target, "b.w": target}}
     (models / "e1" / "model.safetensors.index.json").write_text(json.dumps(index))
     (models / "e1" / "model.safetensors").rename(models / "e1" / "part.safetensors")
-    assert "no file name in this folder" in refused(models, capsys)
+    assert "not a file name in this folder" in refused(models, capsys)
 
 
 def test_a_tokenizer_file_that_leaves_the_folder(

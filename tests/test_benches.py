@@ -1,4 +1,4 @@
-"""The benchmark measures honest work, and cleans up after itself."""
+"""The benchmark times merges that are correct, and removes its files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The calibrate verb: coefficients against torch, what the file says, what is refused."""
+"""``calibrate``: coefficients against torch, the content of the file, refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The calibration as a file: what is saved is what is loaded, and nothing else is."""
+"""Calibrations as files: saving and loading gives the same, and malformed files are refused."""
 
 from __future__ import annotations
 

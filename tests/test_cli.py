@@ -48,7 +48,7 @@ def test_a_dry_run_writes_nothing(
     assert "model.layers.0.mlp.up_proj.weight" in said
     assert "nothing was written" in said
     assert run("merge", recipe, str(out), "--dry-run") == 0
-    assert "before calibration" in capsys.readouterr().out
+    assert "without coefficients" in capsys.readouterr().out
     assert not out.exists()
 
 

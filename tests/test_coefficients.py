@@ -1,4 +1,4 @@
-"""Coefficients of a recipe: whose rows they are, and what mergekit reads of them."""
+"""Coefficients of a recipe: the experts of their rows, and their form as a mergekit recipe."""
 
 from __future__ import annotations
 

@@ -229,7 +229,7 @@ def test_the_problems_answers_are_right(texts: dict[str, Corpus]) -> None:
 
 
 def test_solved_means_that_greedy_decoding_writes_it(demo: Demo, tmp_path: Path) -> None:
-    """A model that has learned one answer by heart solves that problem and no other."""
+    """A model that has memorised one answer solves that problem and no other."""
     right, wrong = Sample("Question: 3 and 4?\nAnswer:", " 3 + 4 = 7"), Sample("3?", " 4")
     tokenizer = transformers.AutoTokenizer.from_pretrained(demo.folder / "math")
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(

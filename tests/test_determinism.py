@@ -34,7 +34,7 @@ SIZES = {
 CHUNKS = [64 * 1024, 1024 * 1024, 7_340_033]
 THREADS = [1, 2, 3, 8]
 
-# What each takes its own way through the stages.
+# Cases that each go through different stages of a merge.
 CASES: dict[str, dict[str, Any]] = {
     f"{method} {semantics}": {"merge_method": method, "semantics": semantics}
     for method, semantics in itertools.product(METHODS, ["mergekit", "original"])
@@ -49,7 +49,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def dtype_of(family: str, tensor: int, model: int) -> str:
-    """What a family stores a tensor of a model in; in the mixed one, tensors and models differ."""
+    """The dtype of a model's tensor in a family; in the mixed family it varies."""
     # A float64 output, of the largest tensor, shows the last bits of sums.
     mixed = [*(["float64"] if "float64" in family else []), "bfloat16", "float16", "float32"]
     return mixed[(tensor + model) % len(mixed)] if "mixed" in family else family
@@ -124,7 +124,7 @@ print(json.dumps(digests))
 
 
 def test_no_level_of_vector_instructions_changes_a_byte(family: Path, tmp_path: Path) -> None:
-    """A processor without a level runs the one below it, which is compared all the same."""
+    """On a processor that lacks a level, the next lower one runs and is compared."""
     recipes = json.dumps({case: recipe_of(case) for case in CASES})
     digests = {}
     # The level is looked up once a process.

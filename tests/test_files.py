@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, with the permissions of any other file."""
+"""Files are written completely or not at all, with the permissions of any other file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files of a folder are the model: transformers' answer, and the same one everywhere."""
+"""The choice of a model's files in a folder: that of transformers, in every part of the package."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def models(tmp_path: Path) -> Family:
 
 
 def sharded(folder: Path, value: float, names: tuple[str, str] = ("00001", "00002")) -> None:
-    """Put a sharded checkpoint beside what is there: the same model with ``value`` as its head."""
+    """Add a sharded checkpoint to a folder: the same model with ``value`` as its head."""
     tensors = {name: tensor.clone() for name, tensor in mapped(folder).items()}
     tensors[HEAD].fill_(value)
     files = [f"model-{name}-of-00002.safetensors" for name in names]
@@ -44,7 +44,7 @@ def sharded(folder: Path, value: float, names: tuple[str, str] = ("00001", "0000
 
 
 def single(folder: Path, value: float, name: str = "model.safetensors") -> None:
-    """Put a checkpoint of one file beside what is there."""
+    """Add a checkpoint of one file to a folder."""
     tensors = {name: tensor.clone() for name, tensor in mapped(folder).items()}
     tensors[HEAD].fill_(value)
     save_file(tensors, folder / name, metadata={"format": "pt"})
@@ -118,7 +118,7 @@ def test_weights_that_were_not_gathered_are_suspicious(models: Family) -> None:
 
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Let a disk fail whenever it is asked about files of a name."""
+    """Let every access to files of a name fail like a broken disk."""
 
     def fail(name: str) -> None:
         def failing_when_asked(ask: Callable[..., Any]) -> Callable[..., Any]:

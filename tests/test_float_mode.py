@@ -1,4 +1,4 @@
-"""Results do not depend on the floating-point mode of the thread that asks for them."""
+"""Results do not depend on the floating-point mode of the calling thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Freed memory that waits in glibc's heap is given back where it would raise the peak."""
+"""Freed memory that stays in glibc's heap is returned where it would raise the peak."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or not _in_use(), reason="needs glibc 2.33 or newer"
 )
 
-# In a process of its own: what other tests leave behind has no say in what is waiting.
+# In a process of its own, so that memory freed by other tests does not matter.
 HOLES = """
 import gc
 from pathlib import Path

@@ -23,7 +23,7 @@ RECORDED: Counts = {
 
 
 def with_count(kernel: str, level: str, count: int) -> Counts:
-    """The record, but for one count."""
+    """The record with one count changed."""
     return RECORDED | {kernel: RECORDED[kernel] | {level: count}}
 
 

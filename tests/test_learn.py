@@ -1,4 +1,4 @@
-"""Learning weights: gradients against oracles, steps that go on, recipes that keep their word."""
+"""Learning weights: gradients against oracles, continuing after a stop, the written recipes."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def test_memorised_samples_are_told() -> None:
     assert memorised.judge("e", fresh, [1.1, 0.9, 1.0], [2.0, 2.1]) == []
     (said,) = memorised.judge("e", [0.1, 0.12, 0.09], fresh, [2.0])
     assert "seems to have memorised" in said
-    # Few samples of which one is hard prove nothing.
+    # With few samples, a single hard one is no evidence.
     assert memorised.judge("e", [0.15, 0.16], [0.15, 0.6], [2.0]) == []
     (said,) = memorised.judge("e", [0.01, 0.02], [], [2.0, 2.0])
     assert "below 0.05 times the base's 2.000" in said
@@ -295,5 +295,5 @@ def test_the_command(family: Family, tmp_path: Path) -> None:
 def test_a_history_that_is_none_is_refused(family: Family, tmp_path: Path) -> None:
     path = tmp_path / "history.json"
     path.write_text("{}")
-    with pytest.raises(InputError, match="is no history of learning"):
+    with pytest.raises(InputError, match="is not a history of learning"):
         learned(family, history=path)

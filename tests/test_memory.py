@@ -1,4 +1,4 @@
-"""Merges in memory give the bytes of merges on disk, and change nothing but what they are given."""
+"""Merges in memory give the bytes of merges on disk, and change only the outputs."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_coefficients_come_from_a_calibration(family: Family, measured: Calibrat
 REFUSED: dict[str, tuple[Any, str]] = {
     "not contiguous": (lambda base: base.t(), r"base, tensor 'w': is not contiguous"),
     "another device": (lambda base: base.to("meta"), r"base, tensor 'w': is on meta"),
-    "no tensor": (lambda base: [1.0], r"base, tensor 'w': is list"),
+    "not a tensor": (lambda base: [1.0], r"base, tensor 'w': is list"),
     "complex": (lambda base: base.to(torch.complex64), r"base, tensor 'w': is complex64"),
     "another shape": (lambda base: base[:2], r"'w'"),
 }
@@ -150,7 +150,7 @@ def test_inputs_that_cannot_be_used_are_named(kind: str) -> None:
     )
     with pytest.raises(InputError, match=message):
         sensmerge.merge_tensors(recipe, {"base": {"w": change(base)}, "e0": {"w": base.clone()}})
-    with pytest.raises(InputError, match="'e9' is no model of the recipe; it has base, e0"):
+    with pytest.raises(InputError, match="'e9' is not a model of the recipe; it has base, e0"):
         sensmerge.merge_tensors(recipe, {"e9": {"w": base}})
 
 
@@ -169,8 +169,10 @@ def test_outputs_that_cannot_be_used_are_named() -> None:
             sensmerge.merge_into(places, recipe, given)
 
     refused({"v": out()["v"]}, "'w': the model has no such parameter")
-    refused(out() | {"w": torch.empty(4, 3)}, r"'w': the model's has shape \[4, 3\]")
-    refused(out() | {"w": torch.empty(3, 4, dtype=torch.int32)}, "'w': the model's is I32")
+    refused(out() | {"w": torch.empty(4, 3)}, r"'w': the model's parameter has shape \[4, 3\]")
+    refused(
+        out() | {"w": torch.empty(3, 4, dtype=torch.int32)}, "'w': the model's parameter is I32"
+    )
     refused(out() | {"w": torch.empty(3, 4, dtype=torch.float16)}, "of several dtypes: float16")
     refused(out() | {"w": torch.empty(4, 3).t()}, "w: is not contiguous")
     refused(out() | {"w": tensors["w"]}, "w: its memory overlaps|overlaps an input")
@@ -215,7 +217,7 @@ models["e0"]["w"].clone()
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert child.stdout == "merged\n", child.stderr
-    # The limit is one.
+    # Check that the limit works.
     assert "can't allocate memory" in child.stderr
 
 

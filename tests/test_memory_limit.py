@@ -18,10 +18,10 @@ from sensmerge import Calibration
 HIDDEN, INTERMEDIATE, BLOCKS = 1024, 2816, 5
 WEIGHTS = 4 * BLOCKS * (4 * HIDDEN**2 + 3 * HIDDEN * INTERMEDIATE)
 
-# What a calibration may take beside what torch takes; its largest gradient is 12 MB.
+# Memory that a calibration may take beside torch's; its largest gradient is 12 MB.
 MARGIN = 120_000_000
 
-# The limit is on data memory, which is what `prlimit --data` sets: mapped files do not count.
+# The limit is on data memory, like that of `prlimit --data`: mapped files do not count.
 LIMITED = """
 import resource
 import sys
@@ -107,6 +107,6 @@ def test_it_is_calibrated(experts: Path) -> None:
     found = Calibration.load(file)
     assert found.sensitivity.all()
     assert found.alignment[0, 1] > 0
-    # The limit is one: weights that are read into memory do not fit.
+    # Check that the limit works: weights that are read into memory do not fit.
     assert done.returncode == 1
     assert "can't allocate memory" in done.stderr

@@ -1,4 +1,4 @@
-"""The merged folder: what is in it, and that transformers loads it."""
+"""The merged folder: its files, and that transformers loads it."""
 
 from __future__ import annotations
 
@@ -173,8 +173,8 @@ def recipe_file(folder: Path, method: str, semantics: str) -> Path:
     return path
 
 
-# What a process maps to write to, used or not, is at least its anonymous memory: a limit on it
-# is one on the highest peak, however short.
+# Writable mappings, used or not, are an upper bound of a process's anonymous memory, so that a
+# limit on them also limits the highest peak, however short.
 LIMITED = """
 import resource, sys
 import sensmerge
@@ -202,7 +202,7 @@ def test_memory_is_bounded(large: Path, tmp_path: Path, method: str, semantics: 
         check=False,
     )
     assert child.stdout == "merged\n", child.stderr
-    # The limit is one.
+    # Check that the limit works.
     assert "MemoryError" in child.stderr
 
 
@@ -211,7 +211,7 @@ ENDLESS = {f"model.layers.{layer}.w": (8192, 8192) for layer in range(2048)}
 
 
 def hollow_model(folder: Path) -> None:
-    """A model of those tensors, which are a hole in its file: zeros that take no space."""
+    """A model of those tensors in a sparse file: zeros that take no space on the disk."""
     size = 2 * 8192 * 8192
     header = {
         name: {"dtype": "BF16", "shape": shape, "data_offsets": [place * size, (place + 1) * size]}
@@ -220,7 +220,7 @@ def hollow_model(folder: Path) -> None:
     text = json.dumps(header).encode()
     folder.mkdir()
     with (folder / "model.safetensors").open("wb") as file:
-        # One entry is not zero: a model of nothing else would be searched for one.
+        # One entry is not zero, since a model of zeros is refused after a search through all of it.
         file.write(len(text).to_bytes(8, "little") + text + b"\x80\x3f")
         file.truncate(8 + len(text) + size * len(ENDLESS))
 
@@ -229,7 +229,7 @@ def hollow_model(folder: Path) -> None:
 def test_ctrl_c_stops_at_once_and_leaves_nothing(tmp_path: Path) -> None:
     for name in ("base", "e0", "e1"):
         hollow_model(tmp_path / name)
-    # Whole-model thresholds come first: nothing is written for as long as they take.
+    # Thresholds over the whole model come first: nothing is written before they are known.
     path, out = recipe_file(tmp_path, "ties", "original"), tmp_path / "out"
     child = subprocess.Popen(
         [sys.executable, "-m", "sensmerge.cli", "merge", str(path), str(out), "--threads", "1"],
@@ -238,7 +238,7 @@ def test_ctrl_c_stops_at_once_and_leaves_nothing(tmp_path: Path) -> None:
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )
     try:
-        # It has begun when its folder is there, and is far from its end whenever this is seen.
+        # Once its folder exists the merge has begun, and it is far from its end.
         while not out.exists():
             assert child.poll() is None
             time.sleep(0.005)

@@ -50,7 +50,7 @@ def calibration_of(folder: Path, count: int) -> Calibration:
 def merged_and_expected(
     folder: Path, method: str, semantics: str, mode: str, count: int, dtype: str
 ) -> tuple[Arrays, Arrays, Arrays]:
-    """What the core writes, what the reference says, and the largest term of each sum."""
+    """The core's merge, the reference's, and the largest term of each sum."""
     from safetensors.torch import load_file
 
     base, experts = tensor_family(folder, experts=count, dtype=dtype)
@@ -105,7 +105,7 @@ def merged_and_expected(
 
 
 def spacing(values: NDArray[np.float64], bits: int, smallest: float) -> NDArray[np.float64]:
-    """One unit in the last place of a format with so many significant bits."""
+    """One unit in the last place of a format with this number of significant bits."""
     exponent = np.floor(np.log2(np.maximum(np.abs(values), smallest)))
     return np.asarray(2.0 ** (exponent - bits + 1))
 
@@ -154,7 +154,7 @@ def test_merges_are_the_references(
 @pytest.mark.parametrize("semantics", ["mergekit", "original"])
 @pytest.mark.parametrize("majority", [-1, 0, 1])
 def test_draws_go_to_the_models_majority(tmp_path: Path, majority: int, semantics: str) -> None:
-    """One tensor of draws only; another one decides, or is a draw as a whole."""
+    """One tensor whose votes all sum to 0; the other decides the majority, or has none either."""
     import torch
     from safetensors.torch import load_file, save_file
 

@@ -1,4 +1,4 @@
-"""The registry of methods as Python has it, and the table and the schema that are made from it."""
+"""The registry of methods in Python, and the table and the schema made from it."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_the_command_lists_and_describes(capsys: Said) -> None:
 
 
 def test_the_documentation_has_the_table() -> None:
-    """What docs/methods/README.md says between its markers is what the registry says."""
+    """The part of docs/methods/README.md between its markers is the registry's table."""
     text = DOCUMENTATION.read_text(encoding="utf-8")
     between = text.partition(BEGIN)[2].partition(END)[0]
     assert between.strip() == tables.as_markdown().strip(), (
@@ -202,7 +202,7 @@ TYPES: dict[str, Any] = {
 
 
 def fits(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> bool:
-    """Whether a value fits a JSON Schema, of the keywords that ours uses."""
+    """Whether a value fits a JSON Schema; only keywords of the recipes' schema are supported."""
 
     def inner(part: Any, rule: dict[str, Any]) -> bool:
         return fits(part, rule, root)

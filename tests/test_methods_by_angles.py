@@ -27,7 +27,7 @@ SHAPES = {
 
 
 def family(seed: int, models: list[str]) -> dict[str, dict[str, Any]]:
-    """Models that are near the first one, some rows and a tensor of them equal to its."""
+    """Models near the first one; some of their rows and one tensor are equal to its."""
     draw = np.random.default_rng(seed)
     base = {name: draw.standard_normal(shape) for name, shape in SHAPES.items()}
     found: dict[str, dict[str, Any]] = {}

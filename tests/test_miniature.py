@@ -1,4 +1,4 @@
-"""The paper in miniature: every table is measured, and the page says what was."""
+"""The paper in miniature: every table is measured, and the page shows the measured numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Families of models that are built differently, whole and block by block, against torch alone."""
+"""Models of different architectures, run whole and block by block, against torch alone."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def plain(path: Path) -> Any:
 
 
 def expected_sensitivity(path: Path) -> dict[str, float]:
-    """Σ|θ · g| by layer of the file, found by what its tensors hold and not by their names."""
+    """Σ|θ · g| by layer of the file, whose tensors are recognised by their content, not by name."""
     model = plain(path)
     stored = load_file(path / "model.safetensors")
     homes = {}

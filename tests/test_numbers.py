@@ -81,7 +81,7 @@ SILENT = st.just("silent")
 
 
 def naively(said: list[Any], tensor: str, default: Any) -> float:
-    """The number of a tensor, looked up as one would by hand."""
+    """The number of a tensor, by a direct lookup."""
     for value in said:
         if value == "silent":
             continue

@@ -1,4 +1,4 @@
-"""What must stay true of the repository as a whole: who imports whom, and what imports cost."""
+"""Rules for the repository as a whole: which module may import which, and the cost of imports."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CORE = ROOT / "rust" / "sensmerge-core" / "src"
 HEAVY = {"torch", "transformers", "matplotlib"}
 
 # The rooms of the package in the order in which data passes through them: each may import itself
-# and those before it. What starts the list is used everywhere, and knows of no room.
+# and those before it. The first entry is used everywhere and uses no room.
 PYTHON_ROOMS = [
     {"", "_core", "errors", "files", "progress", "refusals"},
     {"recipe"},
@@ -113,10 +113,10 @@ def module_name(path: Path) -> str:
 
 
 def names_imported(tree: ast.AST) -> Iterator[str]:
-    """Full names of what ``tree`` imports, wherever in it, but for what only type checkers see.
+    """Full names that ``tree`` imports, anywhere in it, except for type checkers only.
 
-    A public name of the package counts as what it stands for: ``from sensmerge import merge`` and
-    ``sensmerge.merge`` are ``sensmerge.workflow``, which is loaded there and then.
+    A public name of the package counts as its module: ``from sensmerge import merge`` and
+    ``sensmerge.merge`` load ``sensmerge.workflow`` at once, and count as that.
     """
     for node in ast.iter_child_nodes(tree):
         found: list[str] = []

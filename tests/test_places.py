@@ -1,4 +1,4 @@
-"""A model is what its name resolves to: a base with two spellings is no expert of its own."""
+"""A model is identified by the path of its name: a base spelled in two ways is not an expert."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_model_is_opened_once_and_given_by_any_spelling(models: Path) -> None:
         {"./models//e0": opened.experts[1].checkpoint},
     )
     assert given.experts[0].checkpoint is opened.experts[1].checkpoint
-    with pytest.raises(InputError, match="'models/e1' is no model of the recipe"):
+    with pytest.raises(InputError, match="'models/e1' is not a model of the recipe"):
         sensmerge.open_models(
             recipe(models, "models/base", "models/e0"),
             {"models/e1": opened.experts[1].checkpoint},

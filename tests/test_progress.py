@@ -63,7 +63,7 @@ def test_bytes_are_told_in_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
     with progress.bytes_bar("merging", enabled=True) as report:
         report(0, 0)
         report(1_500_000_000, 3_000_000_000)
-        # A sweep more than was expected is no more than all.
+        # With more sweeps than expected, the progress stays at 100 %.
         report(3_100_000_000, 3_000_000_000)
     assert stream.getvalue().splitlines() == [
         "merging ...",

@@ -97,7 +97,7 @@ def test_a_nan_is_not_lost_in_an_election() -> None:
 
 
 def test_a_mask_never_changes() -> None:
-    # Written down once: a recipe's seed must give the same merge in every version.
+    # A fixed mask: a recipe's seed must give the same merge in every version.
     mask = reference.keep_mask(7, 2, "model.layers.0.w", 40, 0.3)
     assert "".join("01"[bit] for bit in mask.astype(int)) == (
         "0000101110000000000000000000101111000001"
@@ -121,13 +121,13 @@ HALF = np.sqrt(0.5)
         ([1, 0], [0, 1], 0.0, [1, 0]),
         ([1, 0], [0, 1], 1.0, [0, 1]),
         ([1, 0], [0, 1], 1 / 3, [np.sqrt(0.75), 0.5]),
-        # Norms take no part in the angle, but are interpolated.
+        # Norms do not change the angle, but are interpolated.
         ([2, 0], [0, 4], 0.5, [2 * HALF, 4 * HALF]),
         ([1, 0], [0.5, np.sqrt(0.75)], 0.5, [np.sqrt(0.75), 0.5]),
         # Parallel and opposite: a straight line.
         ([1, 0], [3, 0], 0.25, [1.5, 0]),
         ([1, 0], [-1, 0], 0.25, [0.5, 0]),
-        # A zero vector is taken to be at a right angle to everything.
+        # A zero vector counts as perpendicular to every other.
         ([0, 0], [3, 4], 1 / 3, [1.5, 2]),
         ([3, 4], [0, 0], 2 / 3, [1.5, 2]),
         ([0, 0], [0, 0], 0.5, [0, 0]),
@@ -220,7 +220,7 @@ def test_model_stock_by_hand() -> None:
         experts = [base + np.array(delta) for delta in deltas]
         return np.asarray(reference.model_stock(base, experts) - base)
 
-    # Equal experts are trusted, those at a right angle are not.
+    # t is 1 for equal experts, and 0 for perpendicular task vectors.
     np.testing.assert_allclose(merged([1, 2, 3], [1, 2, 3]), [1, 2, 3])
     np.testing.assert_allclose(merged([1, 0, 0], [0, 4, 0]), [0, 0, 0], atol=1e-15)
     # 60 degrees: t = 2 * 0.5 / 1.5.
@@ -230,7 +230,7 @@ def test_model_stock_by_hand() -> None:
     )
     # Three: cosines 1, 0 and 0 have the mean 1/3; t = 3 * 1/3 / (1 + 2/3) = 0.6.
     np.testing.assert_allclose(merged([1, 0, 0], [1, 0, 0], [0, 1, 0]), [0.4, 0.2, 0], atol=1e-15)
-    # An untouched expert agrees with nobody.
+    # An expert equal to the base has a cosine of 0 with every other.
     np.testing.assert_allclose(merged([0, 0, 0], [1, 2, 3]), [0, 0, 0], atol=1e-15)
 
 

@@ -1,4 +1,4 @@
-"""Samples in the shapes and files that people have: the same as plain ones written by hand."""
+"""Samples in common forms and file types: they equal plain ones written by hand."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ def lines(data: list[Any]) -> bytes:
         ("a.jsonl.gz", gzip.compress(lines(MADE)), "line"),
         ("A.JSON", json.dumps(MADE, indent=1).encode("utf-8-sig"), "row"),
         ("a.json.gz", gzip.compress(json.dumps(MADE).encode()), "row"),
-        # Many a .json holds lines.
+        # Many .json files hold JSON lines.
         ("a.json", lines(MADE), "line"),
     ],
 )
@@ -358,7 +358,7 @@ def test_rows_of_several_files_are_drawn_together(tmp_path: Path) -> None:
         assert found.record.drawn == whole.record.drawn == samples.draw(30, 8, 3)
         assert (found.record.path, found.record.rows) == ("a.jsonl, b.json", 30)
         assert found.record.files == [SampleFile("a.jsonl", 20), SampleFile("b.json", 10)]
-    # What is drawn depends on the files' order, so the record keeps it.
+    # The samples drawn depend on the files' order, so that the record keeps it.
     turned = samples.task(recipe(tmp_path, files[::-1]), 0, word_tokenizer(), options)
     assert turned.record.token_ids != whole.record.token_ids
 

@@ -1,4 +1,4 @@
-"""Which tokens a sample has, and which of them are scored."""
+"""The tokens of a sample, and those that are scored."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def test_files_without_samples_are_refused(tmp_path: Path) -> None:
 
 def test_blank_lines_other_keys_and_a_byte_order_mark_are_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "samples.jsonl"
-    # A line separator within a text ends no line.
+    # A Unicode line separator within a text does not end the line.
     rows = [PAIR | {"source": [1, 2]}, {"text": "w1\u2028w2"}]
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     path.write_text("\ufeff" + "\r\n\r\n".join(lines), encoding="utf-8", newline="")

@@ -1,4 +1,4 @@
-"""Σ|θ · g| by layer against torch, and how it is taken: one sample and one gradient at a time."""
+"""Σ|θ · g| by layer against torch, computed one sample and one gradient at a time."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_dropout_is_off(tmp_path: Path) -> None:
 
 
 class Odd(torch.nn.Module):
-    """A model with a transposed weight, a frozen one, and one that takes no part."""
+    """A model with a transposed weight, a frozen one, and an unused one."""
 
     def __init__(self) -> None:
         super().__init__()

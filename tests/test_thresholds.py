@@ -1,4 +1,4 @@
-"""Trims are exact, whatever the task vectors look like and wherever their entries lie.
+"""Trims are exact for task vectors of any distribution and order.
 
 All values are multiples of 2⁻²⁰ or other numbers whose differences and sums are exact, so that the
 core has to agree with the float64 reference in every entry.
@@ -29,7 +29,7 @@ DENSITIES = [0.001, 0.2, 0.5, 0.999]
 
 
 def spread(draw: Generator, size: int) -> Array:
-    """Magnitudes as training leaves them: few of them equal, a heavy tail."""
+    """Magnitudes like those of real task vectors: few are equal, with a heavy tail."""
     return np.asarray(np.clip(np.rint(draw.standard_t(3, size) / 8 / UNIT) * UNIT, -3, 3))
 
 
@@ -78,7 +78,7 @@ def alternating_blocks(draw: Generator, size: int) -> Array:
 
 
 def stripes(draw: Generator, size: int, rare: float = 2.0, common: float = 0.125) -> Array:
-    """Sixteen entries in 64 are of another size: places at even steps may see only these."""
+    """16 of every 64 entries are of another size: evenly spaced samples may hit only these."""
     factor = np.where(np.arange(size) % 64 < 16, rare, common)
     return np.asarray(np.rint(factor * draw.random(size) / UNIT) * UNIT)
 
@@ -88,7 +88,7 @@ def small_stripes(draw: Generator, size: int) -> Array:
 
 
 def neighbours(draw: Generator, size: int) -> Array:
-    """Consecutive magnitudes, each once: a threshold next to the right one keeps one too many."""
+    """Consecutive magnitudes, each once: a threshold off by one keeps one entry too many."""
     place = draw.permutation(size) + 1
     return np.asarray(place * UNIT * draw.choice([-1, 1], size))
 
@@ -129,7 +129,7 @@ def write(folder: Path, name: str, values: Mapping[str, Array], dtype: str = "fl
 
 
 def merged(folder: Path, data: dict[str, Any], **options: Any) -> dict[str, Array]:
-    """What a merge writes."""
+    """The tensors that a merge writes."""
     from safetensors.torch import load_file
 
     recipe = Recipe.from_dict({"base_model": "base", **data}, folder=folder)
@@ -207,7 +207,7 @@ def test_a_pattern_in_step_with_even_places(
     semantics: str,
     entries: int,
 ) -> None:
-    """Runs of 16 entries, evenly spread, see one kind of magnitudes only."""
+    """Evenly spread runs of 16 entries hit only one kind of magnitudes."""
     Trimmed(tmp_path, pattern, [entries + 16]).check(density, semantics)
 
 
@@ -247,7 +247,7 @@ SEVERAL = [(spread, 0.2), (handful, 0.5), (descending, 0.7), (outlying_block, 1.
 def test_experts_of_several_patterns(
     tmp_path: Path, method: str, semantics: str, chunk_bytes: int | None
 ) -> None:
-    """Thresholds of one expert do not move another's; a drop leaves zeros that are trimmed."""
+    """Experts' thresholds are independent; zeros left by a drop are trimmed."""
     draw = np.random.default_rng(9)
     base = {f"w{size}": draw.integers(-1, 2, size).astype(np.float64) for size in (1, 4097, 70_000)}
     experts = [

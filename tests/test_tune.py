@@ -1,4 +1,4 @@
-"""Tuning: trials that are what merges are, that go on after a stop, and words for their worth."""
+"""Tuning: trials equal merges, searches continue after a stop, notes report gains truthfully."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_candidate_is_the_merge_of_its_recipe(
     family: Family, measured: Calibration, settings: Settings, tmp_path: Path
 ) -> None:
     judge = Judge(recipe(family), calibration=measured, validation=0.0, threads=1)
-    # Another one first, so that this one is not what was merged at the start.
+    # Another candidate first, so that this one is not the first that was merged.
     judge.losses(Settings("ties", 0.9, 0.8))
     found = judge.losses(settings)
     written = settings.recipe(recipe(family))
@@ -142,7 +142,7 @@ def test_what_was_stopped_goes_on(
         patch.setattr(Judge, "losses", stops)
         with pytest.raises(StoppedError):
             tuned(family, measured, options=options, study=study)
-    # As a process that is killed while it writes leaves it.
+    # The state that a process leaves if it is killed while writing.
     study.write_bytes(study.read_bytes() + b'{"op_code": 5, "work')
     resumed = tuned(family, measured, options=options, study=study)
     assert resumed.trials == unbroken.trials
@@ -162,7 +162,7 @@ def test_a_study_of_another_search_is_refused(
     with pytest.raises(InputError, match="is the study of a search with other"):
         tuned(family, measured, options={"trials": 1, "seed": 5}, study=study)
     study.write_text("no study\nat all\n")
-    with pytest.raises(InputError, match="is no study"):
+    with pytest.raises(InputError, match="is not a study"):
         tuned(family, measured, options={"trials": 1}, study=study)
 
 
@@ -265,10 +265,12 @@ def test_auto_is_refused_where_nothing_is_searched(family: Family, measured: Cal
         lambda: sensmerge.coefficients(measured, asked),
         lambda: sensmerge.merge_tensors(asked, calibration=measured),
     ):
-        with pytest.raises(InputError, match=r"parameters\.lambda: auto is what"):
+        with pytest.raises(
+            InputError, match=r"parameters\.lambda: only `sensmerge merge` searches"
+        ):
             verb()
     shown = sensmerge.workflow.plan(asked)
-    assert any("auto is searched for by a merge" in note for note in shown.notes)
+    assert any("merge searches for values that are auto" in note for note in shown.notes)
 
 
 def test_the_command(family: Family, tmp_path: Path) -> None:

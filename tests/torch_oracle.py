@@ -1,4 +1,4 @@
-"""What calibration measures, said again in torch alone: all gradients at once, sums in float64."""
+"""The measurements of a calibration in torch alone: all gradients at once, sums in float64."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def distance(
 
 
 def alignment(family: Family, **options: str) -> NDArray[np.float64]:
-    """g, K × K."""
+    """g, [K, K]."""
     count = range(family.experts)
     return np.array(
         [[distance(family, i, j, **options) if i != j else 0.0 for j in count] for i in count]

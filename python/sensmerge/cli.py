@@ -1,4 +1,4 @@
-"""The command line: reads arguments, calls one verb, maps errors to exit codes."""
+"""The command line: reads arguments, calls one function per command, maps errors to exit codes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
-# What would let a refusal pass, by the keyword that the refusal names.
+# Hints at the option that would have avoided an error, by the keyword that the error names.
 _HINTS = {
-    "allow_nan": "--allow-nan lets it through",
+    "allow_nan": "--allow-nan writes such values instead of refusing them",
     "overwrite": "--force replaces what an earlier merge wrote",
 }
 
@@ -40,9 +40,9 @@ _calibration = click.option(
 
 def main() -> None:
     """Run the command line; exit 0 done, 2 bad input, 130 interrupted, 1 anything else."""
-    # Torch's threads that spin while they wait starve, on a busy machine, those they wait for.
+    # By default, torch's idle threads spin; on a busy machine that starves the threads at work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # No plugin has a say in what a recipe is; looking for them is a tenth of a merge's start.
+    # Recipes use no pydantic plugins, and searching for them takes a tenth of a merge's start-up.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         commands(standalone_mode=False)
@@ -57,7 +57,7 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
-        # The reader of our output went away; there is nobody to tell.
+        # The reader of the output is gone, and so is the terminal for a message.
         sys.stderr.close()
         sys.exit(1)
     except Exception as error:
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int, hint: str | None = None) -> None:
-    # A recipe may have several things wrong with it, a line each.
+    # The message about a recipe has one line per fault.
     for line in message.splitlines() or [""]:
         click.echo(f"error: {line}", err=True)
     if hint is not None:
@@ -76,7 +76,7 @@ def _fail(message: str, code: int, hint: str | None = None) -> None:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="sensmerge")
 def commands() -> None:
-    """Merge fine-tuned LLM checkpoints, each layer as strongly as it matters."""
+    """Merge fine-tuned LLM checkpoints, each layer weighted by its importance."""
 
 
 @commands.command()
@@ -88,12 +88,12 @@ def commands() -> None:
     "--max-shard-size",
     default="5GB",
     show_default=True,
-    help="Largest weight file, such as 5GB or 500MiB.",
+    help="Largest size of a weight file, such as 5GB or 500MiB.",
 )
 @click.option("--no-sync", is_flag=True, help="Do not flush the output to disk.")
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan; write nothing.")
-@click.option("--force", is_flag=True, help="Replace what an earlier merge wrote into OUT.")
-@click.option("--allow-nan", is_flag=True, help="Let NaN through instead of refusing it.")
+@click.option("--force", is_flag=True, help="Replace the output of an earlier merge in OUT.")
+@click.option("--allow-nan", is_flag=True, help="Write NaN and infinity instead of refusing them.")
 @_quiet
 def merge(
     recipe: Path,
@@ -143,9 +143,9 @@ def merge(
 @_calibration
 @_quiet
 def plan(recipe: Path, output: Path, calibration: Path | None, quiet: bool) -> None:
-    """Write what the merge of RECIPE is made of: every output tensor, its inputs and its numbers.
+    """Write the plan of the merge of RECIPE: every output tensor, its inputs and its numbers.
 
-    No tensor is merged. The file names the models' files and tells whether they have changed since.
+    No tensor is merged. The plan names the models' files with digests, so that changes are noticed.
     """
     from sensmerge import workflow
     from sensmerge.files import write_atomically
@@ -167,7 +167,7 @@ def plan(recipe: Path, output: Path, calibration: Path | None, quiet: bool) -> N
     type=click.Choice(["auto", "whole", "stream"]),
     default="auto",
     show_default=True,
-    help="Run models whole, or block by block if they are larger than memory.",
+    help="Run models whole, or block by block for models larger than memory.",
 )
 @click.option("--device", default="cpu", show_default=True, help="A torch device, such as cuda.")
 @_threads
@@ -177,7 +177,7 @@ def calibrate(
 ) -> None:
     """Measure sensitivity and alignment of the experts of RECIPE.
 
-    Experts that OUTPUT or a run that was stopped measured already are not measured again.
+    Results in OUTPUT, or of an earlier run that was stopped, are not measured again.
     """
     from sensmerge.calibration import calibrate as run
     from sensmerge.calibration import forget
@@ -235,24 +235,30 @@ def coefficients(recipe: Path, calibration: Path | None, form: str) -> None:
     type=click.Choice(["global", "block", "tensor"]),
     default="block",
     show_default=True,
-    help="What shares a weight.",
+    help="Tensors that share a weight: all, those of a block, or none.",
 )
 @click.option(
     "--loss",
     type=click.Choice(["nll", "distill"]),
     default="nll",
     show_default=True,
-    help="The samples' loss, or the distance from each expert's predictions.",
+    help="Loss on the completions, or divergence from each expert's predictions.",
 )
 @click.option(
     "--validation",
     type=click.FloatRange(0, 1, max_open=True),
     default=0.3,
     show_default=True,
-    help="Share of each task's samples that no step sees.",
+    help="Share of each task's samples that is kept for validation.",
 )
-@click.option("--learning-rate", type=float, default=0.05, show_default=True, help="Of Adam.")
-@click.option("--pull", type=float, default=0.05, show_default=True, help="Toward the start.")
+@click.option("--learning-rate", type=float, default=0.05, show_default=True, help="Adam's.")
+@click.option(
+    "--pull",
+    type=float,
+    default=0.05,
+    show_default=True,
+    help="Factor of the penalty on the distance from the first weights.",
+)
 @_calibration
 @_threads
 @_quiet
@@ -271,8 +277,8 @@ def learn(
 ) -> None:
     """Learn the weights of RECIPE from its samples, by gradient descent.
 
-    OUTPUT is a plain recipe. Every step is kept beside it, in OUTPUT's name with .history.json:
-    what was stopped goes on, and more --steps follow the same ones.
+    OUTPUT is a plain recipe. Every step is kept beside it, in OUTPUT's name with .history.json: run
+    the command again to go on after a stop, or to add steps with a larger --steps.
     """
     from sensmerge.search.descent import Options
     from sensmerge.search.descent import learn as run
@@ -300,14 +306,18 @@ def learn(
 @click.argument("recipe", type=_FILE)
 @click.option("-o", "--output", type=_FILE, required=True, help="The recipe to write.")
 @click.option(
-    "--trials", type=click.IntRange(min=1), default=50, show_default=True, help="How many, in all."
+    "--trials",
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    help="Total number of trials.",
 )
 @click.option(
     "--search",
     default="temperature,lambda,density,cross_task,mode",
     show_default=True,
     metavar="KEYS",
-    help="What is searched for.",
+    help="The settings to search for.",
 )
 @click.option("--methods", metavar="NAMES", help="Methods to try; the recipe's by default.")
 @click.option(
@@ -315,25 +325,27 @@ def learn(
     type=click.Choice(["tpe", "cmaes", "grid", "random"]),
     default="tpe",
     show_default=True,
-    help="How trials are drawn.",
+    help="The algorithm that proposes trials.",
 )
 @click.option(
     "--objective",
     type=click.Choice(["mean", "worst"]),
     default="mean",
     show_default=True,
-    help="The tasks' mean loss, or the largest of them.",
+    help="Minimise the mean of the tasks' losses, or the largest one.",
 )
-@click.option("--task-weights", metavar="NUMBERS", help="Weights of the mean, one a task: 2,1,1.")
+@click.option("--task-weights", metavar="NUMBERS", help="The tasks' weights in the mean: 2,1,1.")
 @click.option(
     "--validation",
     type=click.FloatRange(0, 1, max_open=True),
     default=0.3,
     show_default=True,
-    help="Share of each task's samples that the search never sees.",
+    help="Share of each task's samples that is kept for validation.",
 )
-@click.option("--study", type=_FILE, help="Where trials are kept; OUTPUT's name with .study.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the sampler.")
+@click.option(
+    "--study", type=_FILE, help="The file of all trials; OUTPUT's name with .study by default."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="The sampler's seed.")
 @_calibration
 @_threads
 @_quiet
@@ -355,8 +367,8 @@ def tune(
 ) -> None:
     """Search temperature, lambda and the rest of RECIPE for the lowest loss on its samples.
 
-    OUTPUT is the best trial's recipe; all trials are written beside it. A search that was stopped
-    goes on, and more --trials follow the same ones.
+    OUTPUT is the best trial's recipe; all trials are written beside it. Run the command again to go
+    on after a stop, or to add trials with a larger --trials.
     """
     from sensmerge.search.judge import Objective
     from sensmerge.search.trials import Options
@@ -421,10 +433,10 @@ def inspect(model: Path) -> None:
     type=click.Choice(["mergekit", "original"]),
     default="mergekit",
     show_default=True,
-    help="Whose reading of the methods.",
+    help="The variant of the methods: mergekit's or the papers'.",
 )
 def methods(name: str | None, semantics: Any) -> None:
-    """List the merge methods and their parameters; say all of one, NAME."""
+    """List the merge methods and their parameters, or describe the method NAME in full."""
     from sensmerge.recipe import tables
 
     if name is None:
@@ -434,7 +446,7 @@ def methods(name: str | None, semantics: Any) -> None:
 
 
 @commands.command()
-@click.option("-o", "--output", type=_FILE, help="The file to write; printed otherwise.")
+@click.option("-o", "--output", type=_FILE, help="The file to write; by default it is printed.")
 def schema(output: Path | None) -> None:
     """Print a JSON Schema of recipes, for editors."""
     from sensmerge.recipe.schema import recipe_schema
@@ -462,7 +474,7 @@ def demo(folder: Path, seed: int, threads: int | None) -> None:
 def _calibrated(
     recipe: Recipe, given: Path | None, output: Path, threads: int | None, quiet: bool
 ) -> Calibration | None:
-    """The calibration that a search needs: given, or measured and kept beside its output."""
+    """The calibration that a search needs: given, or measured now and written beside the output."""
     from sensmerge.scaling.matching import needs_calibration
 
     if given is not None or not needs_calibration(recipe):
@@ -497,18 +509,20 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise InputError(f"{option}: '{text}' is no list of numbers; write it like 2,1,1") from None
+        raise InputError(
+            f"{option}: '{text}' is not a list of numbers; write it like 2,1,1"
+        ) from None
 
 
 def _check_writable(output: Path) -> None:
-    """Refuse a place that cannot be written to, before long work rather than after."""
+    """Refuse a path that cannot be written to, before long work rather than after it."""
     nearest = next(place for place in [output, *output.absolute().parents] if place.exists())
     if not os.access(nearest, os.W_OK):
         raise InputError(f"{output}: cannot be written there")
 
 
 def _load(path: Path, *, say: bool = False) -> Recipe:
-    """Read a recipe; where its notes are no part of what the verb returns, say them here."""
+    """Read a recipe; with ``say``, print its notes, for commands whose result lacks them."""
     from sensmerge.recipe import Recipe
 
     recipe = Recipe.load(path)

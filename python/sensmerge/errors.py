@@ -1,4 +1,4 @@
-"""The one error that the caller can mend, and the words of other errors."""
+"""The error for input that the caller can correct, and the messages of other libraries' errors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ class InputError(ValueError):
     """Files or settings cannot be used as they are; the message says which, why, and what to do.
 
     Attributes:
-        option: The keyword that would let it pass, such as ``overwrite``, where there is one.
+        option: The keyword that would have avoided the error, such as ``overwrite``; None if there
+            is none.
     """
 
     def __init__(self, message: str, option: str | None = None) -> None:
@@ -16,6 +17,6 @@ class InputError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's message, or the kind of the error where it has none."""
+    """The first line of another library's message, or the error's type if the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from sensmerge.errors import InputError
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file under a temporary name beside it, flush it to the disk, and rename it.
 
-    Whoever reads the file sees the old content or the new one, even after a crash. Its folder is
-    made if need be. A link is followed, so that it stays one. Permissions are those that ``open``
-    would give: the old file's, or what the umask allows.
+    A reader sees the old content or the new one, even after a crash. The file's folder is created
+    if it does not exist. A link is followed, so that it stays a link. Permissions are those that
+    ``open`` would leave: the old file's or, for a new file, those that the umask allows.
 
     Args:
         path: The file.
         content: Bytes, or text that is written as UTF-8.
 
     Raises:
-        InputError: It cannot be written there.
+        InputError: The file cannot be written there.
     """
     data = content.encode() if isinstance(content, str) else content
     target = path.resolve()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# Plain lines are for logs: few enough to read, often enough to see that it runs.
+# Plain lines are for logs: rare enough to be read, frequent enough to show that work goes on.
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -15,16 +15,16 @@ _SECONDS_BETWEEN_LINES = 10.0
 def bar(
     total: int, description: str, unit: str, *, enabled: bool
 ) -> Iterator[Callable[[int], None]]:
-    """Count steps.
+    """Show progress in steps.
 
     Args:
-        total: Steps in all.
-        description: What is being done.
-        unit: What a step is.
+        total: Total number of steps.
+        description: Name of the work.
+        unit: Name of a step, in the plural.
         enabled: Whether to show anything.
 
     Yields:
-        A function that is told how many steps were just done.
+        A function to call with the number of steps just done.
     """
     done = 0
     with _shown(description, unit, scaled=False, enabled=enabled) as show:
@@ -39,7 +39,7 @@ def bar(
 
 @contextmanager
 def bytes_bar(description: str, *, enabled: bool) -> Iterator[Callable[[int, int], None]]:
-    """Show progress that is told as bytes done and bytes in all."""
+    """Show progress in bytes; yields a function to call with bytes done and bytes in total."""
     with _shown(description, "B", scaled=True, enabled=enabled) as show:
         yield show
 
@@ -71,7 +71,7 @@ def _lines(description: str, unit: str) -> Callable[[int, int], None]:
     def line(done: int, total: int) -> None:
         nonlocal last, started
         if done > 0 and not started:
-            # Only now: work that is refused at once prints nothing.
+            # Not before the first step, so that work that is refused at once prints nothing.
             started = True
             print(f"{description} ...", file=sys.stderr, flush=True)
         if time.monotonic() - last >= _SECONDS_BETWEEN_LINES and total > 0:

@@ -1,12 +1,13 @@
-"""The whole method in plain NumPy, float64, top to bottom: to be read, and to test the core with.
+"""All methods in plain NumPy and float64, to be read, and to test the core against.
 
 Nothing here is fast, and nothing in the package calls it. Sources: Sens-Merging (Liu et al.),
 task arithmetic (Ilharco et al. 2023), TIES (Yadav et al. 2023), DARE (Yu et al. 2024),
 spherical interpolation (Shoemake 1985), Model Stock (Jang et al. 2024), Philox (Salmon et al.
 2011).
 
-A model is a dict of arrays by tensor name. ``weights[name]`` holds one weight an expert: the
-recipe's weight times K·σ of the tensor's layer (Eq. 7).
+A model is a mapping of arrays by tensor name. ``weights[name]`` holds one weight per expert: the
+recipe's weight times K·σ of the tensor's layer (Eq. 7). K is the number of experts, L that of
+layers.
 """
 
 from __future__ import annotations
@@ -23,20 +24,23 @@ Model = Mapping[str, Array]
 SMALLEST_NORM = 1e-7
 SMALLEST_DIVISOR = 1e-8
 
-# slerp: shorter tensors are not normalised; nearly parallel ones are interpolated straight.
+# slerp: shorter tensors are not normalised; if |cos| is larger, interpolation is linear.
 SLERP_SHORTEST = 1e-8
 SLERP_PARALLEL = 0.9995
-# nuslerp: shorter vectors are divided by this; a sum of weights below the other means t = 1/2.
+# nuslerp: a shorter vector is divided by the first number; if |sum of weights| is below the second,
+# t is 1/2.
 NUSLERP_SHORTEST = 1e-7
 NUSLERP_SMALLEST_SUM = 1e-6
-# 1 - cos² that counts as 0: what float32, in which mergekit compares cos² with 1, cannot hold.
+# 1 - cos² up to this counts as 0: mergekit compares cos² with 1 in float32, whose precision this
+# is.
 NUSLERP_PARALLEL = 2.0**-24
-# model_stock: product of two norms, and size of the denominator of t.
+# model_stock: a smaller product of two norms is replaced by the first number; if the denominator of
+# t is nearer to 0 than the second, the base stays.
 STOCK_SMALLEST_PRODUCT = 1e-6
 STOCK_SMALLEST_DENOMINATOR = 1e-6
 
 
-# Sens-Merging: what the coefficients are --------------------------------------------------------
+# Sens-Merging: the coefficients -----------------------------------------------------------------
 
 
 def sensitivity(parameters: Sequence[Array], gradients: Sequence[Sequence[Array]]) -> float:
@@ -53,7 +57,7 @@ def sensitivity(parameters: Sequence[Array], gradients: Sequence[Sequence[Array]
 def sigma(
     s: Array, g: Array, *, mode: str = "full", form: str = "transfer", temperature: float = 0.05
 ) -> Array:
-    """σ, K × L, from sensitivities s, K × L, and logit distances g, K × K (Eq. 3, 5, 6)."""
+    """σ, [K, L], from sensitivities s, [K, L], and logit distances g, [K, K] (Eq. 3, 5, 6)."""
     experts, layers = s.shape
     alpha = s / np.sqrt((s**2).sum(axis=1, keepdims=True))
     tau = np.array([sum(g[i, j] for j in range(experts) if j != i) for i in range(experts)])
@@ -73,7 +77,7 @@ def sigma(
 
 
 def trim_tensor(delta: Array, density: float) -> Array:
-    """Keep exactly max(1, ⌊density·n⌋) entries of the largest magnitude, ties by lowest index."""
+    """Keep exactly max(1, ⌊density·n⌋) entries of the largest magnitude; of ties, the first."""
     if density >= 1 or delta.size == 0:
         return delta
     flat = delta.ravel()
@@ -84,7 +88,10 @@ def trim_tensor(delta: Array, density: float) -> Array:
 
 
 def trim_model(deltas: Model, density: float) -> dict[str, Array]:
-    """Keep every entry at or above the k-th smallest magnitude of the model (TIES, §4.1)."""
+    """Keep every entry at or above the k-th smallest magnitude of the model (TIES, §4.1).
+
+    For n entries, k = n − ⌊density·n⌋; with k = 0 all entries are kept.
+    """
     magnitudes = np.concatenate([np.abs(delta).ravel() for delta in deltas.values()])
     k = magnitudes.size - math.floor(density * magnitudes.size)
     if k == 0:
@@ -108,10 +115,11 @@ def philox4x32(counter: Sequence[int], key: Sequence[int]) -> list[int]:
 
 
 def keep_mask(seed: int, place: int, tensor: str, size: int, density: float) -> NDArray[np.bool_]:
-    """Which entries of a tensor the random drop keeps, for the model at ``place``.
+    """The entries that the random drop keeps, [size], for the expert of index ``place``.
 
-    The format is the one that ``random.rs`` promises never to change: a byte of a Philox stream
-    an entry, and a word of a second stream where the byte alone does not decide.
+    The format, which never changes, is described in ``rust/sensmerge-core/src/random.rs``: an entry
+    is decided by one byte of a Philox stream or, if the byte ties with the density's, by a word of
+    a second stream.
     """
     mask64 = 2**64 - 1
     stream = 0xCBF29CE484222325
@@ -136,7 +144,7 @@ def keep_mask(seed: int, place: int, tensor: str, size: int, density: float) -> 
 
 
 def preserve_l1(delta: Array, sparse: Array) -> Array:
-    """Scale what is left so that the tensor's L1 norm is what it was (mergekit's rescale)."""
+    """Scale the kept entries so that the tensor has its former L1 norm (mergekit's rescale)."""
     before, after = float(np.abs(delta).sum()), float(np.abs(sparse).sum())
     if before < SMALLEST_NORM or after < SMALLEST_NORM:
         return sparse
@@ -147,7 +155,7 @@ def preserve_l1(delta: Array, sparse: Array) -> Array:
 
 
 def elect(rows: Array, zero_sign: float) -> Array:
-    """The sign of each column's sum; a sum of 0 gets ``zero_sign`` (TIES, §4.2)."""
+    """The sign of each entry's sum over the rows; ``zero_sign`` for a sum of 0 (TIES, §4.2)."""
     sums = rows.sum(axis=0)
     return np.where(sums > 0, 1.0, np.where(sums < 0, -1.0, zero_sign))
 
@@ -155,7 +163,14 @@ def elect(rows: Array, zero_sign: float) -> Array:
 def disjoint(rows: Array, votes: Array, signs: Array, shares: Array | None) -> Array:
     """Σ of the rows whose vote has the elected sign, ÷ Σ of their shares (TIES, §4.2).
 
-    A zero agrees with no sign. NaN always takes part, so that it is not lost.
+    A vote of zero agrees with no sign. NaN always takes part, so that it reaches the result.
+    Without shares, or if the shares sum to 0, the sum is not divided.
+
+    Args:
+        rows: [K, ...], the weighted task vectors.
+        votes: [K, ...], the numbers whose signs are compared with the elected ones.
+        signs: [...], the elected signs.
+        shares: [K], each expert's share of the divisor; None does not divide.
     """
     agrees = ((np.sign(votes) == signs) & (votes != 0)) | np.isnan(votes)
     total: Array = np.where(agrees, rows, 0.0).sum(axis=0)
@@ -189,13 +204,13 @@ def merge(
         semantics: ``mergekit`` or ``original``.
         base: The base; linear needs none.
         experts: The experts, each with the base's tensors.
-        weights: One weight an expert for every tensor.
-        densities: Fraction kept, an expert.
-        ties_densities: Fraction kept by the trim of original dare_ties.
+        weights: For every tensor, one weight per expert.
+        densities: Fraction of entries kept, one per expert.
+        ties_densities: Fraction of entries kept by the trim of original dare_ties, one per expert.
         lambda_: Scale of the merged task vector.
         normalize: Divide the weighted sum; None is the method's default.
-        rescale: Rescale what sparsification leaves; None is the method's default.
-        seed: Key of the random drop.
+        rescale: Rescale the entries that sparsification keeps; None is the method's default.
+        seed: Seed of the random drop.
     """
     count = len(experts)
     densities = densities or [1.0] * count
@@ -272,7 +287,7 @@ def drop(
     rescale: bool,
     original: bool,
 ) -> Array:
-    """Drop with probability 1 − density, and rescale the survivors (DARE, Yu et al. 2024)."""
+    """Drop entries with probability 1 − density, and rescale the others (DARE, Yu et al. 2024)."""
     if density >= 1:
         return delta
     mask = keep_mask(seed, place, tensor, delta.size, density).reshape(delta.shape)
@@ -282,13 +297,13 @@ def drop(
     return sparse / density if original else preserve_l1(delta, sparse)
 
 
-# The methods without a weighted sum: one tensor of every model in, one tensor out ----------------
+# The other methods: from one tensor of every model to one tensor --------------------------------
 
 
 def slerp(base: Array, other: Array, t: float) -> Array:
-    """From the base (t = 0) to the other model (t = 1) along an arc; the tensor is one vector.
+    """Spherical interpolation from the base (t = 0) to the other model (t = 1), of whole tensors.
 
-    Nearly parallel tensors, and nearly opposite ones, are interpolated in a straight line.
+    Nearly parallel and nearly opposite tensors are interpolated linearly (Shoemake 1985).
     """
 
     def unit(tensor: Array) -> Array:
@@ -314,9 +329,9 @@ def nuslerp(
 ) -> Array:
     """Spherical interpolation of two models or, with a base, of their task vectors.
 
-    One vector is the whole tensor (``flatten``), what lies along the last axis (a row of a matrix)
-    or, with ``row_wise``, what lies along the first axis (a column; the name is mergekit's). A
-    tensor of one axis is one vector in any case.
+    The interpolated vectors are the whole tensor (``flatten``), its rows along the last axis or,
+    with ``row_wise``, its columns along the first axis (the name is mergekit's). A tensor of one
+    axis is one vector in any case.
     """
     if base is not None:
         return base + nuslerp(
@@ -338,11 +353,12 @@ def nuslerp(
 
 
 def model_stock(base: Array, experts: Sequence[Array], *, filter_wise: bool = False) -> Array:
-    """Between the base and the experts' mean, by how well their task vectors agree.
+    """t · (mean of the experts) + (1 − t) · base (Model Stock, Jang et al. 2024).
 
-    t = N cos / (1 + (N − 1) cos), where cos is the mean over all pairs of the N experts: of the
-    whole tensor or, ``filter_wise``, of what lies along the last axis (a row of a matrix). Where
-    task vectors oppose each other so that t has no finite value, the base stays.
+    t = N cos / (1 + (N − 1) cos), where cos is the mean cosine of the angles between the task
+    vectors of all pairs of the N experts: over the whole tensor or, with ``filter_wise``, over each
+    row along the last axis. If the denominator is 0, as for two opposite task vectors, the result
+    is the base.
     """
     count = len(experts)
     axis = -1 if filter_wise and base.ndim > 1 else None
@@ -362,5 +378,5 @@ def model_stock(base: Array, experts: Sequence[Array], *, filter_wise: bool = Fa
 
 
 def passthrough(tensor: Array, scale: float | None = None) -> Array:
-    """One model's tensor, times a factor where one is given."""
+    """One model's tensor, multiplied by ``scale`` if it is given."""
     return tensor if scale is None else np.asarray(scale * tensor)

@@ -1,4 +1,4 @@
-"""What is wrong with a file that was read, said by its key, with what was probably meant."""
+"""Messages about wrong keys and values of a file: key, fault, and probable intention."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from pydantic_core import ErrorDetails
 
 Location = tuple[int | str, ...]
 
-# Names shorter than this are taken for others at no slip, up to the second at one, beyond at two.
+# A name of fewer letters than the first is never taken for a misspelling; up to the second number
+# of letters one slip is allowed, in longer names two.
 _TINY, _SHORT = 3, 7
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """One thing that is wrong.
+    """One fault.
 
     Attributes:
-        location: Where: the keys and places that lead to it.
-        reason: What is wrong there, and what would be right.
+        location: Its location: the keys and list indices that lead to it.
+        reason: The fault, and what would be right.
     """
 
     location: Location
@@ -32,7 +33,7 @@ class Refusal:
 
 
 def key_of(location: Location) -> str:
-    """A location as people write it, such as ``models[0].parameters.weight``."""
+    """A location as text, such as ``models[0].parameters.weight``."""
     key = ""
     for part in location:
         key += f"[{part}]" if isinstance(part, int) else f".{part}"
@@ -40,21 +41,21 @@ def key_of(location: Location) -> str:
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> str:
-    """The first thing that is wrong, by its key.
+    """The first fault, with its key.
 
     Args:
-        error: What pydantic found.
-        root: The model that the file was read into.
+        error: pydantic's error.
+        root: The pydantic model that the file was read into.
     """
     return str(refusal(error.errors()[0], root))
 
 
 def refusal(found: ErrorDetails, root: type[BaseModel]) -> Refusal:
-    """One thing that pydantic found, in plain words.
+    """One of pydantic's findings, in plain words.
 
     Args:
-        found: Of ``ValidationError.errors()``.
-        root: The model that the file was read into.
+        found: An element of ``ValidationError.errors()``.
+        root: The pydantic model that the file was read into.
     """
     return Refusal(found["loc"], _reason(found, root))
 
@@ -75,23 +76,23 @@ def _reason(found: ErrorDetails, root: type[BaseModel]) -> str:
 
 
 def unknown_value(given: Any, known: list[str]) -> str:
-    """That a value is none of those that are known, and which was probably meant."""
+    """The reason for refusing an unknown value: the nearest known one, and all of them."""
     near = nearest(str(given), known)
     hint = "" if near is None else f"; did you mean '{near}'?"
     return f"unknown value '{given}'{hint}; known: {', '.join(known)}"
 
 
 def unknown_key(location: Location, root: type[BaseModel]) -> str:
-    """That a key is unknown, and which was probably meant."""
+    """The reason for refusing an unknown key: the key that was probably meant."""
     key = meant(location, root)
     return "unknown key" + ("" if key is None else f"; did you mean '{key}'?")
 
 
 def meant(location: Location, root: type[BaseModel]) -> str | None:
-    """What was probably meant by an unknown key; None where nothing is near.
+    """The key that was probably meant by an unknown one; None if none is similar.
 
-    The same key where it belongs, else one that is spelled nearly so: first beside it, then
-    elsewhere.
+    In this order: a key of the same name in another section; one of a similar name in the same
+    section; one of a similar name elsewhere.
     """
     name, place = str(location[-1]), _model_at(location[:-1], root)
     beside = key_of(location[:-1]) if len(location) > 1 else ""
@@ -111,7 +112,7 @@ def meant(location: Location, root: type[BaseModel]) -> str | None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The name that ``name`` is probably a misspelling of; None where none is near."""
+    """The known name that ``name`` is probably a misspelling of; None if none is similar."""
     most = 0 if len(name) < _TINY else 1 if len(name) <= _SHORT else 2
     distances = [(slips(name.lower(), other.lower()), other) for other in known]
     distance, other = min(distances, key=lambda each: each[0], default=(most + 1, ""))
@@ -119,7 +120,11 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def slips(one: str, other: str) -> int:
-    """How many letters are wrong, missing, too many, or swapped with the next."""
+    """Number of letters that are wrong, missing, superfluous or swapped with the next one.
+
+    The optimal string alignment distance, by dynamic programming: ``row[column]`` is the distance
+    of the first ``place`` letters of ``one`` from the first ``column`` letters of ``other``.
+    """
     before: list[int] = []
     row = list(range(len(other) + 1))
     for place, letter in enumerate(one, start=1):
@@ -135,7 +140,7 @@ def slips(one: str, other: str) -> int:
 
 
 def _sections(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
-    """A model itself, and those under its keys; not the models of a list."""
+    """A pydantic model itself, and those under its keys; not those in a list."""
     yield "", model
     for name, field in model.model_fields.items():
         if not str(field.annotation).startswith("list"):

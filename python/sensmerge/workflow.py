@@ -1,6 +1,6 @@
-"""The whole way from a recipe to a merged model: calibrate, choose what is ``auto``, merge.
+"""The steps from a recipe to a merged model: calibrate, search for ``auto`` values, merge.
 
-The rooms that do the work do not know of each other's order; this module does.
+The rooms that do the work do not depend on the order of the steps; it is set here.
 """
 
 from __future__ import annotations
@@ -48,25 +48,25 @@ def merge(
         calibration: A calibration of these experts, or its path.
         threads: Threads to use; all cores by default. The output does not depend on it.
         progress: Show a progress bar on a terminal and plain lines elsewhere.
-        max_shard_size: Largest weight file, in bytes or as text such as ``5GB``.
+        max_shard_size: Largest size of a weight file's data, in bytes or as text such as ``5GB``.
         sync: Flush the output to disk before returning.
-        overwrite: Replace a model that is already in ``out``; never an input.
-        allow_nan: Let NaN through instead of refusing it.
-        chunk_bytes: Bytes a thread works on at a time. The output does not depend on it.
+        overwrite: Replace the output of an earlier merge in ``out``; inputs are never replaced.
+        allow_nan: Write NaN and infinite values instead of refusing them.
+        chunk_bytes: Bytes that a thread works on at a time. The output does not depend on it.
 
     Returns:
-        What was written.
+        A description of the written model.
 
     Raises:
         InputError: Recipe, calibration, checkpoints or output folder cannot be used as they are.
-        OSError: The disk failed.
+        OSError: A file cannot be read or written.
         KeyboardInterrupt: Ctrl-C was pressed; nothing is left behind.
     """
     recipe = Recipe.of(recipe)
     parse_size(max_shard_size)
     models = open_models(recipe)
     if recipe.auto or (calibration is None and needs_calibration(recipe)):
-        # What cannot be merged or written is refused before the long measurement, not after.
+        # Refuse a merge that is bound to fail before the long measurement rather than after it.
         request(_provisional(recipe), None, models).manifest()
         check_vocabulary(recipe, models)
         _core.check_output(str(out), [str(model.path) for model in models.all], overwrite)
@@ -99,7 +99,13 @@ def plan(
     calibration: Calibration | str | Path | None = None,
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
 ) -> MergePlan:
-    """Say what a merge would write, without calibrating, reading tensors or writing anything.
+    """Plan a merge without calibrating, merging or writing anything.
+
+    Args:
+        recipe: The recipe, or its path. For ``auto`` values the plan shows defaults.
+        calibration: A calibration of the experts, or its path. Without one, the plan shows the
+            weights before coefficients.
+        max_shard_size: Largest size of a weight file's data, in bytes or as text such as ``5GB``.
 
     Raises:
         InputError: Recipe, calibration or checkpoints cannot be used as they are.
@@ -111,14 +117,14 @@ def plan(
         keys = " and ".join(recipe.auto)
         recipe = _provisional(recipe)
         notes.append(
-            f"{keys}: auto is searched for by a merge; shown with lambda "
+            f"{keys}: merge searches for values that are auto; this plan has lambda "
             f"{1 / len(recipe.experts):.3g} and temperature {DEFAULT_TEMPERATURE:g}"
         )
     if calibration is not None and needs_calibration(recipe):
         found = coefficients_for(recipe, calibration, models)
         notes += [] if found is None else found.notes()
     elif needs_calibration(recipe):
-        notes.append("the recipe asks for sensitivity: weights are shown before calibration")
+        notes.append("the recipe has a sensitivity section: weights are shown without coefficients")
     asked = request(recipe, found, models)
     manifest = asked.manifest()
     notes += models.notes + check_vocabulary(recipe, models)
@@ -132,12 +138,12 @@ def plan(
 
 
 def _provisional(recipe: Recipe) -> Recipe:
-    """The recipe with numbers where it says ``auto``, until they are found."""
+    """The recipe with provisional numbers for its ``auto`` values."""
     return recipe.chosen(1 / len(recipe.experts), DEFAULT_TEMPERATURE) if recipe.auto else recipe
 
 
 def as_mergekit(recipe: Recipe, found: Coefficients) -> str:
-    """A plain mergekit recipe with one weight a layer, for the same merged blocks."""
+    """A plain mergekit recipe with one weight per layer that gives the same merged model."""
     from sensmerge.scaling.mergekit import mergekit_recipe
 
     tensors = open_models(recipe).template.checkpoint.tensors
@@ -148,7 +154,7 @@ def as_mergekit(recipe: Recipe, found: Coefficients) -> str:
 def _coefficients(measured: Calibration | None, recipe: Recipe) -> Coefficients | None:
     if measured is None:
         return None
-    # NumPy is loaded only where it is needed: it doubles the time a plain merge takes to start.
+    # Imported here, since NumPy would double the time that a plain merge takes to start.
     from sensmerge.scaling.sigma import coefficients
 
     return coefficients(measured, recipe)

@@ -1,4 +1,4 @@
-"""Recipes for slerp, nuslerp, model_stock and passthrough, and what the reference makes of them."""
+"""Recipes for slerp, nuslerp, model_stock and passthrough, and their merges by the reference."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Arrays = dict[str, Array]
 
 
 def cases() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and recipe of every case."""
+    """The name and the recipe of every case."""
     by_part = [{"filter": "self_attn", "value": [0.0, 1.0, 0.25]}, {"value": 0.4}]
     for t in (0.0, 0.3, 0.5, 1.0):
         yield f"slerp t={t}", recipe("slerp", ["e0"], {"t": t})
@@ -87,15 +87,15 @@ def nuslerp(first: Any, second: Any, options: dict[str, Any], base: str) -> dict
     return data
 
 
-# A family with the values at which these methods make exceptions --------------------------------
+# A family with the special cases of these methods ------------------------------------------------
 
 
 def with_edges(family: Path, folder: Path) -> None:
     """Copy a family, with tensors and rows that are zero, untouched, equal, at an obtuse angle or
     hardly changed.
 
-    None is opposed to another: there both interpolations divide by nearly 0, and what mergekit's
-    float32 gives is decided by the rounding of a cosine.
+    No tensor is opposite to another: both interpolations would divide by nearly 0, and mergekit's
+    float32 result would depend on the rounding of a cosine.
     """
     shutil.copytree(family, folder)
     models = {path.name: tensors(path) for path in folder.iterdir() if path.is_dir()}
@@ -126,7 +126,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-# What the reference makes of a recipe -----------------------------------------------------------
+# Merges by the reference ------------------------------------------------------------------------
 
 
 def expected(data: dict[str, Any], family: Path) -> tuple[Arrays, Arrays]:
@@ -184,7 +184,7 @@ def arrays(folder: Path) -> Arrays:
 
 
 def position_of(name: str, model: Arrays) -> float:
-    """Where in the model's depth a tensor lies: 0 the first block, 1 the last; 0 outside."""
+    """A tensor's position in the model's depth: first block 0, last block 1, outside 0."""
     block, known = block_of(name), blocks(model)
     return 0.0 if block is None else known.index(block) / (len(known) - 1)
 
@@ -192,9 +192,9 @@ def position_of(name: str, model: Arrays) -> float:
 def by_reference(
     found: dict[str, torch.Tensor], wanted: Arrays, largest: Arrays
 ) -> tuple[str, bool]:
-    """How far bfloat16 tensors lie from the reference's, in units of the last place.
+    """The largest distance of bfloat16 tensors from the reference's, in units of the last place.
 
-    Where inputs cancel, a unit is not smaller than what float32 keeps of the largest of them.
+    Where inputs cancel, the unit is at least the precision of the largest input in float32.
     """
     different = apart = total = 0
     furthest = 0.0

@@ -1,15 +1,15 @@
 """Parity with mergekit 0.1.5, run by hand: ``python tests/parity/run.py [WORK_FOLDER [NAME ...]]``.
 
-Every case is run or, with names, those whose name has one of them in it. mergekit is installed
-into an environment of its own (it and the package never meet), a sharded bfloat16 Llama family is
-made, and both merge it with the same recipes (``dtype: float32, out_dtype: bfloat16``). Compared
-entry by entry:
+All cases are run or, with NAMEs, those whose name contains one of them. mergekit is installed into
+an environment of its own, a sharded bfloat16 Llama family is made, and both programs merge it with
+the same recipes (``dtype: float32, out_dtype: bfloat16``). The merges are compared entry by entry:
 
 - linear, task_arithmetic and ties, and the dare methods at density 1: within one unit in the last
   place of bfloat16, but for ties between equal magnitudes at the trim's threshold, whose order in
   mergekit is undefined;
-- the dare methods at density 0.5: share of entries kept, mean and spread of what is kept, by
-  tensor, since no two generators draw alike;
+- the dare methods at density 0.5: by tensor, the fraction of kept entries and their mean and
+spread,
+  since the random generators differ;
 - slerp, nuslerp, model_stock and passthrough (``interpolation.py``): within one unit, and both
   within one unit of the float64 reference too.
 """
@@ -42,13 +42,13 @@ MERGEKIT = "mergekit==0.1.5"
 WEIGHTS = [0.6, 0.9, 1.3]
 
 Tensors = dict[str, torch.Tensor]
-# What was found, and whether it is parity.
+# A finding, and whether it is parity.
 Verdict = tuple[str, bool]
 Comparison = Callable[[Path, float, Tensors, Tensors], Verdict]
 
 
 def main() -> None:
-    """Compare every case; exit 1 where one is not at parity."""
+    """Compare every case; exit with 1 if one is not at parity."""
     work = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp(prefix="parity-"))
     wanted = sys.argv[2:]
     work.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ for folder in sys.argv[1:]:
 
 
 def run_mergekit(python: Path, folders: list[Path]) -> None:
-    """Merge the recipes that there are and that no earlier run merged."""
+    """Merge all recipes that no earlier run has merged."""
     missing = [
         str(folder)
         for folder in folders
@@ -155,7 +155,7 @@ def recipe(method: str, density: float, options: dict[str, Any]) -> dict[str, An
 
 
 def prepare(folder: Path, data: dict[str, Any], family: Path) -> Path:
-    """A folder with the recipe; what was merged there by another recipe is thrown away."""
+    """A folder with the recipe. A merge of another recipe in it is removed."""
     absolute = json.loads(json.dumps(data))
     for model in absolute["models"]:
         model["model"] = str(family / model["model"])
@@ -200,7 +200,7 @@ def by_interpolation(folder: Path, family: Path, data: dict[str, Any]) -> Verdic
 
 
 def by_exported_recipe(python: Path, folder: Path, family: Path) -> Verdict:
-    """What `coefficients --format mergekit` writes, run by mergekit, against our own merge."""
+    """The recipe of `coefficients --format mergekit`, run by mergekit, against our own merge."""
     data = recipe("ties", 0.5, {"lambda": 0.8}) | {"sensitivity": {"temperature": 0.02}}
     data["base_model"] = str(family / data["base_model"])
     for place, model in enumerate(data["models"]):
@@ -216,7 +216,7 @@ def by_exported_recipe(python: Path, folder: Path, family: Path) -> Verdict:
 
 
 def at_threshold(delta: torch.Tensor, density: float) -> torch.Tensor:
-    """Entries whose magnitude is the trim's threshold: which of them stay is undefined there."""
+    """Entries whose magnitude is the trim's threshold: mergekit does not define which are kept."""
     kept = max(1, int(density * delta.numel()))
     magnitude = delta.abs()
     return magnitude == magnitude.flatten().sort(descending=True).values[kept - 1]

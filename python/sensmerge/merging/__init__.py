@@ -1,7 +1,7 @@
-"""Merging: a recipe and coefficients become numbers for every tensor, and a model.
+"""Merging: from a recipe and coefficients to a manifest, and from that to a merged model.
 
-On disk (:mod:`sensmerge.merging.disk`) or in memory (:mod:`sensmerge.merging.memory`); what
-computes is the compiled core.
+The model is written to disk (:mod:`sensmerge.merging.disk`) or into memory
+(:mod:`sensmerge.merging.memory`). The compiled core does the computation.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A merge onto disk: numbers for every tensor become the core's plan, and a model folder.
+"""Merging to disk: the manifest of a recipe is carried out into a model folder.
 
-Nothing here computes with tensors; the compiled core does.
+The compiled core does the computation.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ DEFAULT_SHARD_SIZE = "5GB"
 
 @dataclass(frozen=True)
 class MergeResult:
-    """What a merge wrote.
+    """Description of a merged model that was written.
 
     Attributes:
         output: The model's folder.
         tensors: Number of tensors.
         parameters: Number of parameters.
-        bytes: Size of all tensors.
+        bytes: Size of all tensors in bytes.
         shards: Names of the weight files.
-        seconds: From the start of the merge proper to the last file, calibration not included.
-        notes: What the user should know: rules that were applied, near-uniform coefficients.
-        calibration: What was measured; None for a plain merge.
+        seconds: Seconds that the merge took, without calibration and planning.
+        notes: Notes for the user, such as rules that were applied or near-uniform coefficients.
+        calibration: The calibration; None for a plain merge.
         coefficients: The coefficients used; None for a plain merge.
     """
 
@@ -76,26 +76,26 @@ def write(
     allow_nan: bool = False,
     chunk_bytes: int | None = None,
 ) -> MergeResult:
-    """Merge the models of a recipe whose numbers are all known; see :func:`sensmerge.merge`.
+    """Merge the models of a recipe without ``auto`` values; see :func:`sensmerge.merge`.
 
     Args:
         recipe: The recipe.
         models: Its models.
         out: The folder to write.
-        measured: What the coefficients were made from; it is kept beside the weights.
+        measured: The calibration that the coefficients come from; it is written beside the weights.
         found: The coefficients; None for a plain merge.
-        notes: What the user should know of how it came to this merge.
+        notes: Notes for the user from earlier steps.
         threads: Threads to use; all cores by default.
         progress: Show a progress bar on a terminal and plain lines elsewhere.
-        max_shard_size: Largest weight file, in bytes or as text such as ``5GB``.
+        max_shard_size: Largest size of a weight file's data, in bytes or as text such as ``5GB``.
         sync: Flush the output to disk before returning.
-        overwrite: Replace a model that is already in ``out``; never an input.
-        allow_nan: Let NaN through instead of refusing it.
-        chunk_bytes: Bytes a thread works on at a time.
+        overwrite: Replace the output of an earlier merge in ``out``; inputs are never replaced.
+        allow_nan: Write NaN and infinite values instead of refusing them.
+        chunk_bytes: Bytes that a thread works on at a time.
 
     Raises:
         InputError: Recipe, checkpoints or output folder cannot be used as they are.
-        OSError: The disk failed.
+        OSError: A file cannot be read or written.
         KeyboardInterrupt: Ctrl-C was pressed; nothing is left behind.
     """
     shard_bytes = parse_size(max_shard_size)

@@ -1,7 +1,7 @@
 """From a recipe and coefficients to a manifest: every output tensor with its numbers.
 
-What a recipe says by scalars, gradients, filters and layers is resolved here, tensor by tensor, and
-never folded together again. How tensors of different models are matched is the core's to say.
+The scalars, gradients, filters and coefficients by layer of a recipe are resolved here to one
+number for every tensor. The core matches the tensors of different models.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ WEIGHT = "weight"
 _OUTPUT_HEADS = ("lm_head.weight", "embed_out.weight")
 _INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 
-# A parameter's value for one tensor: the merge's, or one a model.
+# A parameter's value for one tensor: one number for the merge, or one per model.
 Number = float | list[float]
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the core is asked to merge.
+    """The core's input for building a manifest.
 
     Attributes:
-        models: The base, where the method has one beside the models that are merged, and these.
-        settings: The method and all that holds for the whole merge.
-        numbers: For every output tensor: its numbers, by parameter.
+        models: The merged models, preceded by the base if the method uses one beside them.
+        settings: The method and the other settings of the whole merge.
+        numbers: The numbers of every output tensor, by parameter.
     """
 
     models: list[Model]
@@ -57,7 +57,7 @@ class Request:
         return _core.Manifest.build(json.dumps(self.plain()), self.checkpoints)
 
     def plain(self) -> dict[str, Any]:
-        """The request in plain data; it names no files."""
+        """The request as plain data, without the models' paths."""
         return self.settings | {"tensors": self.numbers}
 
     @property
@@ -73,8 +73,8 @@ class Request:
         """The same with other weights.
 
         Args:
-            weights: For every model that is merged: the weight of every tensor. Tensors that it
-                does not name keep theirs.
+            weights: For every merged model, the weights of the tensors by name; all models name the
+                same tensors. Other tensors keep their weights.
         """
         changed = {
             name: {**self.numbers[name], WEIGHT: [of_model[name] for of_model in weights]}
@@ -87,13 +87,13 @@ def request(recipe: Recipe, found: Coefficients | None, models: Models) -> Reque
     """Resolve a recipe to numbers for every output tensor.
 
     Args:
-        recipe: What the user wrote.
-        found: K·σ for every expert and layer; None for a plain merge.
+        recipe: The recipe.
+        found: The coefficients; None for a plain merge.
         models: The recipe's models.
 
     Raises:
         InputError: A number is missing or not finite, two models are of different architectures, or
-            one is empty.
+            the weights of a model are all zero.
     """
     recipe.require_numbers()
     check_architectures(models)
@@ -130,12 +130,12 @@ def numbers(
     """Every parameter's number for every tensor.
 
     Args:
-        recipe: What the user wrote.
-        found: K·σ for every expert and layer, which the weights are multiplied by.
+        recipe: The recipe.
+        found: The coefficients, whose K·σ multiplies the weights; None for a plain merge.
         names: Names of the tensors.
 
     Raises:
-        InputError: A parameter that must be given is not, for some tensor; or a weight is not
+        InputError: A parameter without a default is not given for some tensor, or a weight is not
             finite.
     """
     scale = None if found is None else _scale(found)
@@ -210,7 +210,7 @@ def _of_one(parameter: Parameter, said: list[Any]) -> float | Callable[[str, flo
 
 
 def check_architectures(models: Models) -> None:
-    """Refuse models that say they are of different architectures, whatever their tensors' names.
+    """Refuse models whose configs name different architectures, even if their tensors match.
 
     Raises:
         InputError: Two configs name different model types.
@@ -226,7 +226,7 @@ def check_architectures(models: Models) -> None:
 
 
 def _positions(names: list[str]) -> Callable[[str], float]:
-    """Where in the model's depth a tensor lies: 0 the first block, 1 the last, 0 outside."""
+    """Positions of tensors in the model's depth: first block 0, last block 1, outside 0."""
     depth = {block: place for place, block in enumerate(blocks(names))}
     last = len(depth) - 1
 
@@ -240,7 +240,7 @@ def _positions(names: list[str]) -> Callable[[str], float]:
 
 
 def _aliases(model: Model) -> dict[str, str]:
-    """Output heads that a model leaves out because its input embedding stands for them."""
+    """Output heads that a model may lack, each with the tensor to which it is tied."""
     if model.checkpoint.in_memory:
         return model.checkpoint.tied
     if not model.config.get("tie_word_embeddings", False):
@@ -250,7 +250,7 @@ def _aliases(model: Model) -> dict[str, str]:
 
 
 def _leading_rows(model: Model, base_config: dict[str, Any]) -> list[str]:
-    """Vocabulary tensors of a model that declares more tokens than the base does."""
+    """The embedding and head of a model with a larger vocabulary than the base, by its config."""
     size, base_size = model.config.get("vocab_size"), base_config.get("vocab_size")
     if not (isinstance(size, int) and isinstance(base_size, int) and size > base_size):
         return []

@@ -1,8 +1,8 @@
-"""Merging in memory: tensors in, tensors out, no disk.
+"""Merging into memory: the merged tensors are torch tensors or NumPy arrays.
 
-The same plan and kernels as :func:`sensmerge.merge`, over buffers that Python holds: torch tensors
-or NumPy arrays, which are neither copied nor changed, and checkpoints that are mapped. For
-searches, where a candidate is to cost one pass; open the models once with :func:`open_models`.
+Manifest and kernels are those of :func:`sensmerge.merge`. Inputs may be tensors in memory, which
+are neither copied nor changed, or checkpoints on disk, which are mapped. To merge the same models
+many times, open them once with :func:`open_models`.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ def merge_tensors(
 
     Args:
         recipe: The recipe, or its path.
-        tensors: Models in memory, by the names that the recipe gives them: a mapping from names to
-            torch tensors (on the CPU, contiguous) or NumPy arrays, such as a state dict; or all
-            models, from :func:`open_models`. Those that are not given are opened from disk.
-        calibration: A calibration of the experts, or its path, where the recipe has a
+        tensors: Models in memory, by their names in the recipe: each a mapping from names to torch
+            tensors (on the CPU, contiguous) or NumPy arrays, such as a state dict. Or all models,
+            from :func:`open_models`. Models that are not given are opened from disk.
+        calibration: A calibration of the experts, or its path; needed if the recipe has a
             ``sensitivity`` section.
         threads: Threads to use; all cores by default. The result does not depend on it.
-        allow_nan: Let NaN through instead of refusing it.
+        allow_nan: Write NaN and infinite values instead of refusing them.
 
     Returns:
-        Every tensor of the merged model, by name: torch tensors where torch is imported, NumPy
-        arrays elsewhere.
+        Every tensor of the merged model, by name: torch tensors if torch is imported, otherwise
+        NumPy arrays.
 
     Raises:
         InputError: Recipe, models or calibration cannot be used as they are, or the result has a
@@ -77,10 +77,11 @@ def merge_into(
     threads: int | None = None,
     allow_nan: bool = False,
 ) -> None:
-    """Merge into a model's own parameters.
+    """Merge into the parameters of an existing model.
 
-    Its dtype is the output's, whatever the recipe says. Buffers that the merge does not make are
-    left alone. If this fails, or is interrupted, some parameters are merged and others are not.
+    The merged values have the parameters' dtype, whatever the recipe says. Buffers of the model
+    that are not tensors of the merge keep their values. If this fails or is interrupted, some
+    parameters are merged and others are not.
 
     Args:
         model: A torch module on the CPU whose parameters have the names of the checkpoint's
@@ -90,11 +91,12 @@ def merge_into(
             ``model``.
         calibration: A calibration of the experts, or its path.
         threads: Threads to use; all cores by default.
-        allow_nan: Let NaN through instead of refusing it.
+        allow_nan: Write NaN and infinite values instead of refusing them.
 
     Raises:
-        InputError: As :func:`merge_tensors`; or a tensor has no place in the model, or one of
-            another shape, dtype or device.
+        InputError: As :func:`merge_tensors`; or the model lacks a tensor of the merge, has it in
+            another shape, on another device or in a dtype that does not fit, or has a parameter
+            that is not in the merge.
     """
     recipe = Recipe.of(recipe)
     models = _models(recipe, tensors)
@@ -111,7 +113,7 @@ def merge_into(
         view = _bytes(name, places[name])
         address = view.ctypes.data
         if taken.setdefault(address, name) != name and view.size:
-            # Tied in the model and stored twice: the second copy goes nowhere.
+            # Tied in the model but stored twice: the second one is merged into a copy and dropped.
             view = view.copy()
         outputs[name] = view
     if not isinstance(model, Mapping):
@@ -178,11 +180,12 @@ def _one_dtype(places: Tensors, planned: list[str]) -> str | None:
 def _check_place(name: str, tensor: Any, dtype: str, shape: list[int]) -> None:
     if list(tensor.shape) != shape:
         raise InputError(
-            f"'{name}': the model's has shape {list(tensor.shape)}, the merge's {shape}"
+            f"'{name}': the model's parameter has shape {list(tensor.shape)}, "
+            f"the merged one {shape}"
         )
     found = _dtype(name, tensor)
     if found != dtype and not (STORED[found].merged and dtype in STORED and STORED[dtype].merged):
-        raise InputError(f"'{name}': the model's is {found}, the merge's {dtype}")
+        raise InputError(f"'{name}': the model's parameter is {found}, the merged one {dtype}")
 
 
 def _check_whole(model: Any, planned: set[str], taken: Mapping[int, str]) -> None:
@@ -195,7 +198,7 @@ def _check_whole(model: Any, planned: set[str], taken: Mapping[int, str]) -> Non
 def _dtype(name: str, tensor: Any) -> str:
     dtype = dtype_name(tensor) if hasattr(tensor, "dtype") else type(tensor).__name__
     if dtype not in TORCH:
-        raise InputError(f"{name}: is {dtype}, not a tensor of numbers that is merged or copied")
+        raise InputError(f"{name}: is {dtype}, which can be neither merged nor copied")
     return TORCH[dtype].stored
 
 

@@ -1,4 +1,4 @@
-"""What a merge would write: the manifest, spread over files, as text and as JSON."""
+"""The plan of a merge: its manifest and the files it would write, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _BINARY_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def parse_size(size: str | int) -> int:
-    """A number of bytes from ``5GB``, ``500MiB`` or a plain number, as the Hub writes sizes.
+    """A number of bytes from ``5GB``, ``500MiB`` or a plain number.
 
     Raises:
-        InputError: It is none of these, or not positive.
+        InputError: The size is not written like that, or is not positive.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", str(size).strip().upper())
     if found is not None:
@@ -36,14 +36,14 @@ def parse_size(size: str | int) -> int:
 
 @dataclass(frozen=True)
 class MergePlan:
-    """What a merge would write.
+    """The plan of a merge.
 
     Attributes:
         manifest: Every output tensor with its inputs and numbers.
-        models: The models that it reads.
-        max_shard_bytes: Size of the largest weight file.
+        models: The models of the manifest, in its order.
+        max_shard_bytes: Largest size of a weight file's data, in bytes.
         coefficients: The coefficients in its weights; None for a plain merge.
-        notes: What the user should know.
+        notes: Notes for the user.
     """
 
     manifest: _core.Manifest
@@ -54,18 +54,18 @@ class MergePlan:
 
     @cached_property
     def data(self) -> dict[str, Any]:
-        """The manifest in plain data."""
+        """The manifest as plain data."""
         data: dict[str, Any] = json.loads(self.manifest.to_json())
         return data
 
     def to_json(self) -> str:
-        """The manifest as JSON, with digests of the weights: another process can carry it out."""
+        """The manifest as JSON, with digests of the weights, so that changed models are noticed."""
         checkpoints = [model.checkpoint for model in self.models]
         sealed = json.loads(self.manifest.with_fingerprints(checkpoints).to_json())
         return json.dumps(sealed, indent=2, ensure_ascii=False) + "\n"
 
     def describe(self) -> str:
-        """The plan as text, one line a tensor."""
+        """The plan as text, with one line per tensor."""
         files = self.manifest.files(self.max_shard_bytes)
         places = {name: file for file, names in files for name in names}
         lines = []

@@ -1,4 +1,4 @@
-"""What stands beside the weights: config, tokenizer, model card, and how the model was made."""
+"""The files beside the weights: config, tokenizer, model card, recipe and calibration."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Sidecars:
     Attributes:
         copies: Files to copy byte for byte: name and path.
         texts: Texts to write: name and content.
-        cards: Texts that the notes of the merge are added to.
-        notes: What the model will lack, and on what its models disagree.
+        cards: Texts to write with the notes of the merge at the end: name and content.
+        notes: Notes for the user on missing files and on tokens on which the models disagree.
     """
 
     copies: list[tuple[str, str]] = field(default_factory=list)
@@ -49,9 +49,9 @@ def sidecars(
     """The files that go beside the weights of a merged model.
 
     Raises:
-        InputError: A file of the base's folder leads outside it, or is no regular file; or the
-            tokenizer has tokens that the model has no rows for.
-        OSError: A file cannot be looked at or read.
+        InputError: A file of the base's folder is a link that leads outside it, or not a regular
+            file; or the tokenizer has tokens for which the model has no rows.
+        OSError: A file cannot be examined or read.
     """
     home = models.template.path
     copies, texts, notes = [], [], []
@@ -78,13 +78,13 @@ def sidecars(
 
 
 def check_vocabulary(recipe: Recipe, models: Models) -> list[str]:
-    """Look at the output's tokenizer and at those of all models; worth doing before long work.
+    """Check the output's tokenizer and those of all models. To be done before long work.
 
     Returns:
-        Notes on tokens that the models do not agree on.
+        Notes on tokens on which the models disagree.
 
     Raises:
-        InputError: The tokenizer has tokens that the model has no rows for.
+        InputError: The tokenizer has tokens for which the model has no rows.
     """
     home = models.template.path
     if not is_folder(home):
@@ -104,12 +104,12 @@ def _tokenizer(recipe: Recipe, models: Models) -> Path:
 
 
 def config_text(recipe: Recipe, models: Models) -> str | None:
-    """The base's config with the output's dtype; None where it already says so."""
+    """The base's config with the output's dtype; None if it need not be changed."""
     config = models.template.config
     asked = recipe.out_dtype or recipe.dtype
     keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
     changed = dict(config)
-    # It names the base's weight file, which the output does not have.
+    # The key names the base's weight file, which the output does not have.
     changed.pop("transformers_weights", None)
     if asked is not None and config:
         changed |= dict.fromkeys(keys, asked)

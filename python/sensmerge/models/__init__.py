@@ -1,4 +1,4 @@
-"""Models as they lie on disk or in memory: their folders, tensors, layers and configs."""
+"""Models on disk or in memory: their folders, tensors, layers and configs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dtypes by their names: in safetensors files, in torch and in NumPy."""
+"""Dtypes and their names in safetensors files, in torch and in NumPy."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class Dtype:
 
     Attributes:
         stored: Its name in safetensors files.
-        torch: Its name in torch; recipes use it too.
+        torch: Its name in torch and in recipes.
         size: Bytes of an entry.
-        numpy: Its name in NumPy; None where NumPy has no such dtype.
-        merged: Whether tensors of it are merged; others are copied.
+        numpy: Its name in NumPy; None if NumPy has no such dtype.
+        merged: Whether tensors of this dtype are merged; others are copied.
     """
 
     stored: str
@@ -53,5 +53,5 @@ def dtype_name(tensor: Any) -> str:
 
 
 def is_float(stored: str) -> bool:
-    """Whether a dtype in a safetensors file is one of floating-point numbers."""
+    """Whether a dtype, by its name in safetensors files, is a floating-point format."""
     return stored.startswith(("F", "BF"))

@@ -1,4 +1,4 @@
-"""Where a model's files are, and which of them a merge needs."""
+"""Finding a model's folder, and its files other than weights."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ TOKENIZER_FILES = (
 
 
 def mode_of(path: Path, *, follow: bool = True) -> int | None:
-    """A path's ``st_mode``, or None where there is no such file.
+    """A path's ``st_mode``, or None if there is no such file.
 
-    A file that cannot be looked at is not taken for one that is not there, as ``Path.exists`` does:
-    on a disk or network that fails, a model would lose its tokenizer without a word.
+    Unlike ``Path.exists``, this does not take a file that cannot be examined for a missing one:
+    when a disk or network fails, a merged model would otherwise silently lack its tokenizer.
 
     Args:
         path: The path.
         follow: Whether links are followed.
 
     Raises:
-        OSError: The operating system says neither that it is there nor that it is not.
+        OSError: The operating system cannot say whether the file exists.
     """
     try:
         return path.stat(follow_symlinks=follow).st_mode
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError:
-        # A name that no file can have.
+        # A name that no file can have, such as one with a null character.
         return None
 
 
@@ -57,7 +57,7 @@ def is_folder(path: Path) -> bool:
     """Whether a path is a folder.
 
     Raises:
-        OSError: It cannot be looked at.
+        OSError: It cannot be examined.
     """
     mode = mode_of(path)
     return mode is not None and stat.S_ISDIR(mode)
@@ -73,8 +73,8 @@ def resolve(model: str, folder: Path) -> Path:
         folder: The folder that relative paths start from, usually the recipe's.
 
     Raises:
-        InputError: There is no such folder, or it cannot be merged as it is.
-        OSError: It cannot be looked at.
+        InputError: There is no such folder here or on the Hub, or the name asks for an adapter.
+        OSError: The path cannot be examined.
     """
     path = path_of(model, folder)
     if mode_of(path) is not None:
@@ -106,22 +106,23 @@ def _from_hub(model: str) -> Path:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"model '{model}': no such folder, and the Hugging Face Hub did not give it: {reason}"
+            f"model '{model}': no such folder, and reading it from the Hugging Face Hub failed: "
+            f"{reason}"
         ) from None
 
 
 def read_config(model: Path) -> dict[str, Any]:
-    """Read a model's ``config.json``; empty where it has none.
+    """Read a model's ``config.json``; empty if it has none.
 
     Raises:
-        InputError: The file is not a JSON object.
-        OSError: It cannot be looked at or read.
+        InputError: The file is not a regular file or not a JSON object.
+        OSError: It cannot be examined or read.
     """
     path = model / "config.json"
     mode = mode_of(path) if is_folder(model) else None
     if mode is None:
         return {}
-    # Asked before opening: to open a pipe would wait for its writer.
+    # Checked before opening: opening a pipe would wait for its writer.
     if not stat.S_ISREG(mode):
         raise InputError(f"{path}: is not a regular file")
     try:
@@ -137,19 +138,20 @@ def tokenizer_files(model: Path) -> list[Path]:
     """The files of a model's folder that make up its tokenizer.
 
     Raises:
-        InputError: One of them is a link that leaves the folder.
+        InputError: One of them is a link that leads outside the folder, or not a regular file.
+        OSError: One of them cannot be examined.
     """
     return [path for name in TOKENIZER_FILES if (path := own_file(model, name)) is not None]
 
 
 def own_file(model: Path, name: str) -> Path | None:
-    """A file of a model's folder, or None where it has no such file.
+    """The path of a file in a model's folder, or None if the folder has no such file.
 
     Links may lead elsewhere in the folder or, in the Hub's cache, to its blobs.
 
     Raises:
-        InputError: It is a link that leads outside, or no regular file.
-        OSError: It cannot be looked at.
+        InputError: It is a link that leads outside or to nothing, or not a regular file.
+        OSError: It cannot be examined.
     """
     path = model / name
     if mode_of(path, follow=False) is None:

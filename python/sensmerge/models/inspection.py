@@ -1,4 +1,4 @@
-"""What a checkpoint holds, as text."""
+"""A description of a checkpoint, as text."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ _BYTES_PER_UNIT = 1000
 
 
 def describe(model: str | Path) -> str:
-    """A table of a model's tensors, then its layers, totals, and what is odd about its files.
+    """A table of a model's tensors, a table of its layers, totals, and notes on its files.
 
     Raises:
         InputError: The checkpoint cannot be read as it is.
+        OSError: A file cannot be read.
     """
     checkpoint = _core.Checkpoint(str(resolve(str(model), Path())))
     tensors = checkpoint.tensors
@@ -51,7 +52,7 @@ def describe(model: str | Path) -> str:
 
 
 def human_size(size: float) -> str:
-    """A number of bytes as people write it, in decimal units like the Hub's."""
+    """A number of bytes as text, in decimal units like the Hub's."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < _BYTES_PER_UNIT:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

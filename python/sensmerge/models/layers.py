@@ -1,4 +1,4 @@
-"""Names of layers, told from names of tensors alone."""
+"""Names of layers, derived from names of tensors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterable
 def block_of(tensor: str) -> str | None:
     """The decoder block of a tensor: its name up to and including the first number.
 
-    ``model.layers.0.mlp.up_proj.weight`` lies in ``model.layers.0``; ``lm_head.weight`` in none.
+    ``model.layers.0.mlp.up_proj.weight`` is in ``model.layers.0``; ``lm_head.weight`` is in no
+    block.
     """
     parts = tensor.split(".")
     for place, part in enumerate(parts[:-1]):
@@ -20,7 +21,7 @@ def block_of(tensor: str) -> str | None:
 def layer_of(tensor: str) -> str:
     """The layer of a tensor: its block or, outside the blocks, its module.
 
-    ``model.embed_tokens.weight`` lies in ``model.embed_tokens``.
+    ``model.embed_tokens.weight`` is in ``model.embed_tokens``.
     """
     return block_of(tensor) or tensor.rpartition(".")[0] or tensor
 

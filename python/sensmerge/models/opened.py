@@ -1,4 +1,4 @@
-"""The models of a recipe, opened: from disk, or in memory that the caller holds."""
+"""The models of a recipe, opened: from disk, or in the caller's memory."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Model:
     """One model.
 
     Attributes:
-        name: What the recipe calls it.
-        path: Its folder or file; its name where it lies in memory.
-        checkpoint: Its tensors: headers read, data not.
-        config: Its ``config.json``; empty where it has none.
+        name: Its name in the recipe.
+        path: Its folder or file; the name of a model in memory.
+        checkpoint: Its tensors, of which only headers are read.
+        config: Its ``config.json``; empty if it has none.
     """
 
     name: str
@@ -43,10 +43,10 @@ class Model:
 class Models:
     """All models of a recipe.
 
-    Opening is reading headers: it is worth keeping where many merges use the same models.
+    Opening reads all headers; keep the result if many merges use the same models.
 
     Attributes:
-        base: The base, where the recipe has one.
+        base: The base; None if the recipe has none.
         experts: The experts, in the recipe's order.
     """
 
@@ -55,7 +55,7 @@ class Models:
 
     @property
     def all(self) -> list[Model]:
-        """The base, where there is one, and every expert."""
+        """The base, if there is one, and every expert."""
         return [*([] if self.base is None else [self.base]), *self.experts]
 
     @property
@@ -76,7 +76,7 @@ class Models:
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know about their files and what is in them, each said once."""
+        """Notes for the user on the models' files and content, each once."""
         said = [
             note
             for model in self.all
@@ -90,11 +90,12 @@ def open_models(recipe: Recipe, given: Mapping[str, _core.Checkpoint] | None = N
 
     Args:
         recipe: The recipe.
-        given: Checkpoints that are open already, by the name that the recipe gives the model.
+        given: Checkpoints that are open already, by the models' names in the recipe.
 
     Raises:
-        InputError: A model is not there or malformed, or ``given`` names one that the recipe does
-            not.
+        InputError: A model is missing or malformed, or ``given`` names one that the recipe does not
+            name.
+        OSError: A file cannot be read.
     """
     base = recipe.base_model
     names = [*([] if base is None else [base]), *(expert.model for expert in recipe.experts)]
@@ -104,7 +105,7 @@ def open_models(recipe: Recipe, given: Mapping[str, _core.Checkpoint] | None = N
     for name, checkpoint in (given or {}).items():
         held[place_of(name, recipe.folder)] = checkpoint
         if place_of(name, recipe.folder) not in places.values():
-            raise InputError(f"'{name}' is no model of the recipe; it has {', '.join(names)}")
+            raise InputError(f"'{name}' is not a model of the recipe; it has {', '.join(names)}")
     opened: dict[str, Model] = {}
     for name, place in places.items():
         if place not in opened:

@@ -1,6 +1,6 @@
-"""Whether a tokenizer fits the rows of an input embedding, and models agree on what ids mean.
+"""Checks of vocabularies: token ids against rows of the embedding, and models against each other.
 
-Only files are read, and of the checkpoints only headers.
+Only tokenizer files and the headers of checkpoints are read.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from sensmerge import _core
 
-# How the input embeddings of decoders are called, in the Hugging Face layout.
+# Names of decoders' input embeddings in the Hugging Face layout.
 _INPUT_EMBEDDINGS = (
     "embed_tokens.weight",
     "wte.weight",
@@ -26,10 +26,10 @@ _INPUT_EMBEDDINGS = (
 
 @dataclass(frozen=True)
 class _Tokens:
-    """What a tokenizer's files say.
+    """The tokens in a tokenizer's files.
 
     Attributes:
-        largest: The largest id of a token; None where no file says one.
+        largest: The largest id of a token; None if the files hold no ids.
         added: Tokens that were added to the vocabulary, by id.
     """
 
@@ -40,16 +40,15 @@ class _Tokens:
 def check(
     template: Path, tokenizer: Path, models: Sequence[tuple[str, Path]]
 ) -> tuple[str | None, list[str]]:
-    """Look at the output's vocabulary before it is written.
+    """Check the output's vocabulary before the output is written.
 
     Args:
-        template: The model whose tensors the output has.
+        template: The folder of the model whose tensors the output has.
         tokenizer: The folder that the output's tokenizer is copied from.
-        models: The base, where there is one, and the experts: what the recipe calls them, and their
-            folders.
+        models: Name and folder of the base, if there is one, and of every expert.
 
     Returns:
-        Why the output must not be written, and what the user should know.
+        The reason to refuse the merge, or None; and notes for the user.
     """
     read: dict[bytes, _Tokens] = {}
     refusal, notes = _fits(template, tokenizer, read)
@@ -59,7 +58,7 @@ def check(
 def _fits(
     template: Path, tokenizer: Path, read: dict[bytes, _Tokens]
 ) -> tuple[str | None, list[str]]:
-    """Every token needs a row: a model that is given an id beyond them fails."""
+    """Compare ids with rows: a model fails on an id that has no row in its input embedding."""
     rows, largest = _rows(template), _tokens(tokenizer, read).largest
     if rows is None or largest is None or largest < rows:
         return None, []
@@ -76,7 +75,7 @@ def _fits(
 
 
 def _rows(model: Path) -> int | None:
-    """Rows of a model's input embedding; None where none is known by its name."""
+    """Number of rows of a model's input embedding; None if no tensor has a known name of one."""
     shapes = [
         tensor.shape
         for tensor in _core.Checkpoint(str(model)).tensors
@@ -86,7 +85,7 @@ def _rows(model: Path) -> int | None:
 
 
 def _disagreements(models: Sequence[tuple[str, Path]], read: dict[bytes, _Tokens]) -> list[str]:
-    """A note on every two models that gave an id to different added tokens."""
+    """A note for every two models that use the same ids for different added tokens."""
     notes: list[str] = []
     first: dict[int, tuple[str, str]] = {}
     for name, folder in models:
@@ -106,7 +105,7 @@ def _disagreements(models: Sequence[tuple[str, Path]], read: dict[bytes, _Tokens
 
 
 def _tokens(model: Path, read: dict[bytes, _Tokens]) -> _Tokens:
-    """What a model's tokenizer files say; a ``tokenizer.json`` like one before is not parsed."""
+    """The tokens in a model's files; a ``tokenizer.json`` that is in ``read`` is not parsed."""
     if not model.is_dir():
         return _Tokens()
     content = _content(model / "tokenizer.json")
@@ -132,7 +131,7 @@ def _tokens(model: Path, read: dict[bytes, _Tokens]) -> _Tokens:
 
 
 def _of_tokenizer(data: Any) -> _Tokens:
-    """What a ``tokenizer.json`` says: its vocabulary is a mapping to ids, or a list in order."""
+    """The tokens of a ``tokenizer.json``; its vocabulary maps tokens to ids or lists them by id."""
     data = data if isinstance(data, dict) else {}
     model = data.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
@@ -156,7 +155,7 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 
 def _content(path: Path) -> bytes:
-    """What a file holds; nothing where there is none that can be read."""
+    """A file's content; empty if it is missing or cannot be read."""
     try:
         return path.read_bytes() if path.is_file() else b""
     except OSError:
@@ -164,7 +163,7 @@ def _content(path: Path) -> bytes:
 
 
 def _parsed(content: bytes) -> Any:
-    """JSON, or None: a file that is not is the tokenizer's trouble, and copied as it is."""
+    """The content as JSON; None if it is not JSON, since such files are copied all the same."""
     try:
         return json.loads(content) if content else None
     except (ValueError, RecursionError):

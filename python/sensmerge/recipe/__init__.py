@@ -1,4 +1,4 @@
-"""What the user wrote: mergekit's keys, and how sensitivity is measured and used."""
+"""Recipes: mergekit's keys, and the settings of sensitivity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a recipe's keys allow one by one, and the recipe as a whole does not."""
+"""Checks of a recipe as a whole, beyond those of single keys."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def method(data: dict[str, Any], found: Findings) -> Method | None:
-    """The method that a recipe names; refused and None where there is none of that name."""
+    """The method that a recipe names; None, with a refusal, if there is none of that name."""
     at, given = ("merge_method",), data.get("merge_method")
     if given is None:
         found.refuse(at, f"is missing; known: {', '.join(methods.names())}")
@@ -39,7 +39,7 @@ def _semantics(data: dict[str, Any]) -> Semantics:
 
 
 def supported(data: dict[str, Any], found: Findings) -> dict[str, Any]:
-    """The keys and values without those that mergekit has and this package does not."""
+    """The recipe's keys and values without mergekit's keys that this package does not support."""
     for key in mergekit.UNSUPPORTED:
         reason = mergekit.unsupported(key, data.get(key))
         if reason is not None:
@@ -87,7 +87,7 @@ def _named(data: dict[str, Any]) -> Iterator[tuple[Location, Any]]:
 
 
 def whole(recipe: Recipe, method: Method | None, found: Findings) -> None:
-    """Look at a recipe whose keys were read; what depends on one that could not be is let be."""
+    """Check a recipe as a whole, except where that needs a key that could not be read."""
     listed = not found.refused("slices", "modules") and found.read("models")
     if found.read("models", "base_model", "tokenizer_source"):
         _tokenizer(recipe, found)
@@ -106,7 +106,7 @@ def whole(recipe: Recipe, method: Method | None, found: Findings) -> None:
     if on and not method.coefficients:
         found.refuse(
             ("sensitivity",),
-            f"{method.name} has no weights that coefficients could scale; remove the section",
+            f"{method.name} has no weights that coefficients can scale; remove the section",
         )
 
 
@@ -115,14 +115,12 @@ def _models(recipe: Recipe, method: Method, found: Findings) -> None:
     if not listed:
         found.refuse(("models",), "is missing; list the models to merge")
     elif count == 0:
-        found.refuse(("models",), "no expert to merge; list models besides the base")
+        found.refuse(("models",), "there is no expert to merge; list models besides the base")
     elif count < method.least or (method.most is not None and count > method.most):
         beside = {"needed": " besides the base", "merged": ", the base among them"}
         beside["optional"] = beside["needed"]
         where = beside.get(method.base, "") if recipe.base_model is not None else ""
-        found.refuse(
-            ("models",), f"{method.name} merges {method.count()}{where}, and here are {count}"
-        )
+        found.refuse(("models",), f"{method.name} merges {method.count()}{where}, not {count}")
     _same(recipe, found)
     for place, model in enumerate(listed):
         if model.parameters.root and not any(model is expert for expert in recipe.experts):
@@ -155,11 +153,11 @@ def _tokenizer(recipe: Recipe, found: Findings) -> None:
     plain = str(source).removeprefix("model:")
     right = plain if plain != source and place_of(plain, recipe.folder) in known else None
     advice = "use 'base' or name one" if right is None else f"write '{right}'"
-    found.refuse(at, f"'{source}' is no model of the recipe; {advice}")
+    found.refuse(at, f"'{source}' is not a model of the recipe; {advice}")
 
 
 def _required(recipe: Recipe, method: Method, found: Findings) -> None:
-    """Refuse that a parameter which has no default is given nowhere."""
+    """Refuse a recipe that does not give a parameter without a default."""
     for parameter in method.parameters:
         given = recipe.parameters.get(parameter.name) is not None
         if parameter.default is not None or given or found.refused("parameters"):

@@ -1,4 +1,4 @@
-"""The parts of a recipe beside its numbers: models, samples, and how sensitivity is measured."""
+"""The parts of a recipe besides the method's parameters: models, samples, sensitivity."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def model_name(value: Any) -> str:
     """A model's name; mergekit also takes a mapping: {model: {path, revision}, lora: {path}}.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The value is not a model's name.
     """
     if not isinstance(value, dict) or "model" not in value:
         return _path(value)
@@ -41,7 +41,7 @@ def _path(value: Any) -> str:
 
 
 def section(value: Any) -> Any:
-    """A key with nothing under it asks for the defaults."""
+    """A section's value; a key without a value asks for the defaults."""
     return {} if value is None else value
 
 
@@ -77,18 +77,18 @@ ModelName = Annotated[str, BeforeValidator(model_name), Field(min_length=1)]
 
 
 class Strict(BaseModel):
-    """A section whose keys are all known."""
+    """A section in which unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class Task(Strict):
-    """Where an expert's calibration samples are.
+    """An expert's calibration samples.
 
     Attributes:
-        files: Files of samples, relative to the recipe; their rows are drawn together.
-        samples: How many to draw; None takes the recipe's number.
-        max_length: Longest sample in tokens; None takes the recipe's.
+        files: Files of samples, relative to the recipe. Samples are drawn from all their rows.
+        samples: Number of samples to draw; None takes that of the ``sensitivity`` section.
+        max_length: Longest sample in tokens; None takes that of the ``sensitivity`` section.
     """
 
     files: Annotated[list[str], BeforeValidator(_files)] = Field(alias="path")
@@ -97,7 +97,7 @@ class Task(Strict):
 
     @property
     def path(self) -> str:
-        """The file; several with a comma between them."""
+        """The file; several files separated by commas."""
         return ", ".join(self.files)
 
 
@@ -110,21 +110,24 @@ class Model(Strict):
 
 
 class Sensitivity(Strict):
-    """How sensitivity is measured and turned into coefficients.
+    """The measurement of sensitivity and its conversion to coefficients.
 
     Attributes:
-        mode: ``full``; ``task`` drops τ and ``cross`` drops α (the paper's ablation); ``off`` is
-            the plain method.
-        temperature: T of Eq. 6, or ``auto``.
+        mode: ``full``; ``task`` leaves out τ and ``cross`` leaves out α (the paper's ablation);
+            ``off`` is the plain method.
+        temperature: T of Eq. 6, above 0, or ``auto``.
         cross_task: Eq. 5 of the camera-ready paper (``transfer``) or of the preprint
             (``distance``).
-        positions: Which tokens the loss and the logit distance look at.
-        distance: Mean of the per-position L2 norms, or the norm of the whole sequence.
-        outside_blocks: What tensors outside the decoder blocks get.
-        dtype: In which dtype models run.
-        samples: Samples an expert.
+        positions: Tokens that count in the loss and the logit distance: those of the completion, or
+            all.
+        distance: ``token``, the mean over positions of the L2 norm of the difference of logits, or
+            ``sequence``, the L2 norm over all positions.
+        outside_blocks: Coefficients of tensors outside the decoder blocks: 1 (``uniform``), from τ
+            alone (``cross``), or from the sensitivity of their own layers (``own``).
+        dtype: Dtype in which models run: as stored, or float32.
+        samples: Number of samples per expert.
         max_length: Longest sample in tokens.
-        seed: Seed of the draw.
+        seed: Seed of the draw of samples.
     """
 
     mode: Annotated[Literal["full", "task", "cross", "off"], BeforeValidator(_mode)] = "full"

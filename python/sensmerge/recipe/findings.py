@@ -1,4 +1,4 @@
-"""What a look at a recipe found: all that is wrong with it, and what its author should know."""
+"""The findings about a recipe: all its faults, and notes for its author."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sensmerge.refusals import Location, Refusal, key_of
 
 
 class Findings:
-    """Refusals and notes, collected so that one run names them all."""
+    """Refusals and notes, collected so that one run reports them all."""
 
     def __init__(self) -> None:
         self._refusals: list[Refusal] = []
@@ -19,34 +19,34 @@ class Findings:
         self._unused: dict[tuple[str, str], list[str]] = {}
 
     def refuse(self, location: Location, reason: str) -> None:
-        """Something is wrong at a location."""
+        """Record a fault at a location."""
         self._refusals.append(Refusal(location, reason))
 
     def note(self, sentence: str) -> None:
-        """Something is well, and the author should know it."""
+        """Record a note for the author, about something that is allowed."""
         self._notes.append(sentence)
 
     def unused(self, location: Location, method: Method | None, reason: str = "") -> None:
-        """A key that changes nothing; the same key is noted once, however many models have it."""
+        """Record a key that has no effect. A key of several models makes one note."""
         reason = reason or (f"{method.name} does not use it" if method is not None else "")
         if reason:
             self._unused.setdefault((str(location[-1]), reason), []).append(key_of(location))
 
     def refused(self, *roots: str) -> bool:
-        """Whether something under one of these keys of the recipe is wrong."""
+        """Whether a fault was recorded under one of these keys of the recipe."""
         return any(refusal.location[0] in roots for refusal in self._refusals)
 
     def leave_out(self, root: str) -> None:
-        """What stands under a key of the recipe could not be read."""
+        """Record that the value of a key of the recipe could not be read."""
         self._unread.add(root)
 
     def read(self, *roots: str) -> bool:
-        """Whether what stands under these keys of the recipe could be read."""
+        """Whether the values of these keys of the recipe could be read."""
         return self._unread.isdisjoint(roots)
 
     @property
     def notes(self) -> list[str]:
-        """What the author should know, a sentence each."""
+        """Notes for the author, one sentence each."""
         folded = []
         for (_, reason), keys in self._unused.items():
             more = "" if len(keys) == 1 else f" and {len(keys) - 1} more like it"
@@ -54,14 +54,14 @@ class Findings:
         return [*folded, *self._notes]
 
     def check(self, keys: Iterable[str]) -> None:
-        """Refuse the recipe if anything is wrong with it.
+        """Refuse the recipe if it has any fault.
 
         Args:
             keys: The recipe's keys, in its order.
 
         Raises:
-            InputError: It names everything, a line each: the method first, since much depends on
-                it, then as the recipe has it.
+            InputError: Its message has a line for each fault: first those of the method, on which
+                others depend, then in the recipe's order.
         """
         if not self._refusals:
             return

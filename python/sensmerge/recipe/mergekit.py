@@ -1,4 +1,4 @@
-"""What mergekit knows and this package does not: methods by name, parameters, and its leniency."""
+"""mergekit's methods, parameters and keys that this package lacks, and its leniency with keys."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sensmerge.recipe import methods
 from sensmerge.recipe.methods import Method
 from sensmerge.refusals import Location, meant
 
-# The methods of mergekit 0.1.5 with the parameters that are theirs alone.
+# Methods of mergekit 0.1.5 that are not available here, with the parameters of each.
 _METHODS = {
     "arcee_fusion": (),
     "breadcrumbs": ("gamma",),
@@ -25,13 +25,13 @@ _METHODS = {
     "sce": ("select_topk",),
 }
 
-# Parameters that are taken for any method and used by none; int8_mask saves mergekit memory.
+# Parameters that are accepted for any method and ignored; int8_mask saves memory in mergekit.
 OTHER_PARAMETERS = frozenset({"int8_mask"}.union(*_METHODS.values()))
 
-# Keys that mean something to mergekit and cannot be left out of account.
+# mergekit's keys that would change the merge, and so cannot be ignored.
 UNSUPPORTED = ("slices", "modules", "tokenizer", "chat_template")
 
-# Sections that mergekit does not have; it cannot be said to ignore what is in them.
+# Sections that mergekit does not have: its leniency does not apply to their keys.
 _OURS = ("sensitivity", "calibration")
 
 
@@ -84,10 +84,10 @@ def _tokenizer(value: Any) -> str:
 
 
 def ignores(location: Location, root: type[BaseModel], method: Method | None) -> bool:
-    """Whether an unknown key may be left alone, with a note.
+    """Whether an unknown key is ignored with a note rather than refused.
 
-    mergekit leaves every unknown key alone. Here one that resembles a known key is a slip, and
-    refused.
+    mergekit ignores every unknown key. Here, a key that resembles a known one is taken for a slip
+    and refused.
     """
     lenient = method is None or method.semantics == "mergekit"
     ours = any(part in _OURS for part in location)

@@ -1,7 +1,6 @@
 """The merge methods, as the compiled core describes them.
 
-Names, parameters, ranges and defaults are stated once, beside what computes with them; nothing in
-Python states them again.
+Names, parameters, ranges and defaults are stated once, in the core; Python does not repeat them.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ Semantics = Literal["mergekit", "original"]
 SEMANTICS: tuple[Semantics, ...] = ("mergekit", "original")
 DEFAULT_SEMANTICS = SEMANTICS[0]
 
-# YAML 1.1 files, which mergekit reads, write switches in these ways too.
+# Values of switches, including those of YAML 1.1, which mergekit reads.
 _SWITCHES = {
     "true": True, "yes": True, "on": True, "1": True,
     "false": False, "no": False, "off": False, "0": False,
@@ -27,12 +26,12 @@ _SWITCHES = {
 
 @dataclass(frozen=True)
 class Range:
-    """Bounds of a number; None bounds nothing.
+    """Bounds of a number; None is no bound.
 
     Attributes:
-        above: It is larger than this.
-        least: It is this or larger.
-        most: It is this or smaller.
+        above: The number is larger than this.
+        least: The number is this or larger.
+        most: The number is this or smaller.
     """
 
     above: float | None = None
@@ -48,21 +47,21 @@ class Range:
         )
 
     def words(self) -> str:
-        """The bounds, such as ``above 0 and at most 1``; empty where there are none."""
+        """The bounds in words, such as ``above 0 and at most 1``; empty if there are none."""
         bounds = (("above", self.above), ("at least", self.least), ("at most", self.most))
         return " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
 
 
 @dataclass(frozen=True)
 class Search:
-    """Where a search looks for a number.
+    """The interval in which searches look for a number.
 
     Attributes:
-        low: From here.
-        high: To here.
-        log: In equal ratios rather than equal steps.
-        low_is_shared: Whether ``low`` is divided by the number of models.
-        start: Where it starts if the recipe is silent; None starts at the default.
+        low: The lower end.
+        high: The upper end.
+        log: Whether the interval is searched on a logarithmic scale.
+        low_is_shared: Whether the lower end is ``low`` divided by the number of models.
+        start: The start if the recipe gives no value; None starts at the default.
     """
 
     low: float
@@ -72,7 +71,7 @@ class Search:
     start: float | None
 
     def bounds(self, models: int) -> tuple[float, float]:
-        """Where it looks if so many models are merged."""
+        """The interval for a merge of this many models."""
         return self.low / models if self.low_is_shared else self.low, self.high
 
 
@@ -81,15 +80,15 @@ class Parameter:
     """A parameter of a method: a number, or a switch.
 
     Attributes:
-        name: What recipes call it.
-        summary: What it does.
-        owner: ``model``: each has its own, and one under ``parameters`` is for all; ``merge``:
-            there is one.
+        name: Its name in recipes.
+        summary: A short description.
+        owner: ``model``: each model has its own value, and one under ``parameters`` is for all;
+            ``merge``: there is one value.
         kind: ``number`` or ``switch``.
-        default: Its value where a recipe is silent; None has to be given.
+        default: Its value if the recipe gives none; None if the recipe must give one.
         range: A number's bounds.
         by_tensor: Whether a number may differ from tensor to tensor.
-        search: Where a search looks for a number; None: it does not.
+        search: The interval for searches; None if it is not searched for.
     """
 
     name: str
@@ -105,7 +104,7 @@ class Parameter:
         """A recipe's value for it, in the form that :mod:`sensmerge.recipe.numbers` resolves.
 
         Raises:
-            ValueError: It cannot be; the message says why, and what can.
+            ValueError: The value cannot be used; the message says why, and what can be.
         """
         if self.kind == "switch":
             return _switch(value)
@@ -121,19 +120,20 @@ class Method:
     """A merge method, in one of the two semantics.
 
     Attributes:
-        name: What recipes call it.
-        title: What people call it.
-        summary: What it does, in one sentence.
-        source: Where it was published.
-        base: The base's part: ``needed`` (task vectors are differences from it), ``optional`` (so
-            they are, where there is one), ``merged`` (the first of the models, where there is
-            one) or ``unused`` (merged only if it is listed).
-        least: How many models are merged at least.
-        most: How many at most; None has no bound.
+        name: Its name in recipes.
+        title: Its usual name.
+        summary: A short description.
+        source: The publication.
+        base: The role of the base: ``needed`` (task vectors are differences from it), ``optional``
+            (with a base task vectors are merged, without one the models themselves), ``merged`` (a
+            base is the first of the merged models) or ``unused`` (a base is merged only if it is
+            listed among the models).
+        least: The least number of models.
+        most: The greatest number of models; None is no bound.
         parameters: Its parameters.
         coefficients: Whether sensitivity's coefficients may scale its weights.
         learnable: Whether its weights can be learned by gradient descent.
-        semantics: Whose reading of it this is.
+        semantics: The variant of the method that this describes.
     """
 
     name: str
@@ -149,11 +149,11 @@ class Method:
     semantics: Semantics
 
     def parameter(self, name: str) -> Parameter | None:
-        """The parameter of this name, where it has one."""
+        """The parameter of this name; None if there is none."""
         return next((each for each in self.parameters if each.name == name), None)
 
     def count(self) -> str:
-        """How many models it merges, such as ``exactly 2`` or ``at least 1``."""
+        """The number of models in words, such as ``exactly 2`` or ``at least 1``."""
         if self.most == self.least:
             return f"exactly {self.least}"
         most = "" if self.most is None else f" and at most {self.most}"
@@ -161,7 +161,7 @@ class Method:
 
 
 def find(name: str, semantics: Semantics = DEFAULT_SEMANTICS) -> Method | None:
-    """The method that recipes call ``name``; None where there is none."""
+    """The method that recipes call ``name``; None if there is none."""
     return _registry()[semantics].get(name)
 
 
@@ -171,7 +171,7 @@ def every(semantics: Semantics = DEFAULT_SEMANTICS) -> list[Method]:
 
 
 def names() -> list[str]:
-    """What recipes call them; the same in both semantics."""
+    """The methods' names in recipes; they are the same in both semantics."""
     return list(_registry()[DEFAULT_SEMANTICS])
 
 
@@ -188,7 +188,7 @@ def parameters_named(name: str) -> list[Parameter]:
 
 @cache
 def parameter_names(owner: Literal["model", "merge"] | None = None) -> list[str]:
-    """Every name that a parameter of some method has; of one owner, if it is given."""
+    """The names of all methods' parameters; only those of one owner, if it is given."""
     return list(
         dict.fromkeys(
             parameter.name

@@ -1,8 +1,8 @@
-"""A recipe's settings, as mergekit writes them, resolved to one number a tensor.
+"""A recipe's settings, in mergekit's forms, resolved to one number per tensor.
 
 A setting is a number; a list of numbers, a *gradient* that is interpolated over the depth of the
-model; or a list of ``{filter, value}``, of which the first whose filter is part of the tensor's
-name counts (no filter, or ``*``, is part of every name).
+model; or a list of conditions ``{filter, value}``. The first condition whose filter is part of the
+tensor's name counts; no filter, or ``*``, matches every name.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _FORMS = "a number, a list of numbers, or a list of {filter, value}"
 
 
 def read(value: Any) -> Any:
-    """What a recipe says, with numbers as numbers and a single condition as a list of one.
+    """A setting with its numbers as floats and a single condition as a list of one.
 
     Raises:
-        ValueError: It is no setting, or a number in it is not finite.
+        ValueError: The value is not a setting, or a number in it is not finite.
     """
     if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
         return [_condition(part) for part in value]
@@ -33,10 +33,10 @@ def read(value: Any) -> Any:
 
 
 def read_number(value: Any, expected: str = _FORMS) -> float:
-    """A finite number; YAML 1.1 files write 1e-3, which is text there.
+    """A finite number; text is converted, since 1e-3 is text in YAML 1.1.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The value is not a finite number.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"expected {expected}")
@@ -53,22 +53,23 @@ def read_number(value: Any, expected: str = _FORMS) -> float:
 
 def _condition(part: dict[str, Any]) -> dict[str, Any]:
     if "value" not in part or not set(part) <= {"filter", "value"}:
-        raise ValueError("each condition has a value and, if not for all, a filter")
+        raise ValueError("each condition needs a value and, unless it is for all tensors, a filter")
     if not isinstance(part.get("filter"), str | None):
         raise ValueError(
-            f"filter: {part['filter']} is no text; a filter is part of a tensor's name"
+            f"filter: {part['filter']} is not text; a filter is part of a tensor's name"
         )
     return part | {"value": read(part["value"])}
 
 
 def resolve(setting: Setting | None, tensor: str, position: float, default: float) -> float:
-    """The number that a setting gives a tensor.
+    """The number of a setting for a tensor.
 
     Args:
-        setting: What the recipe says; None where it says nothing.
+        setting: The setting; None if there is none.
         tensor: The tensor's name.
-        position: Where in the model's depth it lies: 0 the first block, 1 the last; 0 outside.
-        default: The number where no condition matches or nothing is said.
+        position: The tensor's position in the model's depth: 0 for the first block, 1 for the last,
+            0 outside.
+        default: The number if there is no setting or none of its conditions matches.
     """
     return resolve_first([setting], tensor, position, default)
 
@@ -76,15 +77,16 @@ def resolve(setting: Setting | None, tensor: str, position: float, default: floa
 def resolve_first(
     settings: Iterable[Setting | None], tensor: str, position: float, default: float
 ) -> float:
-    """The number that the first of several settings gives that says anything about a tensor.
+    """The number for a tensor of the first of several settings that has one for it.
 
-    As in mergekit, a model's conditions that do not match leave the word to those for all models.
+    As in mergekit, if none of a model's own conditions matches, the setting for all models counts.
 
     Args:
-        settings: What the recipe says, the strongest first; None where it says nothing.
+        settings: Settings in order of precedence; None stands for no setting.
         tensor: The tensor's name.
-        position: Where in the model's depth it lies: 0 the first block, 1 the last; 0 outside.
-        default: The number where no condition matches or nothing is said.
+        position: The tensor's position in the model's depth: 0 for the first block, 1 for the last,
+            0 outside.
+        default: The number if no setting has one for the tensor.
     """
     for setting in settings:
         number = _evaluate(setting, tensor, position)
@@ -109,7 +111,7 @@ def _evaluate(setting: Setting | None, tensor: str, position: float) -> float | 
 
 
 def numbers(setting: Setting | None) -> Iterator[float]:
-    """Every number that a setting can give or interpolate between."""
+    """Every number in a setting."""
     if setting is None:
         return
     if isinstance(setting, int | float):
@@ -129,14 +131,15 @@ def _interpolate(values: list[float], position: float) -> float:
 
 
 def said_of(numbers: Mapping[str, float], part_of: Callable[[str], str]) -> Any:
-    """Numbers of tensors as a recipe says them: one for all, or conditions.
+    """Numbers of tensors as a recipe's setting: one number for all, or conditions.
 
-    Conditions are of parts of the model where these tell all tensors apart, and of single tensors
-    elsewhere.
+    A part of the model whose tensors all have the same number gets one condition; a part whose
+    tensors differ gets one per tensor. If these filters would match wrong tensors, every tensor
+    gets a condition of its own.
 
     Args:
         numbers: The number of every tensor, by its name.
-        part_of: The part of the model that a tensor lies in, from its name.
+        part_of: Gives the part of the model to which a tensor belongs, from its name.
     """
     values = set(numbers.values())
     if len(values) == 1:
@@ -150,15 +153,15 @@ def said_of(numbers: Mapping[str, float], part_of: Callable[[str], str]) -> Any:
     }
     found = by_name(conditions)
     if any(resolve(found, name, 0.0, math.nan) != number for name, number in numbers.items()):
-        # The name of a part is in the name of a tensor elsewhere.
+        # The name of a part occurs in the name of a tensor of another part.
         found = by_name(numbers)
     return found
 
 
 def by_name(conditions: Mapping[str, float]) -> list[dict[str, Any]]:
-    """A condition for each name of a tensor or part, in an order that tells them apart.
+    """A condition for each name of a tensor or part.
 
-    A name that holds another one goes before it, since the first that matches counts.
+    A name that contains another one comes before it, since the first matching condition counts.
     """
     contained = [
         name for name in conditions if any(name != other and name in other for other in conditions)

@@ -1,4 +1,4 @@
-"""The parameters of a recipe, read as its method's description says."""
+"""The parameters of a recipe, read according to the description of its method."""
 
 from __future__ import annotations
 
@@ -13,26 +13,28 @@ from sensmerge.recipe.methods import Method, Parameter
 from sensmerge.recipe.numbers import numbers
 from sensmerge.refusals import Location, unknown_key
 
-# A method without a scale of the whole cannot leave one other than 1 out: all would be off by it.
+# The scale of the merged task vector. For a method without it, a value other than 1 is refused
+# rather than ignored, since ignoring it would change the result by that factor.
 SCALE = "lambda"
 
-# What a search over the calibration samples is to find.
+# The value of a parameter that a search over the calibration samples is to find.
 AUTO = "auto"
 
 
 class Parameters(RootModel[dict[str, Any]]):
-    """Settings for all models, and of the merge as a whole, by name.
+    """Settings for all models and for the merge as a whole, by parameter.
 
-    Only what the method uses is in it, in the form that :mod:`sensmerge.recipe.numbers` resolves.
+    Only parameters of the method are kept, in the form that :mod:`sensmerge.recipe.numbers`
+    resolves.
     """
 
     def get(self, name: str) -> Any:
-        """What the recipe says; None where it says nothing."""
+        """The setting of a parameter; None if there is none."""
         return self.root.get(name)
 
     @classmethod
     def known_keys(cls) -> list[str]:
-        """The names that some method knows."""
+        """The names of all methods' parameters."""
         return methods.parameter_names()
 
     def __getattr__(self, name: str) -> Any:
@@ -43,24 +45,24 @@ class Parameters(RootModel[dict[str, Any]]):
 
 
 class ModelParameters(Parameters):
-    """One model's own settings; what is not in it is the recipe's."""
+    """One model's own settings; for others, the recipe's settings for all models count."""
 
     @classmethod
     def known_keys(cls) -> list[str]:
-        """The names that a model's own parameters can have."""
+        """The names of all methods' parameters of which a model can have its own."""
         return methods.parameter_names("model")
 
 
 def read_all(
     data: dict[str, Any], method: Method | None, root: type[BaseModel], found: Findings
 ) -> dict[str, Any]:
-    """The recipe's keys and values with every parameter read, and those left out that are not used.
+    """The recipe's keys and values with every parameter read, without those that are not used.
 
     Args:
-        data: What the user wrote.
-        method: Its method; None where that is unknown.
-        root: What it will be read into, to say where an unknown key belongs.
-        found: Takes what is wrong, and what is not used.
+        data: The recipe's keys and values.
+        method: Its method; None if that is unknown.
+        root: The pydantic model of recipes, to say where an unknown key belongs.
+        found: Collects faults and unused keys.
     """
     result = dict(data)
     for location, section in _sections(data):
@@ -88,7 +90,7 @@ def read_all(
 
 
 def _sections(data: dict[str, Any]) -> Iterator[tuple[Location, dict[Any, Any]]]:
-    """Every ``parameters`` section that is one; what is none is refused as such elsewhere."""
+    """Every ``parameters`` section that is a mapping; others are refused when fields are read."""
     if isinstance(data.get("parameters"), dict):
         yield ("parameters",), data["parameters"]
     listed = data.get("models")
@@ -98,12 +100,12 @@ def _sections(data: dict[str, Any]) -> Iterator[tuple[Location, dict[Any, Any]]]
 
 
 def _lookup(key: Any, method: Method | None, *, own: bool) -> Parameter | None:
-    """The method's parameter of this name or, where it has none, another method's.
+    """The method's parameter of this name or, if it has none, another method's.
 
     Args:
-        key: Its name.
+        key: The parameter's name.
         method: The recipe's method.
-        own: Whether it stands among a model's own.
+        own: Whether the key is among a model's own parameters.
     """
     parameter = method.parameter(key) if method is not None else None
     known = [parameter] if parameter is not None else methods.parameters_named(key)
@@ -142,7 +144,7 @@ def _read(
     elif parameter.name == SCALE and any(number != 1 for number in numbers(setting)):
         found.refuse(at, f"{method.name} has no {SCALE}; remove the key")
     elif method.semantics == "original" and setting is True:
-        # mergekit takes a key for any method; what is written for the papers' code says what it is.
+        # mergekit ignores parameters of other methods, so that with its semantics this is a note.
         found.refuse(
             at, f"{method.name} with semantics: original has no {parameter.name}; remove the key"
         )

@@ -1,4 +1,4 @@
-"""Which model a name stands for, however it is spelled."""
+"""The model for which a name stands, however the name is spelled."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 
 
 def place_of(model: str, folder: Path) -> str:
-    """What a model's name resolves to; the same for every spelling of one model.
+    """The place that a model's name resolves to: the same for every spelling of one model.
 
     Args:
-        model: A path, relative to ``folder``; or a Hub id, with its revision where one is named.
+        model: A path, relative to ``folder``; or a Hub id, with a revision if one is named.
         folder: The recipe's folder.
 
     Returns:
-        The whole path with links followed, where something is there; else the name, with doubled
-        slashes and the like taken out.
+        The absolute path with links followed, if it exists; otherwise the name, normalised (without
+        doubled slashes and the like).
     """
     path = path_of(model, folder)
     if path.exists():

@@ -1,6 +1,6 @@
-"""What the user wrote: mergekit's keys, and how sensitivity is measured and used.
+"""Recipes: mergekit's keys, and the settings of sensitivity.
 
-Every refusal names the key and says what would be right, and one run names them all.
+Every refusal names the key and says what would be right; one run reports all of them.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from sensmerge.recipe.places import place_of
 from sensmerge.recipe.yaml import read_yaml, to_yaml
 from sensmerge.refusals import Location, refusal
 
-# What pydantic calls a key that is not known.
+# pydantic's name for the error of an unknown key.
 _STRAY = "extra_forbidden"
 
 
 class Recipe(Strict):
     """A merge as the user wrote it. Paths are relative to ``folder``."""
 
-    # What has to be given has defaults all the same: a recipe that lacks one is looked at whole.
+    # Required keys have defaults too, so that the rest of a recipe that lacks one is checked as
+    # well.
     merge_method: str = ""
     models: list[Model] = Field(default_factory=list, min_length=1)
     base_model: ModelName | None = None
@@ -74,6 +75,10 @@ class Recipe(Strict):
     def from_dict(cls, data: Any, folder: str | Path = ".") -> Recipe:
         """Check a recipe that is already parsed.
 
+        Args:
+            data: The recipe's keys and values.
+            folder: The folder that relative paths start from.
+
         Raises:
             InputError: It is not a recipe; the message has a line for each key that is wrong.
         """
@@ -95,7 +100,7 @@ class Recipe(Strict):
 
     @classmethod
     def _read(cls, data: dict[str, Any], method: Method | None, found: Findings) -> Recipe:
-        """What can be read of a recipe; what cannot is refused, and left out."""
+        """Read all keys of a recipe that can be read; the others are refused and left out."""
         data = copy.deepcopy(data)
         if found.refused("merge_method"):
             data.pop("merge_method", None)
@@ -103,7 +108,7 @@ class Recipe(Strict):
             try:
                 return cls.model_validate(data)
             except ValidationError as error:
-                # Stray keys first: what else is wrong takes the whole section out.
+                # Unknown keys first: any other error takes the whole section out.
                 errors = sorted(error.errors(), key=lambda each: each["type"] != _STRAY)
                 for wrong in errors:
                     cls._leave_out(wrong, data, method, found)
@@ -139,12 +144,12 @@ class Recipe(Strict):
 
     @property
     def folder(self) -> Path:
-        """What paths are relative to."""
+        """The folder that relative paths start from."""
         return self._folder
 
     @property
     def path(self) -> Path | None:
-        """The file it was read from."""
+        """The file it was read from; None if it was not read from a file."""
         return self._path
 
     @property
@@ -154,21 +159,21 @@ class Recipe(Strict):
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know: keys that change nothing, models that are listed twice."""
+        """Notes for the user: keys without effect, models that are listed twice."""
         return list(self._notes)
 
     @property
     def method(self) -> Method:
-        """What the method says of itself, in the recipe's semantics."""
+        """The description of the method, in the recipe's semantics."""
         method = methods.find(self.merge_method, self.semantics)
         assert method is not None, "a recipe's method is looked up when it is read"
         return method
 
     @property
     def experts(self) -> list[Model]:
-        """The models that are merged, in the recipe's order.
+        """The merged models, in the recipe's order.
 
-        All but the base; where the method merges the base too, it is the first.
+        All models but the base; if the method merges the base too, the base is the first.
         """
         return self._experts
 
@@ -186,25 +191,25 @@ class Recipe(Strict):
         return [*(listed[:1] or [Model(model=self.base_model)]), *others]
 
     def settings(self, expert: Model, name: str) -> list[Any]:
-        """What the recipe says of a parameter, the strongest first: the model's, then all models'.
+        """The settings of a parameter in order of precedence: the model's own, then that for all.
 
-        Each as :mod:`sensmerge.recipe.numbers` resolves it; None where it says nothing.
+        Each in the form that :mod:`sensmerge.recipe.numbers` resolves; None if there is none.
         """
         return [expert.parameters.get(name), self.parameters.get(name)]
 
     def value(self, name: str) -> Any:
-        """What the recipe says of a parameter for the whole merge, or its default."""
+        """The value of a parameter for the whole merge: the recipe's, or the default."""
         said = self.parameters.get(name)
         return self.default(name) if said is None else said
 
     def default(self, name: str) -> Any:
-        """The method's default of a parameter; None where it has none, or no such parameter."""
+        """The method's default of a parameter; None if there is no default or no such parameter."""
         parameter = self.method.parameter(name)
         return None if parameter is None else parameter.default
 
     @property
     def auto(self) -> list[str]:
-        """The keys whose values a search is to find."""
+        """The keys with the value ``auto``, which a search is to find."""
         found = []
         if self.parameters.get(SCALE) == AUTO:
             found.append(f"parameters.{SCALE}")
@@ -214,19 +219,19 @@ class Recipe(Strict):
         return found
 
     def require_numbers(self) -> None:
-        """Refuse values that are still to be found.
+        """Refuse a recipe with ``auto`` values.
 
         Raises:
-            InputError: It names the keys.
+            InputError: The recipe has such values; the message names their keys.
         """
         if self.auto:
             raise InputError(
-                f"{' and '.join(self.auto)}: auto is what `sensmerge merge` searches for; write a "
+                f"{' and '.join(self.auto)}: only `sensmerge merge` searches for auto; write a "
                 "number here, such as the one that it recorded beside the merged model"
             )
 
     def chosen(self, scale: float, temperature: float) -> Recipe:
-        """The recipe with numbers where it says ``auto``.
+        """The recipe with numbers in place of ``auto``.
 
         Args:
             scale: λ.

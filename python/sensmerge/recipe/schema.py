@@ -1,4 +1,4 @@
-"""A JSON Schema of recipes, for editors that complete and check as one types."""
+"""A JSON Schema of recipes, for editors that complete and check while a recipe is typed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SETTING = {"$ref": "#/$defs/Setting"}
 
 
 def recipe_schema() -> dict[str, Any]:
-    """The schema: what pydantic says of the recipe's sections, and the core of its methods."""
+    """The schema: sections as pydantic describes them, methods and parameters as the core does."""
     schema = Recipe.model_json_schema(by_alias=True)
     sections = schema["$defs"]
     sections["Number"] = {"type": ["number", "string"], "description": "1e-3 may be text in YAML"}
@@ -89,7 +89,7 @@ def _parameters(description: str, owner: Any) -> dict[str, Any]:
 
 
 def _parameter(name: str) -> dict[str, Any]:
-    """A parameter as any method takes it; a range where they agree on one."""
+    """A parameter as any method accepts it; with a range if all methods have the same."""
     by_method: dict[str, list[str]] = {}
     for method in methods.every():
         parameter = method.parameter(name)
@@ -145,7 +145,7 @@ def _or_empty(section: str) -> dict[str, Any]:
 
 
 def _needs(method: Method) -> dict[str, Any]:
-    """What a method asks of the rest of a recipe; nothing where it asks for nothing."""
+    """The keys that a method requires, as a rule of the schema; empty if it requires none."""
     then: dict[str, Any] = {}
     if method.base == "needed":
         then["required"] = ["base_model"]

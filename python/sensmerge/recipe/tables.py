@@ -16,7 +16,7 @@ _BASE = {
 
 
 def listed(semantics: Semantics = DEFAULT_SEMANTICS) -> str:
-    """All methods, a row each."""
+    """A table of all methods, with one row per method."""
     head = ("method", "models", "base", "parameters (defaults)")
     rows = [
         (method.name, method.count(), method.base, ", ".join(map(_brief, method.parameters)))
@@ -33,7 +33,7 @@ def described(name: str, semantics: Semantics = DEFAULT_SEMANTICS) -> str:
     """One method in full.
 
     Raises:
-        InputError: There is none of this name.
+        InputError: There is no method of this name.
     """
     method = methods.find(name, semantics)
     if method is None:
@@ -59,7 +59,7 @@ def described(name: str, semantics: Semantics = DEFAULT_SEMANTICS) -> str:
 
 
 def as_markdown() -> str:
-    """All methods as a Markdown table, with what differs between the semantics said in it."""
+    """All methods as a Markdown table, which names differences between the semantics."""
     lines = ["| method | models | base | parameters (defaults) | source |", "|---|---|---|---|---|"]
     for method in methods.every():
         brief = ", ".join(f"`{name}` ({value})" for name, value in _defaults(method))
@@ -71,7 +71,7 @@ def as_markdown() -> str:
 
 
 def _defaults(method: Method) -> list[tuple[str, str]]:
-    """Parameters and their defaults, once where both semantics say the same."""
+    """Parameters and their defaults; by semantics if these differ."""
     found: dict[str, dict[Semantics, str]] = {}
     for semantics in SEMANTICS:
         other = methods.find(method.name, semantics)
@@ -98,7 +98,7 @@ def _default(parameter: Parameter) -> str:
 
 
 def values(parameter: Parameter) -> str:
-    """What values a parameter takes, and its default, in words."""
+    """The values of a parameter and its default, in words."""
     if parameter.kind == "switch":
         return f"true or false; {_default(parameter)} by default"
     bounds = parameter.range.words()

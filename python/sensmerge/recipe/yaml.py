@@ -1,4 +1,4 @@
-"""Recipes as YAML: read as YAML 1.2, with a second value for a key refused; written in order."""
+"""Recipes as YAML: read as YAML 1.2 without duplicate keys, written in the keys' order."""
 
 from __future__ import annotations
 
@@ -71,8 +71,9 @@ def to_yaml(data: dict[str, Any], *, flow: bool | None = False, width: int | Non
 
     Args:
         data: Keys and values.
-        flow: Whether lists are written in brackets; None: those that hold no others are.
-        width: Longest line.
+        flow: Whether lists and mappings are written in brackets; None: only those without others
+            inside are.
+        width: Longest line, in characters.
     """
     text = io.StringIO()
     yaml = YAML(typ="safe", pure=True)

@@ -1,5 +1,5 @@
-"""From what was measured to coefficients: one factor for every expert and layer.
+"""From a calibration to coefficients: one factor for every expert and layer.
 
-The room is not called ``coefficients``: a module of that name would take the place of the verb
-:func:`sensmerge.coefficients` as soon as somebody imports it. Importing it costs no NumPy.
+The package is not called ``coefficients``: importing a module of that name would overwrite the
+function :func:`sensmerge.coefficients`. Importing this package does not import NumPy.
 """

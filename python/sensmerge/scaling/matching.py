@@ -1,4 +1,4 @@
-"""Which part of a calibration belongs to which recipe."""
+"""Matching a calibration to a recipe, by the fingerprints of the experts' weights."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
 
 def needs_calibration(recipe: Recipe) -> bool:
-    """Whether a recipe asks for coefficients from data."""
+    """Whether a recipe asks for coefficients, which need a calibration."""
     return recipe.sensitivity is not None and recipe.sensitivity.mode != "off"
 
 
 def matching(
     recipe: Recipe, calibration: Calibration | str | Path, models: Models | None = None
 ) -> Calibration:
-    """The part of a calibration that belongs to a recipe's experts, in the recipe's order.
+    """The part of a calibration for a recipe's experts, in the recipe's order and with its names.
 
     Args:
         recipe: The recipe.
         calibration: The calibration, or its path.
-        models: The recipe's models, where they are open already.
+        models: The recipe's models, if they are open already.
 
     Raises:
-        InputError: An expert is not in it, or it was measured with other options than the recipe
-            names.
+        InputError: The calibration cannot be read, lacks an expert, or was measured with other
+            options than those in the recipe.
     """
     from sensmerge.calibration import Calibration
 
@@ -50,7 +50,7 @@ def matching(
     with ThreadPoolExecutor() as pool:
         fingerprints = list(pool.map(lambda model: model.checkpoint.fingerprint(), opened))
     selected = calibration.select(fingerprints)
-    # The weights may have had other names when they were measured.
+    # The same weights may have had other names when they were measured.
     experts = [
         replace(measured, model=expert.model)
         for measured, expert in zip(selected.experts, recipe.experts, strict=True)

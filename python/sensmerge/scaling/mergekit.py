@@ -1,8 +1,9 @@
-"""A plain mergekit recipe that gives the same merged blocks: one weight a layer.
+"""A plain mergekit recipe that gives the same merged model, with one weight per layer.
 
 mergekit interpolates a list of weights over the depth of a model and evaluates it at
-``block / (blocks - 1)``, 1 where there is one block; a list with one number a block is hit exactly.
-Tensors outside the blocks are evaluated at 0, so they get conditions of their own, and first.
+``block / (blocks - 1)`` (at 1 if there is a single block), so that a list with one number per block
+gives every block its number exactly. Tensors outside the blocks are evaluated at 0; they get
+conditions of their own, which come first.
 """
 
 from __future__ import annotations
@@ -31,21 +32,22 @@ def mergekit_recipe(
 ) -> str:
     """Write K·σ into the weights of a recipe that mergekit runs.
 
-    mergekit rounds every step to its ``dtype``, so that is float32 at least, as it is here, and the
-    output's dtype is said beside it. Local models are named by whole paths, since mergekit's start
-    from the folder that it runs in.
+    mergekit rounds every step to its ``dtype``, so that ``dtype`` is float32 or float64, as in the
+    core, and the output's dtype is given as ``out_dtype``. Local models have absolute paths, since
+    mergekit's relative paths start from its working directory.
 
     Args:
-        recipe: What the user wrote.
+        recipe: The recipe.
         found: Its coefficients.
         tensors: Names of the output's tensors.
         stored: Dtypes of the base's tensors, by the names that checkpoints use.
 
     Raises:
-        InputError: mergekit has no such semantics.
+        InputError: The recipe's semantics are ``original`` and the method is one that mergekit
+            computes differently.
     """
     method = recipe.method
-    # What the papers' code and mergekit compute differently is how task vectors are made sparse.
+    # The two semantics differ only for methods that make task vectors sparse.
     if method.semantics == "original" and method.parameter("density") is not None:
         raise InputError(
             f"semantics: mergekit has no original {recipe.merge_method}; only semantics: mergekit "
@@ -101,7 +103,11 @@ def _place(model: str, folder: Path) -> str:
 def _weight(
     said: list[Any], found: Coefficients, place: int, tensors: list[str]
 ) -> list[dict[str, Any]]:
-    """Conditions for layers outside the blocks, then one number a block for each of the user's."""
+    """The weights of one expert as conditions.
+
+    First those for layers outside the blocks, then a list with one number per block for each of the
+    user's own conditions.
+    """
     depth = blocks(tensors)
     positions = {
         block: row / (len(depth) - 1) if len(depth) > 1 else 1.0 for row, block in enumerate(depth)
@@ -121,13 +127,13 @@ def _weight(
     for name, weight in wanted.items():
         reached = resolve(conditions, name, positions.get(block_of(name) or "", 0.0), math.nan)
         if not math.isclose(reached, weight, rel_tol=1e-12, abs_tol=1e-15):
-            # A filter matches any part of a name, and reached a tensor of another layer.
+            # A filter matches any part of a name, and this one matched a tensor of another layer.
             return by_name(wanted)
     return conditions
 
 
 def _outside(wanted: dict[str, float]) -> list[dict[str, Any]]:
-    """A condition for each layer outside the blocks; for each tensor where a layer's differ."""
+    """A condition for each layer outside the blocks, or for each of its tensors if they differ."""
     by_layer: dict[str, dict[str, float]] = {}
     for name, weight in wanted.items():
         if block_of(name) is None:
@@ -140,7 +146,7 @@ def _outside(wanted: dict[str, float]) -> list[dict[str, Any]]:
 
 
 def _conditions(said: list[Any]) -> Iterator[tuple[str | None, Any]]:
-    """Filters and values in the order in which they are asked, up to the first without a filter."""
+    """Filters and values in order of precedence, up to the first value without a filter."""
     for setting in said:
         if isinstance(setting, list) and isinstance(setting[0], dict):
             for condition in setting:

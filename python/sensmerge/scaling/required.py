@@ -1,4 +1,4 @@
-"""The coefficients that a recipe requires, if it requires any."""
+"""The coefficients that a recipe asks for, if any."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ def coefficients_for(
     Args:
         recipe: The recipe.
         calibration: A calibration of its experts, or its path.
-        models: The recipe's models, where they are open already.
+        models: The recipe's models, if they are open already.
 
     Raises:
-        InputError: The recipe asks for some and there is no calibration, or not of its experts.
+        InputError: The recipe asks for coefficients and there is no calibration, or one without all
+            of its experts.
     """
     if not needs_calibration(recipe):
         return None
@@ -36,7 +37,7 @@ def coefficients_for(
         raise InputError(
             "the recipe has a sensitivity section: give a calibration, or remove the section"
         )
-    # NumPy is loaded only where it is needed: it doubles the time a plain merge takes to start.
+    # Imported here, since NumPy would double the time that a plain merge takes to start.
     from sensmerge.scaling.sigma import coefficients
 
     return coefficients(matching(recipe, calibration, models), recipe)

@@ -1,7 +1,7 @@
-"""From what was measured to coefficients: Eq. 3, 5 and 6 of Sens-Merging, in NumPy.
+"""From a calibration to coefficients: Eq. 3, 5 and 6 of Sens-Merging, in NumPy.
 
-α says how much a layer matters to its expert, τ how well an expert serves the others, and σ how
-strongly each expert takes part in each layer.
+α is the relative importance of a layer for its expert, τ the alignment of an expert with the
+others' tasks, and σ the share of each expert in each layer of the merge.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Matrix = NDArray[np.float64]
 
-# Below this, coefficients change a merge less than rounding to bfloat16 does.
+# If every K·σ is nearer to 1 than this, the merge is reported to be almost the plain one.
 NEAR_UNIFORM = 0.02
 
 
@@ -32,14 +32,14 @@ class Coefficients:
     Attributes:
         experts: Names, in the recipe's order.
         layers: The decoder blocks; with ``outside_blocks: own`` every layer, in the model's order.
-        alpha: K × L, α of Eq. 3.
-        tau: K, τ of Eq. 5.
-        sigma: K × L, σ of Eq. 6: every column sums to 1.
-        outside: K, σ of layers that are not listed.
-        mode: Which of α and τ were used.
+        alpha: [K, L], α of Eq. 3.
+        tau: [K], τ of Eq. 5.
+        sigma: [K, L], σ of Eq. 6; every column sums to 1.
+        outside: [K], σ of all layers that are not in ``layers``.
+        mode: The sensitivity mode: ``full``, ``task``, ``cross`` or ``off``.
         temperature: T of Eq. 6.
-        cross_task: Which Eq. 5.
-        outside_blocks: What tensors outside the blocks get.
+        cross_task: The form of Eq. 5: ``transfer`` or ``distance``.
+        outside_blocks: The rule for tensors outside the blocks: ``uniform``, ``cross`` or ``own``.
     """
 
     experts: list[str]
@@ -55,14 +55,14 @@ class Coefficients:
 
     @property
     def scale(self) -> Matrix:
-        """K · σ, K × L: what each weight is multiplied by (Eq. 7)."""
+        """K · σ, [K, L]: the factors of the weights (Eq. 7)."""
         return len(self.experts) * self.sigma
 
     def scale_of(self, layer: str) -> Matrix:
-        """K · σ of one layer, K numbers."""
+        """K · σ of one layer, [K]."""
         known = layer in self.layers
         sigma = self.sigma[:, self.layers.index(layer)] if known else self.outside
-        # A uniform σ must leave weights untouched: K · (1/K) is not 1 for every K.
+        # A uniform σ must leave weights as they are, but in floats K · (1/K) is not 1 for every K.
         uniform = sigma == 1 / len(self.experts)
         return np.where(uniform, 1.0, len(self.experts) * sigma)
 
@@ -73,11 +73,11 @@ class Coefficients:
         return bool(np.all(np.abs(len(self.experts) * every - 1) < NEAR_UNIFORM))
 
     def notes(self) -> list[str]:
-        """What the user must know before trusting the result."""
+        """A note if the coefficients are nearly uniform."""
         if not self.near_uniform or self.mode == "off" or len(self.experts) == 1:
             return []
         return [
-            "the coefficients are nearly uniform, so this is all but the plain merge; lower "
+            "the coefficients are nearly uniform, so the result is almost the plain merge; lower "
             f"sensitivity.temperature (now {self.temperature:g})"
         ]
 
@@ -92,7 +92,7 @@ class Coefficients:
         return said + self.notes()
 
     def to_json(self) -> str:
-        """The coefficients as JSON; rows in the recipe's order."""
+        """The coefficients as JSON, with rows in the order of ``experts``."""
         data: dict[str, Any] = {
             "experts": self.experts,
             "layers": self.layers,
@@ -108,7 +108,7 @@ class Coefficients:
         return json.dumps(data, indent=2, ensure_ascii=False)
 
     def table(self) -> str:
-        """The coefficients as text: K·σ, a row a layer, with α beside it."""
+        """The coefficients as text: a row per layer with K·σ and α of every expert, then τ."""
         width = max(len("layer"), *(len(layer) for layer in self.layers))
         names = [f"{place + 1}" for place in range(len(self.experts))]
         lines = [f"{name}: {expert}" for name, expert in zip(names, self.experts, strict=True)]
@@ -133,13 +133,13 @@ def coefficients(calibration: Calibration, recipe: Recipe | Sensitivity) -> Coef
     """Compute α, τ and σ (Sens-Merging, Eq. 3, 5 and 6).
 
     Args:
-        calibration: What was measured.
-        recipe: The recipe; rows are in its order. Or its ``sensitivity`` section alone; rows are
-            in the calibration's order.
+        calibration: The calibration.
+        recipe: The recipe, whose order of experts the rows have; or its ``sensitivity`` section
+            alone, then rows have the calibration's order.
 
     Raises:
-        InputError: The recipe has no sensitivity section, an expert of it was not measured, or an
-            expert's sensitivity is zero everywhere.
+        InputError: The recipe has no sensitivity section, one of its experts is not in the
+            calibration, or an expert's sensitivities are all zero or not finite.
     """
     from sensmerge.recipe import Recipe
 
@@ -150,7 +150,7 @@ def coefficients(calibration: Calibration, recipe: Recipe | Sensitivity) -> Coef
         raise InputError("sensitivity: the recipe has no such section; add 'sensitivity: {}'")
     experts = [expert.model for expert in calibration.experts]
     if isinstance(recipe, Recipe) and experts != [expert.model for expert in recipe.experts]:
-        # Other names, or another order: the rows are those of the same weights.
+        # Names or order differ: match the rows by the experts' weights.
         from sensmerge.scaling.matching import matching
 
         calibration = matching(recipe, calibration)
@@ -180,12 +180,12 @@ def coefficients(calibration: Calibration, recipe: Recipe | Sensitivity) -> Coef
 
 
 def task_specific(sensitivity: Matrix, experts: list[str]) -> Matrix:
-    """α_i = s_i / ‖s_i‖₂ over the layers (Eq. 3); K × L to K × L.
+    """α_i = s_i / ‖s_i‖₂, with the norm over the layers (Eq. 3); [K, L] to [K, L].
 
     Raises:
         InputError: An expert's sensitivities are all zero, or not finite.
     """
-    # Scaled first: squares of very large or small numbers would leave the range of float64.
+    # Divided by the largest first: squares of very large or small numbers would overflow or vanish.
     largest = np.abs(sensitivity).max(axis=1, keepdims=True)
     for expert, size in zip(experts, largest[:, 0], strict=True):
         if not (np.isfinite(size) and size > 0):
@@ -199,10 +199,10 @@ def task_specific(sensitivity: Matrix, experts: list[str]) -> Matrix:
 
 
 def cross_task(alignment: Matrix, form: str) -> Matrix:
-    """τ from the logit distances g_ij (Eq. 5); K × K to K.
+    """τ from the logit distances g_ij (Eq. 5); [K, K] to [K].
 
-    ``transfer`` is the camera-ready form 1 − τ/‖τ‖₁, ``distance`` the preprint's τ/‖τ‖₁. Where no
-    distance is left to compare, every expert has the same share.
+    With τ_i = Σ_{j≠i} g_ij, ``transfer`` is the camera-ready paper's form 1 − τ/‖τ‖₁ and
+    ``distance`` the preprint's τ/‖τ‖₁. If all distances are 0, τ/‖τ‖₁ is taken to be 1/K.
     """
     count = len(alignment)
     distances = alignment.sum(axis=1) - np.diagonal(alignment)
@@ -212,9 +212,9 @@ def cross_task(alignment: Matrix, form: str) -> Matrix:
 
 
 def combine(alpha: Matrix, tau: Matrix, mode: str, temperature: float) -> Matrix:
-    """σ^l = softmax over the experts of τ · α^l / T (Eq. 6); K × L.
+    """σ^l = softmax over the experts of τ · α^l / T (Eq. 6); [K, L].
 
-    ``task`` drops τ, ``cross`` drops α, ``off`` drops both.
+    Mode ``task`` replaces τ by 1, ``cross`` replaces α by 1, and ``off`` gives 1/K everywhere.
     """
     if mode == "off":
         return np.full_like(alpha, 1 / len(alpha))
@@ -234,7 +234,7 @@ def softmax(values: Matrix) -> Matrix:
 
 
 def _every_layer(calibration: Calibration) -> tuple[list[str], Matrix]:
-    """Blocks and outer layers together, in the model's order."""
+    """Names and sensitivities [K, L] of blocks and other layers together, in the model's order."""
     names = [*calibration.layers, *calibration.outside_layers]
     columns = np.concatenate([calibration.sensitivity, calibration.outside_sensitivity], axis=1)
     return calibration.order, columns[:, [names.index(layer) for layer in calibration.order]]

@@ -1,8 +1,8 @@
-"""Searching for coefficients: learned by gradient descent, or tuned by trials.
+"""Search for coefficients: weights learned by gradient descent, or settings tuned by trials.
 
-Candidates are merged in memory and judged in torch, by their loss on the tasks' samples. Needs
-torch and transformers (``pip install 'sensmerge[calibrate]'``), ``tune`` Optuna too
-(``sensmerge[tune]``). Loaded lazily; importing this package costs nothing.
+Candidates are merged in memory and evaluated in torch, by their loss on the tasks' samples. Needs
+torch and transformers (``pip install 'sensmerge[calibrate]'``); ``tune`` needs Optuna and cmaes as
+well (``sensmerge[tune]``). Importing this package imports none of them.
 """
 
 from __future__ import annotations

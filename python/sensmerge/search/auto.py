@@ -1,7 +1,8 @@
-"""Chooses λ and T where a recipe says ``lambda: auto`` or ``temperature: auto``.
+"""Chooses λ and T for a recipe with ``lambda: auto`` or ``temperature: auto``.
 
 Both are searched for on the calibration samples, λ first, then T at that λ. Sensitivity was
-measured on the same samples, so a small gain on them proves nothing; `tune` validates on others.
+measured on the same samples, so that a small gain on them proves nothing; ``tune`` validates on
+other samples.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ if TYPE_CHECKING:
 def choose(
     recipe: Recipe, calibration: Calibration | None, *, threads: int | None, progress: bool
 ) -> tuple[Recipe, list[str]]:
-    """Put numbers where the recipe says ``auto``.
+    """Replace a recipe's ``auto`` values by numbers.
 
     Args:
         recipe: The recipe. Its experts name their samples.
-        calibration: Of its experts, where it has a ``sensitivity`` section.
+        calibration: A calibration of its experts, if it has a ``sensitivity`` section.
         threads: Threads to use; all cores by default.
         progress: Show a progress bar.
 

@@ -1,7 +1,7 @@
-"""A merged model in memory, merged anew for every choice of coefficients.
+"""A merged model in memory, which is merged again for every choice of coefficients.
 
-Its parameters are the buffers that are merged into, so that a candidate costs one sweep over the
-mapped inputs and no copy.
+The model's parameters are the buffers that are merged into, so that a candidate costs one sweep
+over the mapped inputs and no copy.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Candidate:
     """The merge of a recipe's models.
 
     Attributes:
-        model: The merged model, ready to be run; what it computes changes with every merge.
+        model: The merged model, ready to run. Every merge changes its parameters.
     """
 
     def __init__(self, models: Models, asked: Request, *, dtype: str, threads: int | None) -> None:
@@ -38,11 +38,11 @@ class Candidate:
         Args:
             models: The recipe's models.
             asked: The merge.
-            dtype: ``stored`` or ``float32``: in which dtype candidates run.
+            dtype: The dtype in which candidates run: ``stored`` or ``float32``.
             threads: Threads to merge with; all cores by default.
 
         Raises:
-            InputError: The models cannot be merged, or the result not be run.
+            InputError: The models cannot be merged, or the result cannot be run.
         """
         self._models = models
         self._threads = threads
@@ -55,7 +55,7 @@ class Candidate:
         ]
         merged = {tensor.name for tensor in asked.manifest().tensors if tensor.merged}
         stored = mapped(self._path)
-        # What is not merged is copied, whatever its dtype.
+        # Tensors that are copied keep their dtype.
         self._tensors = {
             name: torch.empty(shape, dtype=self._dtype if name in merged else stored[name].dtype)
             for name, shape in described
@@ -67,13 +67,13 @@ class Candidate:
         self._prepared: _core.Prepared | None = None
         self._merge(asked)
         self.model: PreTrainedModel = self._assembled()
-        # Weights that transformers converts when it loads them are converted after every merge.
+        # If transformers converts weights when it loads them, they are converted after every merge.
         self._converted = any(
             parameter.data_ptr() not in self._homes for parameter in self.model.parameters()
         )
 
     def merge(self, asked: Request) -> None:
-        """Merge with other numbers."""
+        """Merge with the numbers of another request."""
         self._merge(asked)
         if self._converted:
             fresh = self._assembled()
@@ -81,14 +81,14 @@ class Candidate:
                 ours.data = theirs.data
 
     def derivatives(self, parameter: str, gradient: torch.Tensor) -> dict[str, list[float]]:
-        """How the loss changes with each expert's weight, by the tensors behind a parameter.
+        """The derivatives of a loss by each expert's weights of the tensors behind a parameter.
 
         Args:
-            parameter: Its name in the model.
-            gradient: The loss's gradient by it.
+            parameter: The parameter's name in the model.
+            gradient: The gradient of the loss by the parameter.
 
         Returns:
-            For every merged tensor: one number an expert.
+            For every tensor of the checkpoint behind the parameter: one number per expert.
         """
         assert self._prepared is not None
         home = self._homes.get(self.model.get_parameter(parameter).data_ptr())
@@ -105,7 +105,7 @@ class Candidate:
     def _merge(self, asked: Request) -> None:
         manifest = asked.with_dtype(dtype_name(torch.empty(0, dtype=self._dtype))).manifest()
         if self._prepared is None or not self._prepared.reweigh(manifest):
-            # Before another is made: it holds what it decided.
+            # Freed before another is made, since both would hold thresholds and masks.
             self._prepared = None
             self._prepared = _core.Prepared(manifest, asked.checkpoints, threads=self._threads)
         self._prepared.merge_into(self._outputs)
@@ -116,7 +116,7 @@ class Candidate:
 
 def _running(path: Any) -> torch.dtype:
     stored = loading.stored_dtype(path)
-    # Gradients of float16 models are often below the smallest number that float16 holds.
+    # In float16, gradients would often underflow.
     return torch.float32 if stored == torch.float16 else stored
 
 
@@ -125,6 +125,6 @@ def _view(gradient: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def _stored(name: str, tensors: dict[str, torch.Tensor], model: PreTrainedModel) -> str:
-    """What the checkpoint calls a tensor: it may be saved without the head around the model."""
+    """A tensor's name in the checkpoint, which may lack the prefix of the base model."""
     bare = name.removeprefix(f"{model.base_model_prefix}.")
     return next((one for one in (name, bare) if one in tensors), name)

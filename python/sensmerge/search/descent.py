@@ -1,12 +1,20 @@
-"""The learn verb: gradient descent on the weights themselves.
+"""``learn``: gradient descent on the weights of a merge.
 
-For a merge ``θ = θ₀ + λ Σ w_i δ̂_i`` the loss changes with a weight by ``λ ⟨∂L/∂θ, δ̂_i⟩``: a step is
-one merge in memory, one forward and backward pass over the samples, and one fused pass that dots
-each gradient with all task vectors as it arrives. Task vectors stay in the mapped files.
-(AdaMerging, Yang et al. 2024, learns such weights by the entropy of predictions, from samples
-without labels.)
+For a merge ``θ = θ₀ + λ Σ w_i δ̂_i`` the derivative of the loss by a weight is ``λ ⟨∂L/∂θ, δ̂_i⟩``.
 
-Which entries of task vectors are kept is decided once; signs are elected anew at every step.
+::
+
+    until the steps are done or the validation loss has stopped falling:
+        merge in memory with the current weights
+        run all samples forward and backward; as the gradient of each parameter arrives, compute its
+            scalar products with all task vectors in one pass, and free it
+        compute the validation loss
+        take a step of Adam on λ times the weights, and write it to the history
+    keep the step with the lowest validation loss
+
+Task vectors stay in the mapped files. The kept entries of task vectors are decided once; signs are
+elected again in every step. (AdaMerging, Yang et al. 2024, learns such weights by the entropy of
+predictions, from samples without labels.)
 """
 
 from __future__ import annotations
@@ -55,24 +63,25 @@ LEARNING_RATE = 0.05
 PULL = 0.05
 VALIDATION = 0.3
 
-# Learning ends after this many steps without a better validation loss.
+# Learning ends after this many steps without a better validation loss (without validation samples,
+# a better loss on the samples learned from).
 PATIENCE = 6
 
 
 @dataclass(frozen=True)
 class Options:
-    """How weights are learned.
+    """Options of learning.
 
     Attributes:
-        steps: Steps at most.
-        groups: Tensors that share a weight: all of them (``global``), those of a ``block``, or each
-            its own (``tensor``).
-        loss: ``nll``, the completions' mean token loss; or ``distill``, how far the merged model's
-            predictions are from those of each expert on its own task.
-        validation: Share of each task's samples that no step sees.
-        learning_rate: Of Adam, whose parameters are λ times the weights.
-        pull: Factor of a penalty that pulls towards the start: the squared distance from it, as a
-            mean over the groups.
+        steps: Largest number of steps.
+        groups: Tensors that share a weight: all (``global``), those of a layer (``block``), or none
+            (``tensor``).
+        loss: ``nll``, the mean loss of scored tokens in nats; or ``distill``, the divergence of the
+            merged model's predictions from those of each expert on its own task.
+        validation: Fraction of each task's samples that is kept for validation, in [0, 1).
+        learning_rate: Learning rate of Adam, whose parameters are λ times the weights.
+        pull: Factor of the penalty: the squared distance from the first weights (times λ), summed
+            over experts and averaged over groups.
     """
 
     steps: int = STEPS
@@ -89,7 +98,7 @@ class Options:
             InputError: It names the option.
         """
         if self.steps < 1:
-            raise InputError(f"steps: {self.steps} is no number of steps; give 1 or more")
+            raise InputError(f"steps: {self.steps} is not a number of steps; give 1 or more")
         if self.groups not in GROUPS:
             raise InputError(f"groups: '{self.groups}' is none of {', '.join(GROUPS)}")
         if self.loss not in LOSSES:
@@ -107,7 +116,7 @@ class Learned:
     Attributes:
         recipe: A plain recipe with the learned weights, as keys and values.
         history: All steps.
-        notes: Remarks for the user.
+        notes: Notes for the user.
     """
 
     recipe: dict[str, Any]
@@ -131,7 +140,7 @@ class Learned:
 
 
 class Problem:
-    """A loss as a function of weight offsets, K × groups.
+    """A loss as a function of weight offsets, [K, groups].
 
     Attributes:
         weights: The weights and their groups.
@@ -174,7 +183,12 @@ class Problem:
     def differentiate(
         self, offsets: Matrix, advance: Callable[[int], None] = lambda _: None
     ) -> tuple[list[float], Matrix]:
-        """Every task's loss on its search samples, and the gradient of their mean for offsets."""
+        """Every task's loss on its search samples, and the gradient of their mean by the offsets.
+
+        Args:
+            offsets: [K, groups], added to the recipe's weights.
+            advance: Called with the number of samples done.
+        """
         self._candidate.merge(self.weights.asked(offsets))
         gradient = np.zeros_like(self.weights.start)
 
@@ -196,7 +210,7 @@ class Problem:
 
     @torch.no_grad()
     def validate(self) -> list[float]:
-        """Every task's loss on its validation samples, at the offsets last differentiated at."""
+        """Every task's loss on its validation samples, at the offsets last differentiated."""
         if not self._validation:
             return []
         losses = [
@@ -229,17 +243,18 @@ def learn(
 ) -> Learned:
     """Learn the weights of a recipe from its experts' samples.
 
-    Starts from the recipe's own weights (times K·σ where it has a ``sensitivity`` section; 1/K
-    where it says neither weight nor λ) and keeps the step that is best on the validation samples,
-    which may be the start.
+    The first weights are the recipe's own, times K·σ if it has a ``sensitivity`` section; if it
+    gives neither weight nor λ, they are 1/K. The result is the step with the best validation loss,
+    which may be the first.
 
     Args:
         recipe: The recipe, or its path. Its experts name their samples.
-        options: How to learn.
-        calibration: A calibration of the experts, or its path; measured where one is needed.
-        history: The file that every step is written to, and that learning goes on from if it was
-            stopped; None writes nothing.
-        home: The folder that the learned recipe will lie in; the recipe's by default.
+        options: Options of learning.
+        calibration: A calibration of the experts, or its path; if one is needed and not given, it
+            is measured.
+        history: The file to which every step is written, and from which learning continues after a
+            stop; None writes nothing.
+        home: The folder in which the learned recipe will be; the recipe's by default.
         threads: Threads to use; all cores by default.
         progress: Show a progress bar on a terminal and plain lines elsewhere.
 
@@ -270,7 +285,7 @@ def learn(
 
 
 def started(recipe: Recipe) -> tuple[Recipe, list[str]]:
-    """The recipe that learning starts from: weights of 1/K where it says neither weight nor λ."""
+    """The recipe to start from: with weights of 1/K if it gives neither weight nor λ."""
     said = [recipe.parameters.get(SCALE), recipe.parameters.get("weight")]
     said += [expert.parameters.get("weight") for expert in recipe.experts]
     if recipe.method.parameter(SCALE) is None or any(each is not None for each in said):
@@ -279,7 +294,7 @@ def started(recipe: Recipe) -> tuple[Recipe, list[str]]:
     data = dict(recipe.source)
     data["parameters"] = (data.get("parameters") or {}) | {"weight": share}
     other = Recipe.from_dict(data, folder=recipe.folder)
-    return other, [f"the recipe says neither weight nor lambda: weights start at {share:.3g}"]
+    return other, [f"the recipe gives neither weight nor lambda: weights start at {share:.3g}"]
 
 
 def _descend(
@@ -307,7 +322,7 @@ def _descend(
 
 
 def _key(recipe: Recipe, problem: Problem, options: Options) -> dict[str, Any]:
-    """All that the numbers of a history depend on: not the number of steps, which may grow."""
+    """All that the numbers of a history depend on. Not the number of steps, which may grow."""
     said = {key: value for key, value in recipe.source.items() if key != "models"}
     key = {
         "sensmerge": __version__,
@@ -319,6 +334,6 @@ def _key(recipe: Recipe, problem: Problem, options: Options) -> dict[str, Any]:
         "models": [model.checkpoint.fingerprint() for model in problem.models.all],
         "start": problem.weights.start.tolist(),
     }
-    # In the form in which a file gives it back.
+    # Through JSON, to be comparable with the key in a file.
     back: dict[str, Any] = json.loads(json.dumps(key))
     return back

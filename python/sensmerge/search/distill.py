@@ -1,6 +1,6 @@
-"""Distillation: how far a model's predictions are from those of each expert on its own task.
+"""Distillation: the divergence of a model's predictions from those of each expert on its own task.
 
-No completions are needed: with ``positions: all``, samples may be prompts alone.
+Completions are not needed: with ``positions: all``, samples may consist of prompts alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Teachers:
     """The predictions of every expert on its own task's samples.
 
-    Every expert runs once, as far as its output head. The head's inputs are small and are kept.
+    Every expert runs once, up to its output head. The head's inputs, which are small, are kept.
     """
 
     def __init__(self, tasks: list[Task], options: Sensitivity) -> None:
@@ -40,13 +40,13 @@ class Teachers:
     def divergence(self, sample: Sample, logits: torch.Tensor) -> torch.Tensor:
         """Mean over the scored positions of KL(expert ‖ model), in nats.
 
-        Vocabularies of different size are compared on their common prefix.
+        If the vocabularies differ in size, their common first tokens are compared.
 
         Args:
             sample: One of the experts' samples.
-            logits: The model's, [tokens, vocabulary].
+            logits: The model's logits, [tokens, vocabulary].
         """
-        # A copy: tensors made in inference mode may take no part in a backward pass.
+        # A copy, since tensors made in inference mode cannot take part in a backward pass.
         wanted = self._head[id(sample)].logits(self._states[id(sample)]).clone()
         where = torch.tensor(sample.logit_positions("completion"))
         found = logits[where]

@@ -1,4 +1,4 @@
-"""The gradient of a weighted sum of losses, handed over parameter by parameter and freed."""
+"""The gradient of a weighted sum of losses, passed on parameter by parameter and freed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sensmerge.calibration.samples import Sample
     from sensmerge.calibration.stream import Stream
 
-# Given a parameter's name and its gradient, or one of several parts that add up to it.
+# Called with a parameter's name and its gradient, or with one of several parts that add up to it.
 Look = Callable[[str, torch.Tensor], None]
 
 
@@ -36,12 +36,13 @@ def differentiate(
 
     Args:
         model: The model.
-        stream: The same, taken apart, so that no more than one block's gradients are held; None
-            where that is not possible: then the gradients of every sample are parts of their own.
+        stream: The model divided into blocks, so that only one block's gradients are held at a
+            time; None if that is not possible: then the gradients of every sample are passed on as
+            parts.
         samples: The samples.
         shares: The factor of each sample's loss in the sum.
-        loss_of: The loss of a sample, from its place among them and its logits.
-        look: Given the gradients.
+        loss_of: The loss of a sample, from its index and its logits.
+        look: Called with the gradients.
         most: Bytes that the kept inputs of blocks may take.
 
     Returns:

@@ -1,7 +1,7 @@
-"""Weights of experts by groups of tensors, and recipes that hold them.
+"""Weights of experts by groups of tensors, and recipes with such weights.
 
-A learned weight is the recipe's own plus an offset that a group of tensors shares: at offset 0 the
-merge is the recipe's.
+A learned weight is the recipe's own weight plus an offset that a group of tensors shares, so that
+with offsets of 0 the merge is the recipe's.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Matrix = NDArray[np.float64]
 
-# What the tensors of a group share a name in.
+# The name of a tensor's group, from the tensor's name.
 _GROUP_OF: dict[str, Callable[[str], str]] = {
     "global": lambda name: "all",
     "block": layer_of,
@@ -43,19 +43,24 @@ class Weights:
     Attributes:
         groups: Names of the groups, in the model's order: decoder blocks and the modules outside
             them, single tensors, or one group of all.
-        start: K × groups, the mean of the recipe's weights in a group, by entries.
-        scale: The mean of |λ| over all entries: what a weight is multiplied by.
+        start: [K, groups], the mean of the recipe's weights over a group's entries.
+        scale: The mean of |λ| over all entries, the factor of the weights; 1 for a method without
+            λ.
     """
 
     def __init__(self, asked: Request, groups: str) -> None:
-        """Look at the weights that a merge is asked for.
+        """Take the weights of a request.
+
+        Args:
+            asked: The merge.
+            groups: ``global``, ``block`` or ``tensor``.
 
         Raises:
             InputError: λ is 0 everywhere, so that no weight matters.
         """
         self._asked = asked
         merged = [tensor for tensor in asked.manifest().tensors if tensor.merged]
-        # As the model runs, which files need not be sorted by.
+        # In the model's order, in which block 10 comes after block 9.
         merged.sort(key=lambda tensor: _natural(tensor.name))
         self._weights: dict[str, list[float]] = {
             tensor.name: asked.numbers[tensor.name][WEIGHT]  # type: ignore[misc]
@@ -79,11 +84,11 @@ class Weights:
         self.start /= np.maximum(sizes, 1)
 
     def asked(self, offsets: Matrix) -> Request:
-        """The merge with offsets, K × groups."""
+        """The request with offsets, [K, groups], added to the weights."""
         return self._asked.with_weights(self.by_tensor(offsets))
 
     def by_tensor(self, offsets: Matrix) -> list[dict[str, float]]:
-        """For every expert: the weight of every tensor."""
+        """For every expert, the weight of every tensor with offsets, [K, groups], added."""
         return [
             {
                 name: weights[expert] + float(offsets[expert, self._place[name]])
@@ -93,12 +98,12 @@ class Weights:
         ]
 
     def add(self, gradient: Matrix, tensor: str, derivatives: list[float]) -> None:
-        """Add a tensor's derivatives to a gradient, K × groups, of the offsets."""
+        """Add a tensor's derivatives, one per expert, to a gradient by the offsets, [K, groups]."""
         gradient[:, self._place[tensor]] += derivatives
 
 
 def _mean_scale(asked: Request, elements: dict[str, int]) -> float:
-    """The mean of |λ| over all entries; 1 for a method that has none."""
+    """The mean of |λ| over all entries; 1 for a method without λ."""
     entries = sum(elements.values())
     scales = [
         abs(float(asked.numbers[name].get(SCALE, 1.0))) * count  # type: ignore[arg-type]
@@ -108,17 +113,19 @@ def _mean_scale(asked: Request, elements: dict[str, int]) -> float:
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
-    """Numbers in names count as numbers."""
+    """A sort key that compares numbers in names as numbers."""
     return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in name.split(".")]
 
 
 def with_weights(recipe: Recipe, weights: list[dict[str, float]], home: Path) -> dict[str, Any]:
-    """A plain recipe with these weights: every other key is kept, but sensitivity is spent.
+    """A plain recipe with these weights, as keys and values.
+
+    All other keys are kept, except ``sensitivity``, whose coefficients are in the weights already.
 
     Args:
         recipe: The recipe that the weights belong to.
-        weights: For every expert: the weight of every tensor.
-        home: The folder that the new recipe will lie in; local paths are as seen from there.
+        weights: For every expert, the weight of every tensor.
+        home: The folder in which the new recipe will be; local paths become relative to it.
     """
     data = moved(recipe, home)
     data.pop("sensitivity", None)
@@ -135,7 +142,7 @@ def with_weights(recipe: Recipe, weights: list[dict[str, float]], home: Path) ->
 
 
 def moved(recipe: Recipe, home: Path) -> dict[str, Any]:
-    """What the user wrote, with local paths as seen from another folder."""
+    """A recipe's keys and values, with local paths relative to another folder."""
     data = copy.deepcopy(recipe.source)
 
     def seen(path: str) -> str:

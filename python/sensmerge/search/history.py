@@ -1,4 +1,4 @@
-"""The steps of learning, kept in a file so that learning can go on after a stop."""
+"""The steps of learning, kept in a file so that learning can continue after a stop."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Step:
     """One step of learning.
 
     Attributes:
-        offsets: What was added to the recipe's weights, K × groups.
+        offsets: The offsets of the recipe's weights, [K, groups].
         losses: Every task's loss on its search samples.
         validation: Every task's loss on its validation samples; empty without any.
     """
@@ -35,17 +35,17 @@ class Step:
 
     @property
     def loss(self) -> float:
-        """The mean over the tasks."""
+        """The mean of the tasks' losses on the search samples."""
         return math.fsum(self.losses) / len(self.losses)
 
     @property
     def validation_loss(self) -> float:
-        """The mean over the tasks; NaN without validation samples."""
+        """The mean of the tasks' losses on the validation samples; NaN without any."""
         return math.fsum(self.validation) / len(self.validation) if self.validation else math.nan
 
     @property
     def score(self) -> float:
-        """What steps are compared by: the validation loss or, without one, the loss."""
+        """The number by which steps are compared: the validation loss or, without one, the loss."""
         return self.loss if math.isnan(self.validation_loss) else self.validation_loss
 
 
@@ -56,11 +56,11 @@ class History:
     Attributes:
         tasks: The experts' names.
         groups: Names of the groups of tensors.
-        start: The recipe's weights, K × groups.
-        steps: The steps, the start first.
-        key: All that the numbers depend on: a file with another key is of another search.
-        state: Adam's state after the last step: its parameter, and the two moments.
-        path: The file; None writes none.
+        start: The recipe's weights, [K, groups].
+        steps: The steps; the first has offsets of 0.
+        key: All that the numbers depend on; a file with another key belongs to another search.
+        state: Adam's state after the last step: its parameter and two moments, each [K, groups].
+        path: The file; None if nothing is written.
     """
 
     tasks: list[str]
@@ -78,7 +78,7 @@ class History:
         """The history in a file; a new one if there is no file, or one of another search.
 
         Raises:
-            InputError: The file is no history.
+            InputError: The file is not a history.
         """
         fresh = cls(tasks, weights.groups, weights.start.tolist(), key=key, path=path)
         if path is None or not path.is_file():
@@ -87,7 +87,7 @@ class History:
             text = path.read_text(encoding="utf-8")
             file = _FILE.validate_python(json.loads(text))
         except (OSError, ValueError, ValidationError) as error:
-            raise InputError(f"{path}: is no history of learning ({error}); remove it") from None
+            raise InputError(f"{path}: is not a history of learning ({error}); remove it") from None
         if file.key != key:
             return fresh
         fresh.steps, fresh.state = file.steps, file.state
@@ -95,11 +95,11 @@ class History:
 
     @property
     def best(self) -> Step:
-        """The step with the best score; the first of them."""
+        """The step with the lowest score; the first of equal ones."""
         return min(self.steps, key=lambda step: step.score)
 
     def is_over(self, patience: int) -> bool:
-        """Whether the last ``patience`` steps brought nothing better."""
+        """Whether none of the last ``patience`` steps was better than those before."""
         return (
             len(self.steps) - 1 - self.steps.index(self.best) >= patience if self.steps else False
         )
@@ -128,7 +128,7 @@ class History:
         }
 
     def weights(self, step: Step) -> Matrix:
-        """The weights of a step, K × groups."""
+        """The weights of a step, [K, groups]."""
         weights: Matrix = np.array(self.start) + np.array(step.offsets)
         return weights
 
@@ -152,7 +152,7 @@ class History:
         if validated and last.validation_loss > best.validation_loss and last.loss < best.loss:
             said.append(
                 "further steps were better on the samples learned from and worse on the others: "
-                "overfitting, so they are not kept"
+                "this is overfitting, so that they are not kept"
             )
         if not validated:
             said.append(
@@ -165,7 +165,7 @@ class History:
         file = _File(
             "sensmerge-learn", self.key, self.tasks, self.groups, self.start, self.steps, self.state
         )
-        # Python writes a float with as many digits as reading it back to the last bit takes.
+        # Python writes floats with enough digits to be read back exactly.
         write_atomically(path, json.dumps(asdict(file), ensure_ascii=False))
 
 

@@ -1,4 +1,4 @@
-"""Judging settings: a candidate is merged in memory and run over the tasks' samples."""
+"""Evaluation of settings: a candidate is merged in memory and run over the tasks' samples."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ OBJECTIVES = ("mean", "worst")
 
 @dataclass(frozen=True)
 class Objective:
-    """What is to be small: a weighted mean of the tasks' losses, or the largest of them.
+    """The quantity to minimise: a weighted mean of the tasks' losses, or the largest of them.
 
     Attributes:
         kind: ``mean`` or ``worst``.
-        weights: One number a task; None weighs all alike.
+        weights: The tasks' weights in the mean; None weights all tasks equally.
     """
 
     kind: str = "mean"
     weights: tuple[float, ...] | None = None
 
     def check(self, count: int) -> None:
-        """Refuse what does not fit this many tasks.
+        """Refuse an objective that does not fit this many tasks.
 
         Raises:
-            InputError: It names the option.
+            InputError: The message names the option.
         """
         if self.kind not in OBJECTIVES:
             raise InputError(f"objective: '{self.kind}' is none of {', '.join(OBJECTIVES)}")
@@ -59,7 +59,7 @@ class Objective:
             raise InputError("task_weights: give numbers of 0 or more, one above 0 at least")
 
     def of(self, losses: list[float]) -> float:
-        """The objective for the tasks' losses."""
+        """The objective's value for the tasks' losses."""
         if self.kind == "worst":
             return max(losses)
         weights = self.weights or (1.0,) * len(losses)
@@ -68,10 +68,10 @@ class Objective:
 
 
 class Judge:
-    """Merges settings of one recipe and tells their losses, each once.
+    """Computes the losses of settings of one recipe; results are cached.
 
     Attributes:
-        tasks: What is judged by.
+        tasks: The tasks, whose samples the losses are computed on.
     """
 
     def __init__(
@@ -106,8 +106,11 @@ class Judge:
 
         Args:
             settings: The candidate.
-            part: ``search`` or ``validation``: which samples.
-            advance: Told of every sample that is done.
+            part: The samples: ``search`` or ``validation``.
+            advance: Called with the number of samples done.
+
+        Raises:
+            InputError: The settings cannot be merged, or a loss is not finite.
         """
         asked = self._asked(settings)
         key = (json.dumps(asked.plain()), part)
@@ -126,7 +129,7 @@ class Judge:
         return self._known[key]
 
     def key(self) -> dict[str, Any]:
-        """What decides every loss: recipe, weights, samples and measurements."""
+        """All that losses depend on besides settings: recipe, models, samples and calibration."""
         measured = self._calibration
         numbers = b""
         if measured is not None:

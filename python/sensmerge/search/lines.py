@@ -1,11 +1,12 @@
-"""The least value of a function of one positive number, from few evaluations."""
+"""Minimisation of a function of one positive number, with few evaluations."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 
-# Evaluations: on a coarse grid, then to both sides of the best, in steps that halve.
+# Evaluations: on a coarse grid, then on both sides of the best place, at half the distance each
+# time; and one at the start.
 GRID = 7
 REFINEMENTS = 3
 EVALUATIONS = GRID + 2 * REFINEMENTS + 1
@@ -14,13 +15,13 @@ EVALUATIONS = GRID + 2 * REFINEMENTS + 1
 def minimise(
     function: Callable[[float], float], low: float, high: float, *, start: float | None = None
 ) -> float:
-    """The place of the least value seen, on a grid of equal ratios that is refined at its best.
+    """The argument with the least value found, on a logarithmic grid that is refined at its best.
 
     Args:
-        function: The function; each place is asked for once.
-        low: The smallest place.
-        high: The largest.
-        start: One more place to evaluate.
+        function: The function. It is called at most once for each argument.
+        low: The smallest argument.
+        high: The largest argument.
+        start: One more argument to evaluate.
     """
     ratio = math.log(high / low) / (GRID - 1)
     places = [low * math.exp(ratio * step) for step in range(GRID)]

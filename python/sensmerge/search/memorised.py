@@ -1,8 +1,8 @@
 """Warnings about experts that have memorised the samples.
 
-A search on memorised samples favours the experts that know them by heart. Measured on a small
-family: with samples from the experts' own training data Sens-Merging does as well as with fresh
-ones, and learned weights make the merge worse.
+A search on memorised samples favours the experts that memorised them. Measured on a small family of
+models: with samples from the experts' own training data, Sens-Merging is as good as with fresh
+samples, while learned weights make the merge worse.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ if TYPE_CHECKING:
     from sensmerge.models import Models
     from sensmerge.search.tasks import Task
 
-# An expert whose loss on the samples learned from is below this share of its loss on the validation
-# samples knows the former by heart, if the losses are also this many standard errors apart.
+# An expert seems to have memorised the samples learned from if its loss on them is below this
+# fraction of its loss on the validation samples, and the losses are this many standard errors
+# apart.
 OF_VALIDATION = 0.7
 STANDARD_ERRORS = 3.0
 
-# An expert whose loss is below this share of the base's on the same samples may know them by heart.
-# A skill alone can bring it to a tenth (of word problems, for instance), hardly below this.
+# An expert may have memorised samples if its loss on them is below this fraction of the base's. A
+# skill alone can bring the loss to a tenth (for word problems, for instance), but hardly below
+# this.
 OF_BASE = 0.05
 
 
@@ -51,10 +53,10 @@ def judge(
     """Warn about an expert whose losses suggest that it has memorised samples.
 
     Args:
-        name: The expert.
-        search: Its loss on every sample that is learned from.
-        validation: On those that are not.
-        base: The base's loss on every sample that is learned from; None without a base.
+        name: The expert's name.
+        search: Its loss on every search sample.
+        validation: Its loss on every validation sample.
+        base: The base's loss on every search sample; None without a base.
     """
     advice = "learned weights then do worse on others; use samples that no expert was trained on"
     ours = mean(search)

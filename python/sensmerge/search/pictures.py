@@ -21,7 +21,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _DARK = "#33373d"
 _STYLE: Any = STYLE | {"text.color": _DARK, "axes.labelcolor": _DARK}
 
-# The most groups whose names fit below the axis.
+# Up to this many groups, their names fit below the axis.
 _NAMED = 40
 
 
@@ -83,7 +83,7 @@ def _draw_weights(rows: list[Axes], history: History) -> None:
 
 
 def tuned_png(found: Tuned) -> bytes:
-    """Loss over temperature and over λ: a line for every task, and for the best plain merge."""
+    """The trials' losses over temperature and over λ, by task, with the best plain merge."""
     columns = [
         ("temperature", "T", [each for each in found.trials if each.settings.temperature]),
         ("scale", "λ", [each for each in found.trials if each.settings.scale]),
@@ -133,14 +133,14 @@ def _draw_trials(axes: Axes, found: Tuned, key: str, symbol: str, results: list[
 _STAR = "#d1495b"
 
 
-# Neighbours on either side that a line takes into account.
+# Neighbours on each side over which a line takes the least loss.
 _REACH = 3
 
 
 def _running_least(losses: list[float]) -> list[float]:
-    """The least loss among the neighbours of every trial.
+    """The least loss among every trial and its neighbours.
 
-    Trials differ in several settings. The least loss shows how it depends on one of them, with good
+    Trials differ in several settings. The least loss shows the dependence on one of them for good
     values of the others.
     """
     return [

@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """One candidate and what it came to.
+    """One candidate and its losses.
 
     Attributes:
         kind: ``trial``, or ``baseline`` for a plain merge.
         settings: The candidate.
-        losses: Every task's mean loss on the search samples.
-        objective: What was to be small, on them.
-        validation: Every task's mean loss on the validation samples, where it was looked at.
-        validation_objective: The objective on them.
+        losses: Every task's mean loss on the search samples, in nats per token.
+        objective: The objective on the search samples.
+        validation: Every task's mean loss on the validation samples; empty if not computed.
+        validation_objective: The objective on the validation samples; NaN if not computed.
     """
 
     kind: str
@@ -32,6 +32,6 @@ class Result:
 
     @property
     def score(self) -> float:
-        """The validation objective or, where there is none, that of the search."""
+        """The objective on the validation samples or, if not computed, on the search samples."""
         unknown = math.isnan(self.validation_objective)
         return self.objective if unknown else self.validation_objective

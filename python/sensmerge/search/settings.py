@@ -1,4 +1,4 @@
-"""What a search over recipes chooses: a handful of numbers and names, and the recipe they make."""
+"""The settings that a search over recipes chooses, and the recipe with such settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sensmerge.recipe.parameters import SCALE
 if TYPE_CHECKING:
     from sensmerge.recipe.methods import Method, Parameter
 
-# What is searched for besides the scale, where a method has it.
+# The parameter that is searched for besides the scale, if the method has it.
 DENSITY = "density"
 
 
@@ -20,7 +20,7 @@ def method_of(recipe: Recipe, name: str) -> Method:
     """A method by name, in the semantics of a recipe.
 
     Raises:
-        InputError: There is none of that name.
+        InputError: There is no method of that name.
     """
     found = methods.find(name, recipe.semantics)
     if found is None:
@@ -29,7 +29,7 @@ def method_of(recipe: Recipe, name: str) -> Method:
 
 
 def searched(method: Method, name: str) -> Parameter | None:
-    """A parameter of a method, where it has one of that name and a search looks for it."""
+    """A method's parameter of this name, if it has one that searches look for; otherwise None."""
     parameter = method.parameter(name)
     return parameter if parameter is not None and parameter.search is not None else None
 
@@ -40,12 +40,12 @@ class Settings:
 
     Attributes:
         method: The merge method.
-        scale: λ; None where the method has none.
-        density: Fraction of entries kept; None where the method keeps all, or the recipe's own is
-            taken.
+        scale: λ; None if the method has none, or to keep the recipe's own setting.
+        density: Fraction of entries kept; None if the method has none, or to keep the recipe's own
+            setting.
         mode: The sensitivity mode; ``off`` is the plain method.
         temperature: T of Eq. 6; None for the plain method.
-        cross_task: Which Eq. 5; None where τ has no part.
+        cross_task: The form of Eq. 5; None if the mode does not use τ.
     """
 
     method: str
@@ -57,7 +57,7 @@ class Settings:
 
     @classmethod
     def of(cls, recipe: Recipe) -> Settings:
-        """What a recipe says, where it says one number for all."""
+        """A recipe's settings; None for λ or density that is not one number for all tensors."""
         scale, density = recipe.value(SCALE), recipe.parameters.get(DENSITY)
         sensitivity = recipe.sensitivity
         on = sensitivity is not None and sensitivity.mode != "off"
@@ -75,20 +75,20 @@ class Settings:
         )
 
     def recipe(self, recipe: Recipe) -> Recipe:
-        """The recipe with these settings in it.
+        """The recipe with these settings.
 
         Raises:
-            InputError: They make no recipe.
+            InputError: A recipe with these settings is not valid.
         """
         return Recipe.from_dict(self.apply(recipe, recipe.source), folder=recipe.folder)
 
     def apply(self, recipe: Recipe, source: dict[str, Any]) -> dict[str, Any]:
-        """The same as keys and values, from those of ``source``."""
+        """The keys and values of ``source`` with these settings; ``recipe`` is the one searched."""
         method = method_of(recipe, self.method)
         data = dict(source) | {"merge_method": self.method}
         parameters = dict(data.get("parameters") or {})
         if self.method != recipe.merge_method:
-            # Switches mean something else, or nothing, for another method.
+            # Another method may lack the recipe's switches, or have other defaults for them.
             for key in methods.parameter_names():
                 if any(each.kind == "switch" for each in methods.parameters_named(key)):
                     parameters.pop(key, None)

@@ -1,4 +1,4 @@
-"""Trials kept by Optuna: asked for, told, and gone on with after a stop."""
+"""The trials of a search, proposed and kept by Optuna, so that a search continues after a stop."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _GRID: dict[str, list[Any]] = {
     "cross_task": ["transfer", "distance"],
     "mode": ["full", "task", "cross"],
 }
-# Of other numbers: so many in equal ratios, or the fifths of 1 between the bounds.
+# Values of other numbers: this many in equal ratios between the bounds, or the fifths between them.
 _IN_EQUAL_RATIOS = 6
 _FIFTHS = (0.2, 0.4, 0.6, 0.8)
 
@@ -52,12 +52,12 @@ class Study:
 
         Args:
             path: The file; None keeps trials in memory.
-            options: How to search.
-            space: What is chosen from.
-            key: What else decides every trial.
+            options: Options of the search.
+            space: The space of settings.
+            key: All else that trials depend on.
 
         Raises:
-            InputError: The file is of another search, or no study.
+            InputError: The file belongs to another search, or is not a study.
         """
         self._options = options
         self._space = space
@@ -68,7 +68,7 @@ class Study:
         if found is None:
             self._study.set_user_attr(_KEY, wanted)
             if options.sampler != "grid":
-                # The recipe's own settings: what is found is never worse on the samples searched.
+                # The recipe's own settings first, so that the best trial is never worse than they.
                 self._study.enqueue_trial(self._own())
         elif found != wanted:
             raise InputError(
@@ -77,13 +77,16 @@ class Study:
             )
 
     def run(self, evaluate: Callable[[Settings], Result]) -> list[Result]:
-        """Do the trials that are missing.
+        """Run the trials that are missing.
 
-        Every trial has a sampler with a seed of its own, so that a search that was stopped goes on
-        as if it had not been.
+        Every trial has a sampler with a seed of its own, so that a search that was stopped
+        continues as if it had not been.
+
+        Args:
+            evaluate: Computes the result of a candidate.
 
         Returns:
-            Every trial, in order.
+            All trials, in order, those of earlier runs included.
         """
         states = optuna.trial.TrialState
         stopped = self._study.get_trials(states=[states.RUNNING])
@@ -95,7 +98,7 @@ class Study:
             ):
                 break
             if stopped:
-                # What it was asked before is remembered.
+                # Optuna keeps the settings that were proposed for the trial before the stop.
                 trial = optuna.trial.Trial(self._study, stopped.pop(0)._trial_id)
             else:
                 trial = self._study.ask()
@@ -118,7 +121,7 @@ class Study:
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         seed = self._options.seed + number
         if self._options.sampler == "grid":
-            # Its seed orders the grid: one for all trials.
+            # The seed determines the order of the grid, so that it is the same for all trials.
             return optuna.samplers.GridSampler(self._grid(), seed=self._options.seed)
         if self._options.sampler == "cmaes":
             return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
@@ -127,7 +130,7 @@ class Study:
         return optuna.samplers.TPESampler(seed=seed)
 
     def _grid(self) -> dict[str, list[Any]]:
-        """A few values of everything that a candidate can ask for."""
+        """A few values of every setting that a candidate can have."""
         asked: dict[str, list[Any]] = {}
 
         def category(name: str, values: list[str]) -> str:
@@ -141,7 +144,7 @@ class Study:
             return low
 
         methods = self._space.methods
-        # What only some methods ask for is in the grid if one of them does.
+        # The grid has every setting that any of the methods has.
         for method in sorted(methods, key=lambda each: self._space.density(each) is not None):
             space = self._space.only(method)
             space.choose(category, number)
@@ -184,11 +187,11 @@ def _open(path: Path | None) -> optuna.Study:
         storage = JournalStorage(JournalFileBackend(str(path)))
         return optuna.create_study(storage=storage, study_name=_KEY, load_if_exists=True)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: is no study ({error}); name another file") from None
+        raise InputError(f"{path}: is not a study ({error}); name another file") from None
 
 
 def _mend(path: Path) -> None:
-    """Take away the half of a line that a killed process left; the next would be added to it."""
+    """Remove an incomplete last line, left by a killed process: Optuna would append to it."""
     if not path.is_file():
         return
     content = path.read_bytes()

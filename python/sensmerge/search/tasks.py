@@ -1,7 +1,7 @@
-"""The samples that candidates are judged by: those of every expert's task, divided into two parts.
+"""The samples on which candidates are evaluated: those of every expert's task, in two parts.
 
-Searches use the *search* samples. The *validation* samples, which they never see, tell whether a
-gain holds on others.
+Searches use the *search* samples. The *validation* samples, which searches do not use, show whether
+a gain holds on other samples.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Task:
     """One expert's task.
 
     Attributes:
-        name: The expert, as the recipe calls it.
+        name: The expert's name in the recipe.
         source: The expert's files and tokenizer.
-        search: Samples that a search uses.
-        validation: Samples that it never sees; none if the share is 0.
-        digest: A digest of the token ids of all of them.
+        search: Samples for the search.
+        validation: Samples for validation; empty if their share is 0.
+        digest: A digest of the token ids of all samples.
     """
 
     name: str
@@ -53,16 +53,17 @@ def load(recipe: Recipe, options: Sensitivity, models: Models, share: float) -> 
 
     Args:
         recipe: The recipe; its experts name their samples.
-        options: How many are drawn, and what is scored.
+        options: The number of samples to draw, and the tokens that are scored.
         models: The recipe's models.
-        share: The share of each task's samples that is kept for validation; rounded up.
+        share: The fraction of each task's samples that is kept for validation, in [0, 1). Their
+            number is rounded up.
 
     Raises:
-        InputError: Samples are missing or malformed, the share leaves none to search with, or a
-            sample has a token that the merged model will not know.
+        InputError: Samples are missing or malformed, the fraction leaves none to search with, or a
+            sample has a token that the merged model does not have.
     """
     if not 0 <= share < 1:
-        raise InputError(f"validation: {share:g} is no share of the samples, in [0, 1)")
+        raise InputError(f"validation: {share:g} is not a share of the samples, in [0, 1)")
     sources = open_sources(recipe)
     drawn = [
         calibration_samples.task(recipe, place, source.tokenizer, options)
@@ -75,8 +76,8 @@ def load(recipe: Recipe, options: Sensitivity, models: Models, share: float) -> 
         for sample in task.samples:
             if isinstance(size, int) and max(sample.ids) >= size:
                 raise InputError(
-                    f"{sample.place}: holds token {max(sample.ids)}, and the merged model knows "
-                    f"{size} tokens, as many as {models.template.name}; leave the sample out"
+                    f"{sample.place}: holds token {max(sample.ids)}, and the merged model has only "
+                    f"{size} tokens, like {models.template.name}; leave the sample out"
                 )
         search, validation = part(task.samples, share, options.seed, source.name)
         found.append(Task(source.name, source, search, validation, task.record.token_ids))
@@ -86,10 +87,16 @@ def load(recipe: Recipe, options: Sensitivity, models: Models, share: float) -> 
 def part(
     samples: list[Sample], share: float, seed: int, name: str
 ) -> tuple[list[Sample], list[Sample]]:
-    """Divide samples into those to search with and those to validate with.
+    """Divide an expert's samples at random into search and validation samples.
+
+    Args:
+        samples: The samples.
+        share: The fraction to validate with, in [0, 1); their number is rounded up.
+        seed: Seed of the division.
+        name: The expert's name, for the message.
 
     Raises:
-        InputError: There are too few of them.
+        InputError: No sample would be left to search with.
     """
     if share == 0:
         return list(samples), []
@@ -110,7 +117,12 @@ def sample_losses(
     samples: list[list[Sample]],
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[list[float]]:
-    """The loss on every sample: the mean over its scored tokens.
+    """The loss on every sample, as a mean over its scored tokens, in nats.
+
+    Args:
+        model: The model.
+        samples: Samples in lists; the result has the same lists.
+        advance: Called with the number of samples done.
 
     Raises:
         InputError: A loss is not finite.

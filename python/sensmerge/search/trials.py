@@ -1,7 +1,7 @@
-"""The tune verb: trials of temperature, λ, density and the rest, driven by Optuna's ask and tell.
+"""``tune``: trials of temperature, λ, density and other settings, proposed by Optuna.
 
-The best plain merge, of every method in the search and at its own best λ, is in every table: a gain
-is a gain over that.
+Gains are measured against plain merges: those of every method in the search at its own best λ,
+which are in every table.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ TEMPERATURES = (0.005, 1.0)
 
 @dataclass(frozen=True)
 class Options:
-    """How settings are tuned.
+    """Options of a search.
 
     Attributes:
-        trials: How many, in all.
-        keys: What is searched for, of ``KEYS``; what has no meaning for a method is left alone.
-        methods: The methods tried; None: the recipe's.
+        trials: Total number of trials.
+        keys: The settings to search for, of ``KEYS``; those that a method lacks are ignored.
+        methods: The methods to try; None tries the recipe's.
         sampler: ``tpe``, ``cmaes``, ``grid`` or ``random``.
-        objective: What is to be small.
-        validation: Share of each task's samples that the search never sees.
-        seed: Of the sampler.
+        objective: The quantity to minimise.
+        validation: Fraction of each task's samples that is kept for validation, in [0, 1).
+        seed: Seed of the sampler.
     """
 
     trials: int = TRIALS
@@ -67,13 +67,13 @@ class Options:
     seed: int = 0
 
     def check(self) -> None:
-        """Refuse what cannot be.
+        """Refuse options that are out of range.
 
         Raises:
-            InputError: It names the option.
+            InputError: The message names the option.
         """
         if self.trials < 1:
-            raise InputError(f"trials: {self.trials} is no number of trials; give 1 or more")
+            raise InputError(f"trials: {self.trials} is not a number of trials; give 1 or more")
         for key in self.keys:
             if key not in KEYS:
                 raise InputError(f"search: '{key}' is none of {', '.join(KEYS)}")
@@ -83,16 +83,16 @@ class Options:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a search came to.
+    """The outcome of a search.
 
     Attributes:
-        recipe: The best trial's recipe, as it is written.
-        tasks: The experts, whose tasks these are.
+        recipe: The best trial's recipe, as keys and values.
+        tasks: The names of the experts, each of which has a task.
         best: The best trial.
         plain: The best plain merge.
-        baselines: Every plain merge.
-        trials: Every trial, in order.
-        notes: What won, by how much, and whether it holds, in plain words.
+        baselines: All plain merges.
+        trials: All trials, in order.
+        notes: The winner, its gain, and whether the gain holds on the validation samples.
     """
 
     recipe: dict[str, Any]
@@ -107,7 +107,7 @@ class Tuned:
         """Write the recipe, the trials as CSV and JSON, and a picture.
 
         Returns:
-            What was written.
+            The files.
         """
         from sensmerge.search.pictures import tuned_png
 
@@ -123,7 +123,7 @@ class Tuned:
         return list(files)
 
     def csv(self) -> str:
-        """Every candidate, a row each."""
+        """All candidates as CSV, with one row per candidate."""
         text = io.StringIO()
         names: list[str] = ["kind", *self.best.settings.numbers(), *self.tasks, "objective"]
         names += [f"validation {task}" for task in self.tasks] + ["validation objective"]
@@ -141,7 +141,7 @@ class Tuned:
         return text.getvalue()
 
     def json(self) -> str:
-        """The same as JSON, with the words."""
+        """All candidates and the notes as JSON."""
         results = [*self.baselines, *self.trials]
         rows = [
             {key: value for key, value in asdict(result).items() if value == value}
@@ -151,7 +151,7 @@ class Tuned:
         return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
     def table(self) -> str:
-        """The candidates that matter, as text."""
+        """The best trial and the plain merges, as a table."""
         rows = [("best", self.best), *(("plain", result) for result in self.baselines)]
         width = max(len(result.settings.describe()) for _, result in rows)
         head = f"{'':<6}{'':<{width}}  search  validation"
@@ -180,11 +180,12 @@ def tune(
 
     Args:
         recipe: The recipe, or its path. Its experts name their samples.
-        options: How to search.
-        calibration: A calibration of the experts, or its path; measured where one is needed.
-        study: Where Optuna keeps the trials, so that a search that was stopped goes on; None keeps
-            nothing.
-        home: The folder that the tuned recipe will lie in; the recipe's by default.
+        options: Options of the search.
+        calibration: A calibration of the experts, or its path; if one is needed and not given, it
+            is measured.
+        study: The file in which Optuna keeps the trials, from which a search continues after a
+            stop; None keeps nothing.
+        home: The folder in which the tuned recipe will be; the recipe's by default.
         threads: Threads to use; all cores by default.
         progress: Show a progress bar on a terminal and plain lines elsewhere.
 
@@ -215,7 +216,7 @@ def tune(
             baselines = [_validated(judge, result, options) for result in baselines]
             best = _validated(judge, best, options)
             trials = [best if each.settings == best.settings else each for each in trials]
-    # The plain merge that is best on what the search saw, as the trial is.
+    # Chosen by the search samples, like the best trial.
     plain = min(baselines, key=lambda result: result.objective)
     data = best.settings.apply(recipe, moved(recipe, home or recipe.folder))
     names = [task.name for task in judge.tasks]
@@ -268,7 +269,7 @@ def _validated(judge: Judge, result: Result, options: Options) -> Result:
 
 
 def _words(best: Result, plain: Result, tasks: list[str]) -> list[str]:
-    """What won, by how much, and whether it holds."""
+    """The winner, its gain over the best plain merge, and whether the gain holds, in words."""
     gain = plain.objective - best.objective
     said = [
         f"best of the search: {best.settings.describe()}, {best.objective:.4f} on the samples "
@@ -291,37 +292,41 @@ def _words(best: Result, plain: Result, tasks: list[str]) -> list[str]:
 
 
 def bounds(parameter: Parameter, experts: int) -> tuple[float, float]:
-    """Where a parameter is looked for with so many experts."""
+    """The interval in which a parameter is searched for, for this number of experts."""
     assert parameter.search is not None, "what is not searched for has no bounds"
     return parameter.search.bounds(experts)
 
 
 class Space:
-    """What a search chooses from.
+    """The settings that a search chooses from.
 
     Attributes:
         methods: The methods.
-        experts: How many experts there are.
+        experts: Number of experts.
         start: The recipe's own settings.
     """
 
     def __init__(self, recipe: Recipe, options: Options) -> None:
-        """Look at what the recipe has and the options ask for."""
+        """Take the recipe's settings and the keys and methods of the options.
+
+        Raises:
+            InputError: The recipe is not valid with one of the methods.
+        """
         self._recipe = recipe
         self._keys = set(options.keys)
         self.methods = list(options.methods or [recipe.merge_method])
         self.experts = len(recipe.experts)
         self.start = Settings.of(recipe)
         for method in self.methods:
-            # What makes no recipe is refused before an hour of trials, not after.
+            # Refuse a method that the recipe does not fit before an hour of trials, not after it.
             self.plain(method).recipe(recipe)
 
     def scale(self, method: str) -> Parameter | None:
-        """λ, where the method has one."""
+        """λ, if the method has it; otherwise None."""
         return searched(method_of(self._recipe, method), SCALE)
 
     def density(self, method: str) -> Parameter | None:
-        """The density, where the method has one."""
+        """The density, if the method has it; otherwise None."""
         return searched(method_of(self._recipe, method), DENSITY)
 
     def only(self, method: str) -> Space:
@@ -331,7 +336,7 @@ class Space:
         return other
 
     def plain(self, method: str) -> Settings:
-        """A method without sensitivity, as the recipe has it otherwise."""
+        """A method without sensitivity, otherwise with the recipe's settings."""
         return Settings(method, self._own_scale(method), self._own_density(method))
 
     def choose(
@@ -339,11 +344,12 @@ class Space:
         category: Callable[[str, list[str]], str],
         number: Callable[[str, float, float, bool], float],
     ) -> Settings:
-        """Ask for everything that a candidate is made of.
+        """Choose the settings of a candidate.
 
         Args:
-            category: Chooses one of several names.
-            number: Chooses a number between two, if so on a logarithmic scale.
+            category: Called with a setting's name and its values; returns one of them.
+            number: Called with a setting's name, its least and greatest number, and whether the
+                scale is logarithmic; returns a number.
         """
         method: Any = self.methods[0]
         if len(self.methods) > 1:
@@ -381,7 +387,7 @@ class Space:
     def _own_density(self, method: str) -> float | None:
         if method == self._recipe.merge_method:
             return self.start.density
-        # Where a search starts, if the recipe's own method keeps all.
+        # The start of searches, if the recipe has no density of its own.
         found = self.density(method)
         if found is None or found.search is None:
             return None

@@ -40,7 +40,7 @@ pub enum Error {
         source: std::io::Error,
     },
 
-    /// A file or folder is not what it should be: missing, truncated, malformed, not a regular file.
+    /// A file or folder cannot be used: truncated, malformed, of another format, not a regular file.
     #[error("{}: {reason}", path.display())]
     File {
         /// The file or folder.

@@ -6,8 +6,8 @@ use serde_json::{Map, Value, json};
 use super::header::LENGTH_BYTES;
 use crate::dtype::Dtype;
 
-/// Headers are padded to a multiple of this many bytes, as the format asks, so that the data starts
-/// aligned.
+/// Headers are padded to a multiple of this many bytes, as by the format's own implementation, so that
+/// the data starts aligned.
 const ALIGNMENT: usize = 8;
 
 /// A tensor to be written.

@@ -1,8 +1,8 @@
 //! The methods, one file each: a schema (the models and parameters) beside a program (the
 //! computation).
 //!
-//! A new method needs a file here and a line in `METHODS`. Apart from the demo, which writes recipes,
-//! and the tests' reference, no code in Rust or Python names a method.
+//! A new method needs a file here and a line in `METHODS`. No other code of this crate and the Python
+//! package names a method, apart from the package's demo, which writes recipes, and its reference.
 
 mod dare_linear;
 mod dare_ties;
