@@ -134,7 +134,11 @@ class Manifest:
         """Every output tensor, by name."""
 
     def to_json(self, /) -> str:
-        """The manifest as JSON."""
+        """The manifest as JSON.
+
+        Raises:
+            InputError: A path is not UTF-8.
+        """
 
     def with_fingerprints(self, /, models: SupportsGetItem[int, Checkpoint]) -> Manifest:
         """The same with digests of the weights, so that another process can tell whether the weights have

@@ -7,6 +7,7 @@ many times, open them once with :func:`open_models`.
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from collections.abc import Mapping
@@ -23,6 +24,9 @@ from sensmerge.scaling.required import coefficients_for
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
+
+# Rules that were applied and what was found in the inputs; nobody waits for a report here.
+_LOG = logging.getLogger("sensmerge")
 
 Tensors = Mapping[str, Any]
 Given = Models | Mapping[str, Tensors | _core.Checkpoint] | None
@@ -148,7 +152,11 @@ def _run(
     threads: int | None,
     allow_nan: bool,
 ) -> None:
-    _core.merge_into(manifest, asked.checkpoints, outputs, threads=threads, allow_nan=allow_nan)
+    notes = _core.merge_into(
+        manifest, asked.checkpoints, outputs, threads=threads, allow_nan=allow_nan
+    )
+    for note in notes:
+        _LOG.warning(note)
 
 
 def _empty(name: str, dtype: str, shape: list[int]) -> Any:

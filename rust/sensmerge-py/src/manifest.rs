@@ -136,8 +136,11 @@ impl Manifest {
     }
 
     /// The manifest as JSON.
-    fn to_json(&self, py: Python<'_>) -> String {
-        py.detach(|| self.inner.to_json())
+    ///
+    /// Raises:
+    ///     InputError: A path is not UTF-8.
+    fn to_json(&self, py: Python<'_>) -> PyResult<String> {
+        py.detach(|| self.inner.to_json()).map_err(to_python)
     }
 
     /// The same with digests of the weights, so that another process can tell whether the weights have

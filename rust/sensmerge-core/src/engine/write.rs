@@ -165,13 +165,20 @@ fn round<T: Real>(
     if !all_finite(out) {
         return explain(job, tensor, entries, block);
     }
-    // The range of float16 is narrower than that of the other dtypes that checkpoints use. (Values of
-    // float64 inputs beyond the range of float32 or bfloat16 become infinite unnoticed.)
-    if dtype == Float::F16 {
+    // Only where the dtype's range is narrower than that of the type that is computed in. (bfloat16's
+    // ends a hair below float32's.)
+    let narrower =
+        dtype == Float::F16 || (dtype != Float::F64 && size_of::<T>() > size_of::<f32>());
+    if narrower {
         T::widen(dtype, bytes, signs);
         if has_infinite(signs) {
-            let reason = "merged values are beyond float16's range; use out_dtype: bfloat16";
-            return Err(unusable(job, tensor, reason));
+            let (name, wider) = match dtype {
+                Float::F16 => ("float16", "bfloat16"),
+                Float::Bf16 => ("bfloat16", "float64"),
+                Float::F32 | Float::F64 => ("float32", "float64"),
+            };
+            let reason = format!("merged values are beyond {name}'s range; use out_dtype: {wider}");
+            return Err(unusable(job, tensor, &reason));
         }
     }
     Ok(())

@@ -19,6 +19,11 @@ pub(super) fn check(manifest: &Manifest) -> Result<()> {
     if let Some(name) = settings.switches.keys().find(|name| !switch(name)) {
         return Err(Error::setting(format!("parameters.{name}"), "is not a switch of the method"));
     }
+    let mut switches = schema.parameters.iter().filter(|parameter| switch(parameter.name));
+    if let Some(missing) = switches.find(|known| !settings.switches.contains_key(known.name)) {
+        let key = format!("parameters.{}", missing.name);
+        return Err(Error::setting(key, "is neither on nor off"));
+    }
     let mut first: Option<&Numbers> = None;
     for (output, merge) in manifest.merges() {
         if merge.base.is_some() != (program.operand == Operand::TaskVectors) {

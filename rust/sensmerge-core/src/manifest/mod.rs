@@ -119,10 +119,12 @@ impl Manifest {
     }
 
     /// The manifest as JSON.
-    #[must_use]
-    pub fn to_json(&self) -> String {
-        // Only a path that is not UTF-8 cannot be written as JSON; the text is then empty.
-        serde_json::to_string(self).unwrap_or_default()
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a path that is not UTF-8.
+    pub fn to_json(&self) -> Result<String> {
+        serde_json::to_string(self)
+            .map_err(|error| Error::setting("manifest", format!("cannot be written: {error}")))
     }
 
     /// Name, dtype and shape of every output tensor.

@@ -181,7 +181,7 @@ fn a_manifest_is_carried_out_by_whoever_reads_it() {
     family.write_out(Ok((manifest.clone(), inputs)), &Options::default()).unwrap();
     let expected = fs::read(family.path("out").join("model.safetensors")).unwrap();
 
-    let read = Manifest::from_json(&manifest.to_json()).unwrap();
+    let read = Manifest::from_json(&manifest.to_json().unwrap()).unwrap();
     assert_eq!(read, manifest);
     let opened = open(&["base", "one", "two"].map(|name| family.path(name))).unwrap();
     let sealed = read.with_fingerprints(opened.iter().map(AsRef::as_ref));
@@ -196,6 +196,10 @@ fn a_manifest_is_carried_out_by_whoever_reads_it() {
     family.write_tensors("one", &[f32s("layers.0.w", &[2], &[1.0; 2])]);
     assert!(Inputs::open(&manifest).unwrap_err().to_string().contains("plan the merge anew"));
     assert!(Manifest::from_json("{}").unwrap_err().to_string().contains("manifest"));
+    let mut silent = manifest.clone();
+    silent.method.switches.clear();
+    let said = Manifest::from_json(&silent.to_json().unwrap()).unwrap_err().to_string();
+    assert!(said.contains("parameters.normalize"), "{said}");
 }
 
 #[test]
@@ -325,6 +329,13 @@ fn what_is_not_a_number_is_refused_unless_allowed() {
     family.write("one", &[60000.0, 1.0, 1.0], 11.0);
     let narrow = task_arithmetic().number("lambda", 2.0).out_dtype(Float::F16);
     assert!(family.refusal(family.plan(narrow, &["one", "two"])).contains("float16's range"));
+    let double =
+        |value: f64| -> Tensor { ("w".into(), "F64", vec![1], value.to_le_bytes().to_vec()) };
+    let wide = Family::new();
+    wide.write_tensors("base", &[double(1.0)]);
+    wide.write_tensors("one", &[double(1e200)]);
+    let narrow = task_arithmetic().out_dtype(Float::F32);
+    assert!(wide.refusal(wide.plan(narrow, &["one"])).contains("float32's range"));
     let large = task_arithmetic().number("lambda", f64::from(f32::MAX));
     assert!(family.refusal(family.plan(large, &["one", "two"])).contains("overflows"));
 }
