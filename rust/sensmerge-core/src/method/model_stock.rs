@@ -24,7 +24,7 @@ impl Method for ModelStock {
         Schema {
             name: "model_stock",
             title: "Model Stock",
-            summary: "as far from the base as the task vectors agree on where to go",
+            summary: "from the base toward the experts' mean, the further the more the task vectors agree",
             source: "Jang et al. 2024",
             base: Base::Needed,
             models: Count::at_least(2),

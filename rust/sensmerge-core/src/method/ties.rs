@@ -36,7 +36,7 @@ impl Method for Ties {
         Schema {
             name: "ties",
             title: "TIES",
-            summary: "trim small entries, elect a sign for each, average those that agree with it",
+            summary: "trim small entries, elect a sign for each position, average the entries that have it",
             source: "Yadav et al. 2023",
             base: Base::Needed,
             models: Count::at_least(1),
