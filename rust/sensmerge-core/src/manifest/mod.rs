@@ -7,6 +7,7 @@
 //!
 //! [`Builder`] makes one from a method, models and numbers; no tensor data is read for that.
 
+mod advice;
 mod builder;
 mod matching;
 mod source;
