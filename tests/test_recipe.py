@@ -276,6 +276,13 @@ def test_files_that_are_no_recipe(tmp_path: Path, text: str, said: str) -> None:
     assert str(path) in str(refused.value)
 
 
+def test_a_recipe_in_another_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(PLAIN, encoding="utf-16")
+    with pytest.raises(InputError, match=r"yaml: is not UTF-8 text: .*; save it as UTF-8$"):
+        Recipe.load(path)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nothing\.yaml"):
         Recipe.load(tmp_path / "nothing.yaml")

@@ -12,7 +12,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from sensmerge.report import figures, write
+import sensmerge
+from families import Family
+from sensmerge import InputError, Recipe
+from sensmerge.report import figures, write, write_for
 from test_scaling import found, measured
 
 HOSTILE = '<script>alert("x")</script>&$\\frac{a}$'
@@ -74,6 +77,39 @@ def test_a_page_is_whole_and_stands_alone(
     addresses = set(re.findall(r"https?://[^\"'\s<]+", text))
     assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
     assert ("lower sensitivity.temperature" in outline.text) == (options.get("temperature") == 100)
+
+
+def test_the_notes_of_a_merge_are_on_its_page(family: Family, tmp_path: Path) -> None:
+    out, output = tmp_path / "out", tmp_path / "report.html"
+    parameters = {"lambda": 0.5, "int8_mask": True}
+    data = family.recipe(sensitivity={"samples": 2}, parameters=parameters, out_path=HOSTILE)
+    recipe = Recipe.from_dict(data, folder=family.folder)
+    result = sensmerge.merge(recipe, out, progress=False, sync=False)
+    assert len(result.notes) >= 2
+    write_for(out, output)
+    outline = Outline()
+    outline.feed(output.read_text())
+    assert outline.open == []
+    assert "script" not in outline.tags
+    head, _, body = outline.text.partition("Notes")
+    section = body.partition("Sensitivity by layer")[0]
+    for note in result.notes:
+        assert (head.lower() + section.lower()).count(note.lower()) == 1, note
+    assert "parameters.int8_mask: task_arithmetic does not use it" in section
+
+    (out / "sensmerge_output.json").write_text("[]")
+    with pytest.raises(InputError, match=r"sensmerge_output\.json: cannot be read"):
+        write_for(out, output)
+    (out / "sensmerge_output.json").unlink()
+    write_for(out, output)
+    assert "int8_mask" not in output.read_text()
+
+
+def test_a_page_without_notes_has_no_section_of_them(tmp_path: Path) -> None:
+    calibration = measured(3, 8)
+    write(calibration, found(calibration), tmp_path / "report.html")
+    assert "Notes" not in (tmp_path / "report.html").read_text()
+    assert "<h2>Notes</h2>" in page(tmp_path)
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import sensmerge
 from families import Family, add_tokens, llama_family
-from sensmerge import InputError, Recipe
+from sensmerge import InputError, Recipe, _core
 from sensmerge.models.vocabulary import check
 
 ROWS = 10
@@ -130,3 +130,81 @@ def test_the_merge_refuses_it_and_what_it_writes_runs(tmp_path: Path) -> None:
 def test_the_base_of_a_family_says_nothing(family: Family) -> None:
     folders = [(name, family.folder / name) for name in ("base", "e0", "e1", "e2")]
     assert check(family.folder / "base", family.folder / "e0", folders) == (None, [])
+
+
+def rows_and_largest_id(out: Path) -> tuple[int, int]:
+    """Rows of an output's embedding and of its head, if they are as many, and its largest id."""
+    rows = {
+        tensor.shape[0]
+        for tensor in _core.Checkpoint(str(out)).tensors
+        if tensor.name in ("model.embed_tokens.weight", "lm_head.weight")
+    }
+    assert len(rows) == 1
+    return rows.pop(), max(AutoTokenizer.from_pretrained(out).get_vocab().values())
+
+
+# The base has 100 tokens, e0 has 102, e1 has 101 and e2 as many as the base. Without a base, the
+# output has the rows of the first of the models.
+MERGES: list[tuple[str, list[str], str | None, dict[str, Any]]] = [
+    ("task_arithmetic", ["e0", "e1", "e2"], None, {}),
+    ("task_arithmetic", ["e0", "e1", "e2"], "base", {}),
+    ("task_arithmetic", ["e0", "e2"], "e2", {}),
+    ("ties", ["e0", "e1"], "base", {}),
+    ("slerp", ["e1"], None, {"parameters": {"t": 0.5}}),
+    ("linear", ["e2", "e0"], None, {"base_model": None}),
+    ("linear", ["e2", "e0"], "e2", {"base_model": None}),
+    ("passthrough", ["e0"], None, {"base_model": None}),
+    ("linear", ["e0"], "e0", {"base_model": None}),
+]
+REFUSED: list[tuple[str, list[str], str, dict[str, Any]]] = [
+    ("task_arithmetic", ["e0", "e2"], "e0", {}),
+    ("slerp", ["e1"], "e1", {"parameters": {"t": 0.5}}),
+    ("linear", ["e2", "e0"], "e0", {"base_model": None}),
+]
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    """A family of which two experts have more tokens than the base."""
+    family = llama_family(tmp_path_factory.mktemp("grown"), layers=1)
+    add_tokens(family.folder / "e0", "<|im_start|>", "<|im_end|>")
+    add_tokens(family.folder / "e1", "<tool>")
+    return family
+
+
+def merged_of(
+    family: Family, out: Path, method: str, models: list[str], source: str | None, **keys: Any
+) -> Path:
+    data = family.recipe(method, **keys, models=[{"model": name} for name in models])
+    data |= {} if source is None else {"tokenizer_source": source}
+    sensmerge.merge(Recipe.from_dict(data, family.folder), out, progress=False, sync=False)
+    return out
+
+
+@pytest.mark.parametrize(("method", "models", "source", "keys"), MERGES)
+def test_every_token_of_an_output_has_a_row(
+    grown: Family,
+    tmp_path: Path,
+    method: str,
+    models: list[str],
+    source: str | None,
+    keys: dict[str, Any],
+) -> None:
+    out = merged_of(grown, tmp_path / "out", method, models, source, **keys)
+    rows, largest = rows_and_largest_id(out)
+    assert largest < rows
+    assert json.loads((out / "config.json").read_text())["vocab_size"] == rows
+
+
+@pytest.mark.parametrize(("method", "models", "source", "keys"), REFUSED)
+def test_a_merge_whose_tokens_would_lack_rows_is_not_written(
+    grown: Family,
+    tmp_path: Path,
+    method: str,
+    models: list[str],
+    source: str,
+    keys: dict[str, Any],
+) -> None:
+    with pytest.raises(InputError, match=r"tokenizer_source: .* 100 rows"):
+        merged_of(grown, tmp_path / "out", method, models, source, **keys)
+    assert not (tmp_path / "out").exists()

@@ -17,8 +17,9 @@ from sensmerge.calibration.mapped import mapped
 from sensmerge.calibration.surroundings import quiet_transformers
 from sensmerge.errors import InputError, first_line
 from sensmerge.models.dtypes import STORED, is_float
-from sensmerge.models.folders import is_folder, mode_of, tokenizer_files
+from sensmerge.models.folders import is_folder, mode_of, read_config, tokenizer_files
 from sensmerge.models.layers import layer_of
+from sensmerge.models.quantised import refusal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -70,6 +71,17 @@ def open_source(name: str, path: Path, base: Path | None) -> Source:
         raise InputError(
             f"{path}: transformers would apply the adapter of its adapter_config.json when running "
             "the expert, and a merge would not; move that file elsewhere"
+        )
+    config = read_config(path)
+    quantised = refusal(path, config, _core.Checkpoint(str(path)))
+    if quantised is not None:
+        raise InputError(quantised)
+    kind = config.get("model_type")
+    if "auto_map" in config and kind not in transformers.CONFIG_MAPPING:
+        raise InputError(
+            f"{path}: its config.json has model_type '{kind}', which transformers knows only by "
+            "the code in that folder (auto_map); no such code is run, so the expert cannot be "
+            "measured; merge it without sensitivity"
         )
     home, borrowed = path, False
     if not _has_tokenizer(path):

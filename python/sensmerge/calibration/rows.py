@@ -61,7 +61,7 @@ def _text(path: Path) -> str:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 text: {error.reason}") from None
+        raise InputError(f"{path}: is not UTF-8 text: {error.reason}; save it as UTF-8") from None
 
 
 def _lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sensmerge import _core
 from sensmerge.errors import InputError
 from sensmerge.models.layers import block_of, blocks, layer_of
+from sensmerge.models.quantised import refusal
 from sensmerge.recipe.numbers import resolve_first
 
 if TYPE_CHECKING:
@@ -92,8 +93,8 @@ def request(recipe: Recipe, found: Coefficients | None, models: Models) -> Reque
         models: The recipe's models.
 
     Raises:
-        InputError: A number is missing or not finite, two models are of different architectures, or
-            the weights of a model are all zero.
+        InputError: A number is missing or not finite, two models are of different architectures,
+            an expert is zero throughout, or a model is quantised.
     """
     recipe.require_numbers()
     check_architectures(models)
@@ -101,6 +102,7 @@ def request(recipe: Recipe, found: Coefficients | None, models: Models) -> Reque
     method = recipe.method
     base = models.base if method.base != "merged" else None
     used = [*([] if base is None else [base]), *models.experts]
+    check_quantised(used)
     switches = {
         parameter.name: bool(recipe.value(parameter.name))
         for parameter in method.parameters
@@ -223,6 +225,18 @@ def check_architectures(models: Models) -> None:
                 f"{model.path}: its config says model_type '{kind}' and that of {said[0].path} "
                 f"'{first}'; only models of one architecture can be merged"
             )
+
+
+def check_quantised(models: Sequence[Model]) -> None:
+    """Refuse quantised models, of which only copies can be made.
+
+    Raises:
+        InputError: It has a line for each of them.
+    """
+    found = {model.path: refusal(model.path, model.config, model.checkpoint) for model in models}
+    lines = [line for line in found.values() if line is not None]
+    if lines and len(found) > 1:
+        raise InputError("\n".join(lines))
 
 
 def _positions(names: list[str]) -> Callable[[str], float]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 RECIPE_FILE = "sensmerge_recipe.yaml"
 CALIBRATION_FILE = "sensmerge_calibration.json"
+# The core writes it: what the folder holds, and the notes of the merge.
+OUTPUT_FILE = "sensmerge_output.json"
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,23 @@ def sidecars(
     if calibration is not None:
         texts.append((CALIBRATION_FILE, calibration.to_json()))
     return Sidecars(copies, texts, [("README.md", model_card(recipe, models, found))], notes)
+
+
+def notes_of(folder: Path) -> list[str]:
+    """The notes of the merge that wrote a folder; none where it does not list what it holds.
+
+    Raises:
+        InputError: The list cannot be read.
+    """
+    path = own_file(folder, OUTPUT_FILE)
+    if path is None:
+        return []
+    try:
+        listing = json.loads(path.read_text(encoding="utf-8"))
+        notes = listing.get("notes", [])
+    except (AttributeError, RecursionError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as what a merge wrote: {error}") from None
+    return [str(note) for note in notes] if isinstance(notes, list) else []
 
 
 def check_vocabulary(recipe: Recipe, models: Models) -> list[str]:

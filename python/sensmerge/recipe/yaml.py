@@ -33,7 +33,9 @@ def read_yaml(path: Path) -> tuple[list[Any], list[str]]:
             documents = _documents(text, duplicates=True)
     except MarkedYAMLError as error:
         raise _not_yaml(path, error) from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text: {error.reason}; save it as UTF-8") from None
+    except YAMLError as error:
         raise InputError(f"{path}: not YAML: {error}") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None

@@ -6,6 +6,7 @@ report is written.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ def write(
     *,
     png: str | Path | None = None,
     title: str = "Sens-Merging report",
+    notes: Sequence[str] = (),
 ) -> None:
     """Write one self-contained HTML file and, if asked, the figure as a PNG.
 
@@ -35,6 +37,7 @@ def write(
         output: The HTML file.
         png: The picture: sensitivity by layer, and K·σ below it.
         title: Heading of the page.
+        notes: Notes of the merge; those of the calibration are its own.
 
     Raises:
         InputError: matplotlib or jinja2 is missing, or a file cannot be written.
@@ -45,7 +48,7 @@ def write(
         raise InputError(
             f"a report needs matplotlib and jinja2 ({error}); pip install 'sensmerge[report]'"
         ) from None
-    text = page.render(calibration, coefficients, title)
+    text = page.render(calibration, coefficients, title, notes)
     write_atomically(Path(output), text)
     if png is not None:
         write_atomically(Path(png), figures.overview_png(coefficients))
@@ -67,11 +70,11 @@ def write_for(
         InputError: The source is neither, or cannot be read.
     """
     from sensmerge.calibration import Calibration
-    from sensmerge.merging.sidecars import CALIBRATION_FILE, RECIPE_FILE
+    from sensmerge.merging.sidecars import CALIBRATION_FILE, RECIPE_FILE, notes_of
     from sensmerge.recipe import Recipe, Sensitivity
     from sensmerge.scaling.sigma import coefficients
 
-    options = Sensitivity()
+    options, notes = Sensitivity(), []
     if source.is_dir():
         measured = source / CALIBRATION_FILE
         if not measured.exists():
@@ -79,8 +82,9 @@ def write_for(
                 f"{source}: has no {CALIBRATION_FILE}; a plain merge has nothing to report"
             )
         recipe = recipe or source / RECIPE_FILE
+        notes = notes_of(source)
         source = measured
     calibration = Calibration.load(source)
     if recipe is not None:
         options = Recipe.load(recipe).sensitivity or options
-    write(calibration, coefficients(calibration, options), output, png=png)
+    write(calibration, coefficients(calibration, options), output, png=png, notes=notes)

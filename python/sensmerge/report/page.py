@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +18,22 @@ if TYPE_CHECKING:
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 
-def render(calibration: Calibration, coefficients: Coefficients, title: str) -> str:
+def render(
+    calibration: Calibration, coefficients: Coefficients, title: str, notes: Sequence[str] = ()
+) -> str:
     """The page's text; everything that comes from files is escaped."""
+    sentences = coefficients.sentences()
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
         title=title,
-        sentences=coefficients.sentences(),
-        notes=calibration.notes,
+        sentences=sentences,
+        # A merge that calibrated has the calibration's notes too, and what the sentences say.
+        notes=[
+            note for note in dict.fromkeys([*calibration.notes, *notes]) if note not in sentences
+        ],
         experts=_experts(calibration, coefficients),
         options=_options(calibration, coefficients),
         versions=calibration.versions,

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use super::advice::{advice, not_floats};
 use super::builder::Input;
 use super::source::{Source, Stored};
 use crate::checkpoint::{Checkpoint, TensorInfo};
@@ -155,15 +156,8 @@ impl<'i> Matcher<'i> {
             if is_computed_buffer(name) {
                 return Ok(None);
             }
-            return Err(Error::tensor(
-                checkpoint.path(),
-                name,
-                format!(
-                    "is missing, and {} has it{}",
-                    self.template.checkpoint().path().display(),
-                    advice(name, checkpoint)
-                ),
-            ));
+            let reason = self.missing(expert, name);
+            return Err(Error::tensor(checkpoint.path(), name, reason));
         };
         if tensor.dtype.float().is_some() && found.dtype.float().is_none() {
             return Err(Error::tensor(
@@ -244,69 +238,52 @@ impl<'i> Matcher<'i> {
                 ));
                 continue;
             }
-            return Err(Error::tensor(
-                checkpoint.path(),
-                name,
-                format!("is not in {}{}", template.path().display(), advice(name, checkpoint)),
-            ));
+            let reason = self.extra(expert, name);
+            return Err(Error::tensor(checkpoint.path(), name, reason));
         }
         Ok(())
     }
+
+    /// Why an expert is refused that lacks a tensor of the template.
+    fn missing(&self, expert: Place, name: &str) -> String {
+        let (checkpoint, template) = (expert.checkpoint(), self.template.checkpoint());
+        let stood_for = |name: &String| {
+            let alias = expert.input.aliases.get(name).and_then(|alias| checkpoint.get(alias));
+            alias.is_some() || expert.input.constants.contains_key(name)
+        };
+        let more =
+            absent(template, checkpoint).filter(|name| !stood_for(name)).count().saturating_sub(1);
+        let path = template.path().display();
+        let advice = advice(name, template, checkpoint, checkpoint);
+        match more {
+            0 => format!("is missing, and {path} has it{advice}"),
+            _ => format!("is missing, like {more} more that {path} has{advice}"),
+        }
+    }
+
+    /// Why an expert is refused that has a tensor which the template lacks.
+    fn extra(&self, expert: Place, name: &str) -> String {
+        let (checkpoint, template) = (expert.checkpoint(), self.template.checkpoint());
+        let tied = |name: &String| {
+            expert.input.aliases.get(name).is_some_and(|alias| checkpoint.get(alias).is_some())
+        };
+        let more =
+            absent(checkpoint, template).filter(|name| !tied(name)).count().saturating_sub(1);
+        let path = template.path().display();
+        let advice = advice(name, checkpoint, template, checkpoint);
+        match more {
+            0 => format!("is not in {path}{advice}"),
+            _ => format!("is not in {path}, like {more} more{advice}"),
+        }
+    }
+}
+
+/// Names of one model's tensors that another lacks, but for buffers that may be left out.
+fn absent<'c>(holder: &'c Checkpoint, lacking: &'c Checkpoint) -> impl Iterator<Item = &'c String> {
+    let names = holder.tensors().map(|tensor| &tensor.name);
+    names.filter(|name| lacking.get(name).is_none() && !is_computed_buffer(name))
 }
 
 fn is_computed_buffer(name: &str) -> bool {
     COMPUTED_BUFFERS.iter().any(|buffer| name.ends_with(buffer))
-}
-
-/// Prefixes that wrappers of a training run leave on names.
-const WRAPPERS: [&str; 3] = ["_orig_mod.", "module.", "base_model.model."];
-
-/// Parts of names that quantised layers have in place of a weight.
-const QUANTISED: [&str; 6] =
-    [".qweight", ".qzeros", ".weight_scale", ".weight_scale_inv", ".SCB", ".absmax"];
-
-/// What is probably the matter where a tensor is in one model and not in the other, and what to do.
-fn advice(name: &str, checkpoint: &Checkpoint) -> String {
-    let names = || checkpoint.tensors().map(|tensor| tensor.name.as_str());
-    if let Some(wrapper) = WRAPPERS.iter().find(|wrapper| {
-        names().all(|name| name.starts_with(**wrapper)) || name.starts_with(**wrapper)
-    }) {
-        return format!(
-            "; names in {} start with '{wrapper}', which a wrapper of its training run left there: \
-             save the model itself",
-            checkpoint.path().display()
-        );
-    }
-    if names().any(|name| name.contains(".lora_")) {
-        return format!(
-            "; {} holds tensors of a LoRA adapter: merge it into its base first (PEFT's \
-             merge_and_unload)",
-            checkpoint.path().display()
-        );
-    }
-    if let Some(part) = QUANTISED.iter().find(|part| names().any(|name| name.contains(**part))) {
-        return format!(
-            "; {} is quantised (it has tensors named '*{part}'): convert it to bfloat16 first",
-            checkpoint.path().display()
-        );
-    }
-    if name == "lm_head.weight" {
-        return "; it is the output head: if it is tied to the embedding, config.json says so with \
-                tie_word_embeddings: true, and otherwise the models cannot be merged"
-            .to_owned();
-    }
-    "; the two are models of different architectures, or one was saved in part".to_owned()
-}
-
-/// Why a tensor is not computed with, and what to do.
-fn not_floats(tensor: &TensorInfo, checkpoint: &Checkpoint) -> String {
-    let quantised =
-        QUANTISED.iter().any(|part| checkpoint.tensors().any(|tensor| tensor.name.contains(part)));
-    if quantised || tensor.dtype.name().starts_with("F8") || tensor.dtype.name().starts_with("F4") {
-        return format!(
-            "{} is quantised: convert it to bfloat16 first",
-            checkpoint.path().display()
-        );
-    }
-    "only BF16, F16, F32 and F64 can be merged".to_owned()
 }

@@ -7,6 +7,7 @@
 //!
 //! [`Builder`] reads headers and no tensor data.
 
+mod advice;
 mod builder;
 mod check;
 mod matching;
