@@ -1,0 +1,77 @@
+"""The command line: reads arguments, calls one function per command, maps errors to exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from sensmerge import InputError, __version__
+from sensmerge.cli import describing, measuring, merging, searching
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+# Hints at the option that would have avoided an error, by the keyword that the error names.
+_HINTS = {
+    "allow_nan": "--allow-nan writes such values instead of refusing them",
+    "overwrite": "--force replaces what an earlier merge wrote",
+}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sensmerge")
+def commands() -> None:
+    """Merge fine-tuned LLM checkpoints, each layer weighted by its importance."""
+
+
+for _command in (
+    merging.merge,
+    merging.plan,
+    measuring.calibrate,
+    measuring.coefficients,
+    searching.learn,
+    searching.tune,
+    measuring.report,
+    describing.inspect,
+    describing.methods,
+    describing.schema,
+    describing.demo,
+):
+    commands.add_command(_command)
+
+
+def main() -> None:
+    """Run the command line; exit 0 done, 2 bad input, 130 interrupted, 1 anything else."""
+    # By default, torch's idle threads spin; on a busy machine that starves the threads at work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Recipes use no pydantic plugins, and searching for them takes a tenth of a merge's start-up.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    try:
+        commands(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(EXIT_BAD_INPUT)
+    except (InputError, click.ClickException) as error:
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            click.echo(error.ctx.get_usage(), err=True)
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        _fail(message, EXIT_BAD_INPUT, _HINTS.get(getattr(error, "option", None) or ""))
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of the output is gone, and so is the terminal for a message.
+        sys.stderr.close()
+        sys.exit(1)
+    except Exception as error:
+        _fail(f"{type(error).__name__}: {error}", 1)
+
+
+def _fail(message: str, code: int, hint: str | None = None) -> None:
+    # The message about a recipe has one line per fault.
+    for line in message.splitlines() or [""]:
+        click.echo(f"error: {line}", err=True)
+    if hint is not None:
+        click.echo(f"hint: {hint}", err=True)
+    sys.exit(code)

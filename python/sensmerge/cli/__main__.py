@@ -1,0 +1,7 @@
+"""``python -m sensmerge.cli``."""
+
+from __future__ import annotations
+
+from sensmerge.cli import main
+
+main()

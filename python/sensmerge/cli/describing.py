@@ -1,0 +1,65 @@
+"""The commands that describe models, methods and recipes, and the demo."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sensmerge.cli.options import FILE, FOLDER, PATH, check_writable, threads_option
+
+
+@click.command()
+@click.argument("model", type=PATH)
+def inspect(model: Path) -> None:
+    """List the tensors, dtypes, sizes and layers of MODEL."""
+    from sensmerge.models.inspection import describe
+
+    click.echo(describe(model))
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option(
+    "--semantics",
+    type=click.Choice(["mergekit", "original"]),
+    default="mergekit",
+    show_default=True,
+    help="The variant of the methods: mergekit's or the papers'.",
+)
+def methods(name: str | None, semantics: Any) -> None:
+    """List the merge methods and their parameters, or describe the method NAME in full."""
+    from sensmerge.recipe import tables
+
+    if name is None:
+        click.echo(tables.listed(semantics))
+    else:
+        click.echo(tables.described(name, semantics))
+
+
+@click.command()
+@click.option("-o", "--output", type=FILE, help="The file to write; by default it is printed.")
+def schema(output: Path | None) -> None:
+    """Print a JSON Schema of recipes, for editors."""
+    from sensmerge.recipe.schema import recipe_schema
+
+    text = json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    check_writable(output)
+    output.write_text(text, encoding="utf-8")
+    click.echo(f"wrote {output}")
+
+
+@click.command()
+@click.argument("folder", metavar="[DIR]", type=FOLDER, default=Path("demo"), required=False)
+@click.option("--seed", default=0, show_default=True, help="Seed of training and merging.")
+@threads_option
+def demo(folder: Path, seed: int, threads: int | None) -> None:
+    """Train a small family of models, merge it in every way, and compare."""
+    from sensmerge.demo import run
+
+    run(folder, seed=seed, threads=threads)

@@ -1,0 +1,99 @@
+"""The commands that calibrate, and show what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sensmerge.cli.options import (
+    FILE,
+    PATH,
+    calibration_option,
+    check_writable,
+    load_recipe,
+    quiet_option,
+    require_calibration,
+    threads_option,
+)
+from sensmerge.errors import InputError
+
+
+@click.command()
+@click.argument("recipe", type=FILE)
+@click.option("-o", "--output", type=FILE, required=True, help="The calibration.json to write.")
+@click.option(
+    "--memory",
+    type=click.Choice(["auto", "whole", "stream"]),
+    default="auto",
+    show_default=True,
+    help="Run models whole, or block by block for models larger than memory.",
+)
+@click.option("--device", default="cpu", show_default=True, help="A torch device, such as cuda.")
+@threads_option
+@quiet_option
+def calibrate(
+    recipe: Path, output: Path, memory: str, device: str, threads: int | None, quiet: bool
+) -> None:
+    """Measure sensitivity and alignment of the experts of RECIPE.
+
+    Results in OUTPUT, or of an earlier run that was stopped, are not measured again.
+    """
+    from sensmerge.calibration import calibrate as run
+    from sensmerge.calibration import forget
+
+    loaded = load_recipe(recipe, say=not quiet)
+    check_writable(output)
+    calibration = run(
+        loaded, progress=not quiet, threads=threads, memory=memory, device=device, keep=output
+    )
+    calibration.save(output)
+    forget(output)
+    if not quiet:
+        for note in calibration.notes:
+            click.echo(f"note: {note}", err=True)
+        click.echo(f"wrote {output}")
+
+
+@click.command()
+@click.argument("recipe", type=FILE)
+@calibration_option
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "mergekit"]),
+    default="table",
+    show_default=True,
+)
+def coefficients(recipe: Path, calibration: Path | None, form: str) -> None:
+    """Print the coefficients of every expert and layer."""
+    from sensmerge import workflow
+    from sensmerge.scaling import sigma
+    from sensmerge.scaling.matching import matching
+
+    loaded = load_recipe(recipe, say=True)
+    if calibration is None:
+        raise InputError("--calibration: name the file that `sensmerge calibrate` wrote")
+    measured = matching(loaded, require_calibration(calibration))
+    found = sigma.coefficients(measured, loaded)
+    if form == "json":
+        click.echo(found.to_json())
+    elif form == "mergekit":
+        click.echo(workflow.as_mergekit(loaded, found), nl=False)
+    else:
+        click.echo(found.table())
+
+
+@click.command()
+@click.argument("source", metavar="FILE_OR_OUT", type=PATH)
+@click.option("-o", "--output", type=FILE, required=True, help="The HTML file to write.")
+@click.option("--png", type=FILE, help="Also write the figure as a picture.")
+@click.option("--recipe", type=FILE, help="The recipe whose coefficients are shown.")
+def report(source: Path, output: Path, png: Path | None, recipe: Path | None) -> None:
+    """Write a report of a calibration file or of a merged model's folder."""
+    from sensmerge.report import write_for
+
+    write_for(source, output, png=png, recipe=recipe)
+    for written in (output, png):
+        if written is not None:
+            click.echo(f"wrote {written}")

@@ -1,0 +1,56 @@
+"""What several commands share: the types of their arguments, options, and the reading of files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sensmerge.errors import InputError
+
+if TYPE_CHECKING:
+    from sensmerge.calibration import Calibration
+    from sensmerge.recipe import Recipe
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+PATH = click.Path(path_type=Path)
+
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), help="Threads to use; all cores by default."
+)
+quiet_option = click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+calibration_option = click.option(
+    "--calibration", type=FILE, help="A calibration.json made earlier for these experts."
+)
+
+
+def check_writable(output: Path) -> None:
+    """Refuse a path that cannot be written to, before long work rather than after it."""
+    nearest = next(place for place in [output, *output.absolute().parents] if place.exists())
+    if not os.access(nearest, os.W_OK):
+        raise InputError(f"{output}: cannot be written there")
+
+
+def load_recipe(path: Path, *, say: bool = False) -> Recipe:
+    """Read a recipe; with ``say``, print its notes, for commands whose result lacks them."""
+    from sensmerge.recipe import Recipe
+
+    recipe = Recipe.load(path)
+    for note in recipe.notes if say else []:
+        click.echo(f"note: {note}", err=True)
+    return recipe
+
+
+def load_calibration(path: Path | None) -> Calibration | None:
+    """The calibration in a file; None where no file is named."""
+    return None if path is None else require_calibration(path)
+
+
+def require_calibration(path: Path) -> Calibration:
+    """The calibration in a file."""
+    from sensmerge.calibration import Calibration
+
+    return Calibration.load(path)
