@@ -45,6 +45,7 @@ def test_a_dry_run_writes_nothing(
     out = tmp_path / "out"
     assert run("merge", recipe, str(out), "--calibration", calibration, "--dry-run") == 0
     said = capsys.readouterr().out
+    assert said.startswith("ties of e0, e1, e2; base_model: base\n")
     assert "model.layers.0.mlp.up_proj.weight" in said
     assert "nothing was written" in said
     assert run("merge", recipe, str(out), "--dry-run") == 0

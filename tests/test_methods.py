@@ -109,6 +109,8 @@ def test_the_command_lists_and_describes(capsys: Said) -> None:
     assert "a number; must be given; under parameters" in capsys.readouterr().out
     assert run("methods", "tie") == 2
     assert "did you mean 'ties'?" in capsys.readouterr().err
+    assert run("methods", "karcher") == 2
+    assert "'karcher' is mergekit's and not available here; available: " in capsys.readouterr().err
 
 
 def test_the_documentation_has_the_table() -> None:

@@ -134,7 +134,10 @@ class _Passes:
         value = cross_entropy(logits, sample)
         self.losses[place] = found = value.item()
         if not math.isfinite(found):
-            raise InputError(f"expert '{self._expert}': its loss on {sample.place} is {found}")
+            raise InputError(
+                f"expert '{self._expert}': its loss on {sample.place} is {found}; its weights are "
+                "damaged, or too large for their dtype: sensitivity.dtype: float32 helps there"
+            )
         return value * self.loss_scale
 
     def take(self, gradient: Gradient) -> None:

@@ -14,6 +14,7 @@ from sensmerge import _core
 from sensmerge.merging.manifest import request
 from sensmerge.merging.plan import parse_size
 from sensmerge.merging.sidecars import sidecars
+from sensmerge.models.inspection import human_size
 from sensmerge.progress import bytes_bar
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class MergeResult:
         files = "file" if len(self.shards) == 1 else "files"
         return (
             f"wrote {self.output}: {self.tensors} tensors, {self.parameters:,} parameters, "
-            f"{self.bytes / 1e9:.2f} GB in {len(self.shards)} {files}, {self.seconds:.1f} s"
+            f"{human_size(self.bytes)} in {len(self.shards)} {files}, {self.seconds:.1f} s"
         )
 
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sensmerge.errors import InputError
+from sensmerge.models.inspection import human_size
 
 if TYPE_CHECKING:
     from sensmerge import _core
@@ -65,10 +66,10 @@ class MergePlan:
         return json.dumps(sealed, indent=2, ensure_ascii=False) + "\n"
 
     def describe(self) -> str:
-        """The plan as text, with one line per tensor."""
+        """The plan as text: the merge as a whole, then one line per tensor."""
         files = self.manifest.files(self.max_shard_bytes)
         places = {name: file for file, names in files for name in names}
-        lines = []
+        lines = [self._merged()]
         for tensor in self.data["tensors"]:
             name, made_of = tensor["name"], "copied"
             if "merge" in tensor["content"]:
@@ -80,11 +81,17 @@ class MergePlan:
             lines.append(f"{places[name]}  {name}  {made_of}")
         total = sum(tensor.nbytes for tensor in self.manifest.tensors)
         lines.append(
-            f"{len(places)} tensors, {total / 1e9:.2f} GB in {len(files)} "
+            f"{len(places)} tensors, {human_size(total)} in {len(files)} "
             f"{'file' if len(files) == 1 else 'files'}; nothing was written"
         )
         lines.extend(f"note: {note}" for note in self.notes)
         return "\n".join(lines)
+
+    def _merged(self) -> str:
+        """The method, and the models in the order of their numbers."""
+        method, names = self.data["method"], [model.name for model in self.models]
+        base = f"; base_model: {names.pop(0)}" if method["base"] else ""
+        return f"{method['name']} of {', '.join(names)}{base}"
 
 
 def _written(value: float | list[float]) -> str:

@@ -12,7 +12,8 @@ from sensmerge.recipe.fields import model_name
 from sensmerge.recipe.findings import Findings
 from sensmerge.recipe.methods import DEFAULT_SEMANTICS, SEMANTICS, Method, Parameter, Semantics
 from sensmerge.recipe.places import path_of, place_of
-from sensmerge.refusals import Location, unknown_value
+from sensmerge.recipe.tables import no_method
+from sensmerge.refusals import Location
 
 if TYPE_CHECKING:
     from sensmerge.recipe.recipe import Recipe
@@ -25,11 +26,8 @@ def method(data: dict[str, Any], found: Findings) -> Method | None:
         found.refuse(at, f"is missing; known: {', '.join(methods.names())}")
         return None
     method = methods.find(given, _semantics(data)) if isinstance(given, str) else None
-    if method is None and isinstance(given, str) and mergekit.has(given):
-        available = ", ".join(methods.names())
-        found.refuse(at, f"'{given}' is mergekit's and not available here; available: {available}")
-    elif method is None:
-        found.refuse(at, unknown_value(given, methods.names()))
+    if method is None:
+        found.refuse(at, no_method(given))
     return method
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sensmerge.errors import InputError
-from sensmerge.recipe import methods
+from sensmerge.recipe import mergekit, methods
 from sensmerge.recipe.methods import DEFAULT_SEMANTICS, SEMANTICS, Method, Parameter, Semantics
 from sensmerge.refusals import unknown_value
 
@@ -37,7 +37,7 @@ def described(name: str, semantics: Semantics = DEFAULT_SEMANTICS) -> str:
     """
     method = methods.find(name, semantics)
     if method is None:
-        raise InputError(f"method: {unknown_value(name, methods.names())}")
+        raise InputError(f"method: {no_method(name)}")
     lines = [
         f"{method.name}: {method.title} ({method.source})",
         f"  {method.summary}",
@@ -56,6 +56,14 @@ def described(name: str, semantics: Semantics = DEFAULT_SEMANTICS) -> str:
     if not method.parameters:
         lines.append("  none")
     return "\n".join(lines)
+
+
+def no_method(name: object) -> str:
+    """That there is no method of this name, and which are there."""
+    if isinstance(name, str) and mergekit.has(name):
+        available = ", ".join(methods.names())
+        return f"'{name}' is mergekit's and not available here; available: {available}"
+    return unknown_value(name, methods.names())
 
 
 def as_markdown() -> str:

@@ -159,11 +159,11 @@ fn round<T: Real>(
     let dtype = tensor.dtype;
     let Parts { out, signs, .. } = block.parts();
     T::narrow(out, dtype, bytes);
-    if job.options.allow_nan {
-        return Ok(());
-    }
     if !all_finite(out) {
         return explain(job, tensor, entries, block);
+    }
+    if job.options.allow_nan {
+        return Ok(());
     }
     // Only where the dtype's range is narrower than that of the type that is computed in. (bfloat16's
     // ends a hair below float32's.)
@@ -184,42 +184,63 @@ fn round<T: Real>(
     Ok(())
 }
 
-/// Find out why a block of the output is not finite: NaN and overflow are refused, infinite entries of
-/// an input are noted.
+/// Find out why a block of the output is not finite: NaN and overflow are refused, or noted where they
+/// are let through; infinite entries of an input are noted.
 fn explain<T: Real>(
     job: &Job,
     tensor: &Tensor,
     entries: &Range<usize>,
     block: &mut Block<T>,
 ) -> Result<()> {
+    let allowed = job.options.allow_nan;
     let Parts { out, signs: input, .. } = block.parts();
     let merged_nan = has_nan(out);
-    let mut infinite = None;
+    let (mut nan, mut infinite) = (None, None);
     for model in std::iter::once(None).chain((0..tensor.experts()).map(Some)) {
         input.fill(T::ZERO);
         match model {
             None => tensor.read_base(entries.clone(), input),
             Some(expert) => tensor.read_expert(expert, entries.clone(), input),
         }
-        if has_nan(input) {
-            return Err(nan_input(job, tensor, model));
+        if nan.is_none() && has_nan(input) {
+            nan = Some(model);
         }
         if infinite.is_none() && has_infinite(input) {
             infinite = Some(model);
         }
     }
-    match infinite {
-        _ if merged_nan => Err(unusable(job, tensor, "infinite inputs or weights merge to NaN")),
-        Some(model) => {
-            let (path, name) = input_of(job, tensor, model);
-            job.note(format!(
-                "{}: tensor '{name}': holds infinite entries, which are in the merged model too",
-                path.display()
-            ));
-            Ok(())
+    let note = |model, what: &str| {
+        let (path, name) = input_of(job, tensor, model);
+        let path = path.display();
+        job.note(format!("{path}: tensor '{name}': holds {what}"));
+    };
+    match (nan, infinite) {
+        (Some(model), _) if allowed => note(model, "NaN, which is in the merged model too"),
+        (Some(model), _) => return Err(nan_input(job, tensor, model)),
+        (None, Some(model)) if !merged_nan => {
+            note(model, "infinite entries, which are in the merged model too");
         }
-        None => Err(unusable(job, tensor, "the merge overflows; its weights are too large")),
+        (None, Some(model)) if allowed => {
+            note(model, "infinite entries, which are NaN in the merged model");
+        }
+        (None, Some(model)) => {
+            let (path, name) = input_of(job, tensor, model);
+            let reason = "holds infinite entries, which merge to NaN; repair the checkpoint, or let \
+                          NaN through";
+            return Err(Error::tensor(path, name, reason).with_hint(Hint::AllowNan));
+        }
+        (None, None) if allowed => {
+            let what = if merged_nan { "NaN" } else { "infinite entries" };
+            job.note(format!("tensor '{}' of the merged model holds {what}", tensor.output.name));
+        }
+        (None, None) if merged_nan => {
+            return Err(unusable(job, tensor, "infinite inputs or weights merge to NaN"));
+        }
+        (None, None) => {
+            return Err(unusable(job, tensor, "the merge overflows; its weights are too large"));
+        }
     }
+    Ok(())
 }
 
 fn unusable(job: &Job, tensor: &Tensor, reason: &str) -> Error {

@@ -96,6 +96,9 @@ fn prefix(longer: &Checkpoint, shorter: &Checkpoint) -> Option<String> {
             if shorter.get(rest).is_none() || !tried.insert(prefix) {
                 continue;
             }
+            if WRAPPERS.iter().any(|(part, _)| prefix.starts_with(part)) {
+                return Some(prefix.to_owned());
+            }
             let same = shorter.tensors().filter(|tensor| {
                 longer.get(&tensor.name).is_none()
                     && longer.get(&format!("{prefix}{}", tensor.name)).is_some()

@@ -312,18 +312,24 @@ fn what_is_not_a_number_is_refused_unless_allowed() {
     let said = family.refusal(planned());
     assert!(said.contains("'layers.0.w': holds NaN") && said.contains("one"), "{said}");
     let allowed = Options { allow_nan: true, ..Options::default() };
-    family.write_out(planned(), &allowed).unwrap();
+    let summary = family.write_out(planned(), &allowed).unwrap();
+    let noted = |notes: &[String], what: &str, model: &str| {
+        notes.iter().any(|note| note.contains(what) && note.contains(model))
+    };
+    assert!(noted(&summary.notes, "holds NaN, which is", "one"), "{:?}", summary.notes);
     let merged = family.merged("layers.0.w");
     assert!(merged[1].is_nan() && merged[0] == 2.0);
 
     fs::remove_dir_all(family.path("out")).unwrap();
     family.write("one", &[2.0, f32::INFINITY, 1.0], 11.0);
     let summary = family.merge(task_arithmetic()).unwrap();
-    let noted = summary.notes.iter().any(|note| note.contains("infinite") && note.contains("one"));
-    assert!(noted, "{:?}", summary.notes);
+    assert!(noted(&summary.notes, "infinite", "one"), "{:?}", summary.notes);
     fs::remove_dir_all(family.path("out")).unwrap();
     family.write("base", &[2.0, f32::INFINITY, 1.0], 11.0);
-    assert!(family.refusal(planned()).contains("merge to NaN"));
+    let said = family.refusal(planned());
+    assert!(said.contains("merge to NaN") && said.contains("base"), "{said}");
+    let summary = family.write_out(planned(), &allowed).unwrap();
+    assert!(noted(&summary.notes, "which are NaN in", "base"), "{:?}", summary.notes);
 
     let family = Family::new();
     family.write("one", &[60000.0, 1.0, 1.0], 11.0);
@@ -336,8 +342,11 @@ fn what_is_not_a_number_is_refused_unless_allowed() {
     wide.write_tensors("one", &[double(1e200)]);
     let narrow = task_arithmetic().out_dtype(Float::F32);
     assert!(wide.refusal(wide.plan(narrow, &["one"])).contains("float32's range"));
-    let large = task_arithmetic().number("lambda", f64::from(f32::MAX));
-    assert!(family.refusal(family.plan(large, &["one", "two"])).contains("overflows"));
+    let large = || task_arithmetic().number("lambda", f64::from(f32::MAX));
+    let summary = family.write_out(family.plan(large(), &["one", "two"]), &allowed).unwrap();
+    assert!(noted(&summary.notes, "of the merged model holds", "layers.0.w"));
+    fs::remove_dir_all(family.path("out")).unwrap();
+    assert!(family.refusal(family.plan(large(), &["one", "two"])).contains("overflows"));
 }
 
 #[test]
