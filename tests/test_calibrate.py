@@ -214,7 +214,7 @@ def test_code_that_comes_with_a_model_is_not_run(family: Family, tmp_path: Path)
     family = family.copy(tmp_path)
     (tmp_path / "e1" / "mine.py").write_text("raise SystemExit('was run')")
     config(tmp_path / "e1", model_type="mine", auto_map={"AutoConfig": "mine.Config"})
-    with pytest.raises(InputError, match="e1: cannot be loaded"):
+    with pytest.raises(InputError, match=r"e1: .* no such code is run"):
         oracle.calibrated(family)
 
 
