@@ -205,7 +205,7 @@ def test_the_source_is_the_recipes_own() -> None:
         ({"tokenizer": {"source": "x"}}, "write tokenizer_source: x in its place"),
         ({"tokenizer": {"source": {"path": "x"}}}, "write tokenizer_source: x in its place"),
         ({"tokenizer": {"tokens": {}}}, "tokenizer: choosing single tokens is not supported"),
-        ({"tokenizer_source": "model:x"}, "'model:x' is no model of the recipe; write 'x'"),
+        ({"tokenizer_source": "model:x"}, "'model:x' is not a model of the recipe; write 'x'"),
         ({"base_model": "b+l"}, "base_model: 'l' is a LoRA adapter, which is not supported"),
         (
             {"models": [{"model": {"model": {"path": "org/name"}, "lora": {"path": "a"}}}]},
