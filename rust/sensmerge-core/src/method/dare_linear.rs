@@ -41,16 +41,20 @@ impl Method for DareLinear {
     }
 
     fn program(&self, settings: &Settings) -> Program {
-        let drop = RandomDrop { density: "density" };
-        let step: Box<dyn Step> = match (settings.switch("rescale"), settings.semantics) {
-            (false, _) => Box::new(drop),
-            (true, Semantics::Original) => Box::new(DivideByDensity::of(drop, "density")),
-            (true, Semantics::Mergekit) => Box::new(PreserveL1::of(drop)),
-        };
         let sum = WeightedSum {
             normalize: settings.switch("normalize"),
             cancelling: Cancelling::NotDivided,
         };
-        Program::new(Operand::TaskVectors, vec![step], sum)
+        Program::new(Operand::TaskVectors, vec![drop_and_rescale(settings)], sum)
+    }
+}
+
+/// Drop entries at random and rescale the survivors, as the settings say.
+pub(super) fn drop_and_rescale(settings: &Settings) -> Box<dyn Step> {
+    let drop = RandomDrop { density: "density" };
+    match (settings.switch("rescale"), settings.semantics) {
+        (false, _) => Box::new(drop),
+        (true, Semantics::Original) => Box::new(DivideByDensity::of(drop, "density")),
+        (true, Semantics::Mergekit) => Box::new(PreserveL1::of(drop)),
     }
 }

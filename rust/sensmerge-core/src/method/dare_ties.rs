@@ -6,11 +6,11 @@
 //!   unweighted election and the mean over agreeing experts;
 //! - mergekit: the weighted election and the plain sum of agreeing `w_i δ̂_i`, no trim.
 
-use super::dare_linear::START;
+use super::dare_linear::{START, drop_and_rescale};
 use super::{Base, Count, Method, Parameter, Schema, Semantics, Settings};
 use crate::program::disjoint::Disjoint;
 use crate::program::random_drop::RandomDrop;
-use crate::program::rescale::{DivideByDensity, PreserveL1};
+use crate::program::rescale::DivideByDensity;
 use crate::program::trim::Trim;
 use crate::program::{Operand, Program, Scope, Step};
 
@@ -51,18 +51,20 @@ impl Method for DareTies {
     }
 
     fn program(&self, settings: &Settings) -> Program {
-        let (normalize, rescale) = (settings.switch("normalize"), settings.switch("rescale"));
-        let drop = RandomDrop { density: "density" };
+        let normalize = settings.switch("normalize");
         if settings.semantics == Semantics::Mergekit {
-            let step: Box<dyn Step> =
-                if rescale { Box::new(PreserveL1::of(drop)) } else { Box::new(drop) };
-            return Program::new(Operand::TaskVectors, vec![step], Disjoint::mergekit(normalize));
+            let steps = vec![drop_and_rescale(settings)];
+            return Program::new(Operand::TaskVectors, steps, Disjoint::mergekit(normalize));
         }
+        let drop = RandomDrop { density: "density" };
         // Divided after the trim, which compares the magnitudes of the task vector itself: the factor
         // may differ from tensor to tensor, since `density` may.
         let trim = Trim { density: "ties_density", scope: Scope::Model };
-        let trim: Box<dyn Step> =
-            if rescale { Box::new(DivideByDensity::of(trim, "density")) } else { Box::new(trim) };
+        let trim: Box<dyn Step> = if settings.switch("rescale") {
+            Box::new(DivideByDensity::of(trim, "density"))
+        } else {
+            Box::new(trim)
+        };
         let steps = vec![Box::new(drop), trim];
         Program::new(Operand::TaskVectors, steps, Disjoint::original(normalize))
     }
