@@ -19,6 +19,7 @@ from sensmerge.errors import InputError
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration, calibrate
+    from sensmerge.merging.conversion import convert
     from sensmerge.merging.disk import MergeResult
     from sensmerge.merging.memory import merge_into, merge_tensors
     from sensmerge.models import Models, open_models
@@ -39,6 +40,7 @@ __all__ = [
     "Recipe",
     "calibrate",
     "coefficients",
+    "convert",
     "learn",
     "merge",
     "merge_into",
@@ -55,6 +57,7 @@ _HOMES = {
     "Recipe": "sensmerge.recipe",
     "calibrate": "sensmerge.calibration",
     "coefficients": "sensmerge.scaling.sigma",
+    "convert": "sensmerge.merging.conversion",
     "learn": "sensmerge.search.descent",
     "merge": "sensmerge.workflow",
     "merge_into": "sensmerge.merging.memory",

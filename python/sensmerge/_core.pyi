@@ -11,16 +11,21 @@ from _typeshed import SupportsGetItem
 
 __all__ = [
     "Checkpoint",
+    "Difference",
     "Manifest",
     "OutputTensor",
     "Prepared",
     "TensorInfo",
     "check_output",
+    "differences",
     "merge",
     "merge_into",
     "methods",
+    "pickle_files",
     "row_distances",
     "sum_abs_product",
+    "task_vector",
+    "weight_files",
 ]
 
 @final
@@ -73,6 +78,12 @@ class Checkpoint:
         """Notes for the user on the choice of files, one sentence each."""
 
     @property
+    def origin(self, /) -> tuple[str, str] | None:
+        """The repository on the Hub and the commit that it was downloaded from; None if it does not lie
+        in a Hub cache.
+        """
+
+    @property
     def path(self, /) -> str:
         """The folder or file that was opened; the name of a checkpoint in memory."""
 
@@ -93,6 +104,50 @@ class Checkpoint:
         """
 
 @final
+class Difference:
+    """The comparison of one tensor of two checkpoints, entry by entry.
+
+    Sums are float64, of a fixed shape. With a base, task vectors stand for ``a`` and ``b`` in all but
+    ``changed``, ``largest`` and ``squared_difference``, which a base does not change.
+    """
+
+    @property
+    def agreeing(self, /) -> int:
+        """Number of those that have one sign in both."""
+
+    @property
+    def changed(self, /) -> int:
+        """Number of entries that differ."""
+
+    @property
+    def entries(self, /) -> int:
+        """Number of entries."""
+
+    @property
+    def largest(self, /) -> float:
+        """Largest absolute difference; NaN is passed over."""
+
+    @property
+    def product(self, /) -> float:
+        """Scalar product of ``a`` and ``b``."""
+
+    @property
+    def signed(self, /) -> int:
+        """Number of entries that are zero in neither."""
+
+    @property
+    def squared_a(self, /) -> float:
+        """Squared L2 norm of ``a``."""
+
+    @property
+    def squared_b(self, /) -> float:
+        """Squared L2 norm of ``b``."""
+
+    @property
+    def squared_difference(self, /) -> float:
+        """Squared L2 norm of ``b - a``."""
+
+@final
 class Manifest:
     """A merge as plain data: every output tensor with its inputs and its numbers.
 
@@ -111,6 +166,18 @@ class Manifest:
 
         Raises:
             InputError: The request is malformed, or the models cannot be merged as asked.
+        """
+
+    @staticmethod
+    def conversion(model: Checkpoint, dtype: str | None) -> Manifest:
+        """Build the manifest of a conversion: one model as it is, its floats stored in another dtype.
+
+        Args:
+            model: The model.
+            dtype: The dtype, such as ``bfloat16``; None keeps every tensor's own.
+
+        Raises:
+            InputError: The dtype is unknown.
         """
 
     def files(self, /, max_shard_bytes: SupportsIndex) -> list[tuple[str, list[str]]]:
@@ -283,6 +350,33 @@ def check_output(
         OSError: The folder or an input cannot be examined.
     """
 
+def differences(
+    a: Checkpoint,
+    b: Checkpoint,
+    base: Checkpoint | None,
+    tensors: collections.abc.Sequence[str],
+    *,
+    threads: SupportsIndex | None = None,
+    progress: collections.abc.Callable[[int, int], object] | None = None,
+) -> list[Difference]:
+    """Compare tensors of two checkpoints.
+
+    Args:
+        a: One checkpoint.
+        b: The other.
+        base: The model that both were tuned from; None compares the weights themselves.
+        tensors: Names of tensors that all of them have, in one shape and as floats.
+        threads: Threads to use; all cores by default. The result does not depend on it.
+        progress: Called several times a second with the bytes read and the bytes to read.
+
+    Returns:
+        The comparison of every tensor, in the order of ``tensors``.
+
+    Raises:
+        InputError: A tensor is missing, of another shape, or not of floats.
+        KeyboardInterrupt: Ctrl-C was pressed.
+    """
+
 def merge(
     manifest: Manifest,
     output: str | PathLike[str],
@@ -364,6 +458,22 @@ def methods() -> str:
         their parameters, ranges and defaults.
     """
 
+def pickle_files(folder: str | PathLike[str], names: collections.abc.Set[str]) -> list[str]:
+    """Choose the pickled files that hold the weights of a model without safetensors files.
+
+    Args:
+        folder: The model's folder, which must hold the index, where there is one.
+        names: Names of the model's files, whether the folder holds them or not.
+
+    Returns:
+        Names of the files: of the index first, where there is one. Empty where there are safetensors
+        files, which are read instead, or no pickles of a model.
+
+    Raises:
+        InputError: The index is malformed.
+        OSError: The index cannot be read.
+    """
+
 def row_distances(
     a: numpy.typing.NDArray[numpy.uint8],
     b: numpy.typing.NDArray[numpy.uint8],
@@ -409,4 +519,42 @@ def sum_abs_product(
 
     Raises:
         InputError: Lengths differ, a view is not contiguous, or a dtype is unknown.
+    """
+
+def task_vector(
+    expert: Checkpoint,
+    base: Checkpoint,
+    tensor: str,
+    output: numpy.typing.NDArray[numpy.uint8],
+    *,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """Write the task vector of one tensor, ``expert - base``, as float32.
+
+    Args:
+        expert: The model that was tuned.
+        base: The model that it was tuned from.
+        tensor: Name of the tensor.
+        output: A contiguous, writable uint8 view of as many float32 entries as the tensor has.
+        threads: Threads to use; all cores by default.
+
+    Raises:
+        InputError: The tensor is missing, of another shape, or not of floats; or the output is of
+            another size or read-only.
+    """
+
+def weight_files(folder: str | PathLike[str], names: collections.abc.Set[str]) -> list[str]:
+    """Choose the files that hold the weights of a model.
+
+    Args:
+        folder: The model's folder. It must hold the config and the index, and may lack weights, as
+            before a download.
+        names: Names of the model's files, whether the folder holds them or not.
+
+    Returns:
+        Names of the files that are read: of the index first, where there is one.
+
+    Raises:
+        InputError: The files hold no model, more than one, or one of another format.
+        OSError: The config or the index cannot be read.
     """

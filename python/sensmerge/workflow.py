@@ -6,7 +6,7 @@ The rooms that do the work do not depend on the order of the steps; it is set he
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sensmerge import _core
 from sensmerge.merging import disk
@@ -15,6 +15,7 @@ from sensmerge.merging.manifest import request
 from sensmerge.merging.plan import MergePlan, parse_size
 from sensmerge.merging.sidecars import check_vocabulary
 from sensmerge.models import Models, open_models
+from sensmerge.models.pickles import unpickling
 from sensmerge.recipe import DEFAULT_TEMPERATURE, Recipe
 from sensmerge.scaling.matching import matching, needs_calibration
 from sensmerge.scaling.required import coefficients_for
@@ -36,6 +37,7 @@ def merge(
     overwrite: bool = False,
     allow_nan: bool = False,
     chunk_bytes: int | None = None,
+    unpickle: bool = False,
 ) -> MergeResult:
     """Merge the models of a recipe into a Hugging Face model folder.
 
@@ -53,6 +55,8 @@ def merge(
         overwrite: Replace the output of an earlier merge in ``out``; inputs are never replaced.
         allow_nan: Write NaN and infinite values instead of refusing them.
         chunk_bytes: Bytes that a thread works on at a time. The output does not depend on it.
+        unpickle: Read models that are stored as pickles (``pytorch_model.bin``) in a process of
+            their own, through a temporary copy beside ``out``. Needs torch.
 
     Returns:
         A description of the written model.
@@ -63,14 +67,46 @@ def merge(
         KeyboardInterrupt: Ctrl-C was pressed; nothing is left behind.
     """
     recipe = Recipe.of(recipe)
-    parse_size(max_shard_size)
-    models = open_models(recipe)
+    max_shard_bytes = parse_size(max_shard_size)
+    with unpickling(out, enabled=unpickle, progress=progress) as unpickled:
+        models = open_models(recipe, progress=progress)
+        _core.check_output(str(out), [str(path) for path in unpickled.copies], overwrite)
+        return _merge(
+            recipe,
+            models,
+            out,
+            calibration,
+            unpickled.notes,
+            threads=threads,
+            progress=progress,
+            max_shard_size=max_shard_bytes,
+            sync=sync,
+            overwrite=overwrite,
+            allow_nan=allow_nan,
+            chunk_bytes=chunk_bytes,
+        )
+
+
+def _merge(
+    recipe: Recipe,
+    models: Models,
+    out: str | Path,
+    calibration: Calibration | str | Path | None,
+    notes: list[str],
+    *,
+    threads: int | None,
+    progress: bool,
+    overwrite: bool,
+    **options: Any,
+) -> MergeResult:
+    """Calibrate and search where the recipe asks for it, and merge."""
     if recipe.auto or (calibration is None and needs_calibration(recipe)):
         # Refuse a merge that is bound to fail before the long measurement rather than after it.
         request(_provisional(recipe), None, models).manifest()
         check_vocabulary(recipe, models)
         _core.check_output(str(out), [str(model.path) for model in models.all], overwrite)
-    measured, notes = _measured(recipe, models, calibration, threads=threads, progress=progress)
+    measured, more = _measured(recipe, models, calibration, threads=threads, progress=progress)
+    notes = [*notes, *more]
     if recipe.auto:
         from sensmerge.search.auto import choose
 
@@ -85,11 +121,8 @@ def merge(
         notes=notes,
         threads=threads,
         progress=progress,
-        max_shard_size=max_shard_size,
-        sync=sync,
         overwrite=overwrite,
-        allow_nan=allow_nan,
-        chunk_bytes=chunk_bytes,
+        **options,
     )
 
 

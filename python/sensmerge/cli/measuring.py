@@ -15,6 +15,7 @@ from sensmerge.cli.options import (
     quiet_option,
     require_calibration,
     threads_option,
+    unpickle_option,
 )
 from sensmerge.errors import InputError
 
@@ -31,9 +32,16 @@ from sensmerge.errors import InputError
 )
 @click.option("--device", default="cpu", show_default=True, help="A torch device, such as cuda.")
 @threads_option
+@unpickle_option
 @quiet_option
 def calibrate(
-    recipe: Path, output: Path, memory: str, device: str, threads: int | None, quiet: bool
+    recipe: Path,
+    output: Path,
+    memory: str,
+    device: str,
+    threads: int | None,
+    unpickle: bool,
+    quiet: bool,
 ) -> None:
     """Measure sensitivity and alignment of the experts of RECIPE.
 
@@ -45,7 +53,13 @@ def calibrate(
     loaded = load_recipe(recipe, say=not quiet)
     check_writable(output)
     calibration = run(
-        loaded, progress=not quiet, threads=threads, memory=memory, device=device, keep=output
+        loaded,
+        progress=not quiet,
+        threads=threads,
+        memory=memory,
+        device=device,
+        keep=output,
+        unpickle=unpickle,
     )
     calibration.save(output)
     forget(output)

@@ -11,10 +11,13 @@ from sensmerge.cli.options import (
     FOLDER,
     calibration_option,
     check_writable,
+    force_option,
     load_calibration,
     load_recipe,
     quiet_option,
+    shard_option,
     threads_option,
+    unpickle_option,
 )
 
 
@@ -23,16 +26,12 @@ from sensmerge.cli.options import (
 @click.argument("out", type=FOLDER)
 @calibration_option
 @threads_option
-@click.option(
-    "--max-shard-size",
-    default="5GB",
-    show_default=True,
-    help="Largest size of a weight file, such as 5GB or 500MiB.",
-)
+@shard_option
 @click.option("--no-sync", is_flag=True, help="Do not flush the output to disk.")
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan; write nothing.")
-@click.option("--force", is_flag=True, help="Replace the output of an earlier merge in OUT.")
+@force_option
 @click.option("--allow-nan", is_flag=True, help="Write NaN and infinity instead of refusing them.")
+@unpickle_option
 @quiet_option
 def merge(
     recipe: Path,
@@ -44,6 +43,7 @@ def merge(
     dry_run: bool,
     force: bool,
     allow_nan: bool,
+    unpickle: bool,
     quiet: bool,
 ) -> None:
     """Merge the models of RECIPE into the folder OUT.
@@ -51,13 +51,15 @@ def merge(
     Calibrates first if the recipe has a `sensitivity:` section and no --calibration is given.
     """
     from sensmerge import workflow
+    from sensmerge.models.pickles import unpickling
 
     loaded = load_recipe(recipe)
     measured = load_calibration(calibration)
     if dry_run:
-        plan = workflow.plan(loaded, calibration=measured, max_shard_size=max_shard_size)
-        if not quiet:
-            click.echo(plan.describe())
+        with unpickling(out, enabled=unpickle, progress=not quiet):
+            plan = workflow.plan(loaded, calibration=measured, max_shard_size=max_shard_size)
+            if not quiet:
+                click.echo(plan.describe())
         return
     result = workflow.merge(
         loaded,
@@ -69,6 +71,7 @@ def merge(
         sync=not no_sync,
         overwrite=force,
         allow_nan=allow_nan,
+        unpickle=unpickle,
     )
     if not quiet:
         for note in result.notes:

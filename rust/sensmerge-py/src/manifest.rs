@@ -11,6 +11,7 @@ use sensmerge_core::manifest::{self, Builder, Content, Input, Numbers};
 use sensmerge_core::method::Semantics;
 use serde::Deserialize;
 
+use crate::buffers::dtype as parse_dtype;
 use crate::checkpoint::Checkpoint;
 use crate::error::{bad_input, to_python};
 
@@ -121,6 +122,27 @@ impl Manifest {
         }
         let checkpoints = opened(&models);
         let inner = py.detach(|| request.build(checkpoints)).map_err(to_python)?;
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Build the manifest of a conversion: one model as it is, its floats stored in another dtype.
+    ///
+    /// Args:
+    ///     model: The model.
+    ///     dtype: The dtype, such as ``bfloat16``; None keeps every tensor's own.
+    ///
+    /// Raises:
+    ///     InputError: The dtype is unknown.
+    #[staticmethod]
+    fn conversion(
+        py: Python<'_>,
+        model: PyRef<'_, Checkpoint>,
+        dtype: Option<&str>,
+    ) -> PyResult<Self> {
+        let dtype = dtype.map(|dtype| parse_dtype("dtype", dtype)).transpose()?;
+        let input = Input::new(model.inner());
+        let inner =
+            py.detach(|| manifest::Manifest::conversion(input, dtype)).map_err(to_python)?;
         Ok(Self { inner: Arc::new(inner) })
     }
 

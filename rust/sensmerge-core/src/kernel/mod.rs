@@ -8,6 +8,7 @@
 
 pub mod bracket;
 pub mod derivative;
+pub mod difference;
 pub mod disjoint;
 pub mod distance;
 pub mod elect;
