@@ -36,6 +36,7 @@ PYTHON_ROOMS = [
     {"calibration"},
     {"scaling"},
     {"merging"},
+    {"comparison"},
     {"report"},
     {"search"},
     {"workflow"},

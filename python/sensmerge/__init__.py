@@ -19,6 +19,7 @@ from sensmerge.errors import InputError
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration, calibrate
+    from sensmerge.comparison.differences import diff
     from sensmerge.merging.conversion import convert
     from sensmerge.merging.disk import MergeResult
     from sensmerge.merging.memory import merge_into, merge_tensors
@@ -41,6 +42,7 @@ __all__ = [
     "calibrate",
     "coefficients",
     "convert",
+    "diff",
     "learn",
     "merge",
     "merge_into",
@@ -58,6 +60,7 @@ _HOMES = {
     "calibrate": "sensmerge.calibration",
     "coefficients": "sensmerge.scaling.sigma",
     "convert": "sensmerge.merging.conversion",
+    "diff": "sensmerge.comparison.differences",
     "learn": "sensmerge.search.descent",
     "merge": "sensmerge.workflow",
     "merge_into": "sensmerge.merging.memory",

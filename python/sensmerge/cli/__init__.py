@@ -8,7 +8,7 @@ import sys
 import click
 
 from sensmerge import InputError, __version__
-from sensmerge.cli import converting, describing, measuring, merging, searching
+from sensmerge.cli import comparing, converting, describing, measuring, merging, searching
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -37,6 +37,7 @@ for _command in (
     searching.learn,
     searching.tune,
     measuring.report,
+    comparing.diff,
     describing.inspect,
     describing.methods,
     describing.schema,
