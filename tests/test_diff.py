@@ -74,7 +74,8 @@ def test_every_tensor_and_layer_against_numpy(models: Family, with_base: bool) -
     assert found.notes == []
 
 
-numbers = st.floats(width=16, allow_nan=False, allow_infinity=False)
+# Exact in every dtype; zeros and equal ones are frequent.
+numbers = st.one_of(st.integers(-2, 2), st.integers(-2000, 2000)).map(lambda value: value / 64)
 
 
 @given(

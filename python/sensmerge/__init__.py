@@ -20,6 +20,7 @@ from sensmerge.errors import InputError
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration, calibrate
     from sensmerge.comparison.differences import diff
+    from sensmerge.comparison.extraction import extract_lora
     from sensmerge.merging.conversion import convert
     from sensmerge.merging.disk import MergeResult
     from sensmerge.merging.memory import merge_into, merge_tensors
@@ -43,6 +44,7 @@ __all__ = [
     "coefficients",
     "convert",
     "diff",
+    "extract_lora",
     "learn",
     "merge",
     "merge_into",
@@ -61,6 +63,7 @@ _HOMES = {
     "coefficients": "sensmerge.scaling.sigma",
     "convert": "sensmerge.merging.conversion",
     "diff": "sensmerge.comparison.differences",
+    "extract_lora": "sensmerge.comparison.extraction",
     "learn": "sensmerge.search.descent",
     "merge": "sensmerge.workflow",
     "merge_into": "sensmerge.merging.memory",

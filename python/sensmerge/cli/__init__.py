@@ -38,6 +38,7 @@ for _command in (
     searching.tune,
     measuring.report,
     comparing.diff,
+    comparing.extract_lora,
     describing.inspect,
     describing.methods,
     describing.schema,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from sensmerge.cli.options import FILE, check_writable, quiet_option, threads_option
+from sensmerge.cli.options import FILE, FOLDER, check_writable, quiet_option, threads_option
 
 
 @click.command()
@@ -52,3 +52,79 @@ def diff(
     click.echo(found.table(tensors=tensors))
     for path in wanted:
         click.echo(f"wrote {path}")
+
+
+@click.command(name="extract-lora")
+@click.argument("expert")
+@click.argument("base")
+@click.option("-o", "--output", type=FOLDER, required=True, help="The folder to write.")
+@click.option(
+    "--rank",
+    "--max-rank",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Largest rank of a matrix.",
+)
+@click.option(
+    "--sv-epsilon",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Leave out singular values up to this one.",
+)
+@click.option(
+    "-i", "--include-regex", multiple=True, help="Only modules in whose names this is found."
+)
+@click.option("-e", "--exclude-regex", multiple=True, help="No modules in whose names this is.")
+@click.option(
+    "--modules-to-save",
+    "--save-module",
+    multiple=True,
+    help="Store this module whole; a name, or the last part of several.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Dtype of the factors.",
+)
+@threads_option
+@click.option("--force", is_flag=True, help="Replace what the folder holds of an adapter.")
+@quiet_option
+def extract_lora(
+    expert: str,
+    base: str,
+    output: Path,
+    rank: int,
+    sv_epsilon: float,
+    include_regex: tuple[str, ...],
+    exclude_regex: tuple[str, ...],
+    modules_to_save: tuple[str, ...],
+    dtype: str,
+    threads: int | None,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Write the difference of EXPERT from BASE as a LoRA adapter in PEFT's format."""
+    from sensmerge.comparison import extraction
+
+    found = extraction.extract_lora(
+        expert,
+        base,
+        output,
+        rank,
+        sv_epsilon=sv_epsilon,
+        include=include_regex,
+        exclude=exclude_regex,
+        modules_to_save=modules_to_save,
+        dtype=dtype,
+        threads=threads,
+        progress=not quiet,
+        overwrite=force,
+    )
+    if not quiet:
+        for note in found.notes:
+            click.echo(f"note: {note}", err=True)
+        click.echo(found.describe())

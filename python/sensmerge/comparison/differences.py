@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +187,22 @@ def diff(
     """
     names = [str(a), str(b), *([] if base is None else [str(base)])]
     opened = [_core.Checkpoint(str(resolve(name, Path(), progress=progress))) for name in names]
+    found = compare(names, opened, threads=threads, progress=progress)
+    said = [note for each in opened for note in each.notes]
+    return replace(found, notes=[*said, *found.notes])
+
+
+def compare(
+    names: list[str], opened: list[_core.Checkpoint], *, threads: int | None, progress: bool
+) -> Comparison:
+    """Compare two models that are open; see :func:`diff`.
+
+    Args:
+        names: The names of both, and of the base, if there is one.
+        opened: Their checkpoints.
+        threads: Threads to use.
+        progress: Show progress.
+    """
     common, notes = _matched(names, opened)
     if not common:
         raise InputError(f"{names[0]} and {names[1]}: have no tensor in common: {notes[0]}")
@@ -200,10 +216,8 @@ def diff(
             progress=report,
         )
     tensors = {name: Sums.of([each]) for name, each in zip(common, found, strict=True)}
-    said = [note for each in opened for note in each.notes]
-    return Comparison(
-        names[0], names[1], None if base is None else str(base), tensors, [*said, *notes]
-    )
+    base = names[2] if len(names) > 2 else None
+    return Comparison(names[0], names[1], base, tensors, notes)
 
 
 def _matched(names: list[str], opened: list[_core.Checkpoint]) -> tuple[list[str], list[str]]:

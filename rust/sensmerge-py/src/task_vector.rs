@@ -6,27 +6,29 @@ use crate::checkpoint::Checkpoint;
 use crate::error::to_python;
 use crate::pool::pool;
 
-/// Write the task vector of one tensor, ``expert - base``, as float32.
+/// Write entries of the task vector of one tensor, ``expert - base``, as float32.
 ///
 /// Args:
 ///     expert: The model that was tuned.
 ///     base: The model that it was tuned from.
 ///     tensor: Name of the tensor.
-///     output: A contiguous, writable uint8 view of as many float32 entries as the tensor has.
+///     first: Index of the first entry.
+///     output: A contiguous, writable uint8 view of as many float32 entries as are wanted.
 ///     threads: Threads to use; all cores by default.
 ///
 /// Raises:
-///     InputError: The tensor is missing, of another shape, or not of floats; or the output is of
-///         another size or read-only.
+///     InputError: The tensor is missing, of another shape, or not of floats; or the output
+///         reaches beyond it or is read-only.
 #[pyfunction]
 #[pyo3(signature = (
-    expert, base, tensor, output: "numpy.typing.NDArray[numpy.uint8]", *, threads = None
+    expert, base, tensor, first, output: "numpy.typing.NDArray[numpy.uint8]", *, threads = None
 ))]
 pub(crate) fn task_vector(
     py: Python<'_>,
     expert: PyRef<'_, Checkpoint>,
     base: PyRef<'_, Checkpoint>,
     tensor: &str,
+    first: usize,
     output: &Bound<'_, PyAny>,
     threads: Option<usize>,
 ) -> PyResult<()> {
@@ -34,6 +36,6 @@ pub(crate) fn task_vector(
     let mut output = BytesMut::of("output", output)?;
     let output = output.as_mut_slice();
     let pool = pool(threads)?;
-    py.detach(|| pool.install(|| difference::task_vector(&expert, &base, tensor, output)))
+    py.detach(|| pool.install(|| difference::task_vector(&expert, &base, tensor, first, output)))
         .map_err(to_python)
 }

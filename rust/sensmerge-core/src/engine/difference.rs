@@ -101,28 +101,33 @@ pub fn differences(
     Ok(found)
 }
 
-/// Write `expert − base` of one tensor as float32, little-endian. Runs on the rayon pool of the caller.
+/// Write entries of `expert − base` of one tensor as float32, little-endian: as many as `output` holds,
+/// from the one at index `first` on. Runs on the rayon pool of the caller.
 ///
 /// # Errors
 /// [`Error::Tensor`] for a tensor that a checkpoint lacks, has in another shape or not as floats;
-/// [`Error::Setting`] for an output of another size.
+/// [`Error::Setting`] for an output that is not a whole number of entries or reaches beyond the tensor.
 pub fn task_vector(
     expert: &Arc<Checkpoint>,
     base: &Arc<Checkpoint>,
     tensor: &str,
+    first: usize,
     output: &mut [u8],
 ) -> Result<()> {
     const SIZE: usize = size_of::<f32>();
     let inputs = Inputs { checkpoints: vec![Arc::clone(expert), Arc::clone(base)] };
     let row = row(&inputs, tensor)?;
-    let (needed, found) = (row.length * SIZE, output.len());
-    if needed != found {
-        let reason = format!("its output has {found} bytes where it needs {needed}");
+    let (length, bytes) = (row.length, output.len());
+    let end = first.checked_add(bytes / SIZE).filter(|_| bytes.is_multiple_of(SIZE));
+    if end.is_none_or(|end| end > length) {
+        let reason = format!(
+            "an output of {bytes} bytes does not fit its {length} entries from the one at {first} on"
+        );
         return Err(Error::setting(tensor, reason));
     }
     let blocks = output.par_chunks_mut(BLOCK * SIZE).enumerate().with_min_len(16);
     blocks.for_each(|(place, output)| {
-        let start = place * BLOCK;
+        let start = first + place * BLOCK;
         let entries = start..start + output.len() / SIZE;
         let [mut expert, mut base] = [[0.0; BLOCK]; 2];
         row.read(0, entries.clone(), &mut expert);
@@ -294,11 +299,16 @@ mod tests {
     #[test]
     fn task_vectors_are_differences() {
         let length = 2 * BLOCK + 5;
-        let (expert, base) = (vec![3.5_f32; length], vec![1.0_f32; length]);
-        let mut output = vec![0; 4 * length];
-        task_vector(&checkpoint(&expert), &checkpoint(&base), "w", &mut output).expect("fits");
-        assert!(output.as_chunks::<4>().0.iter().all(|entry| f32::from_le_bytes(*entry) == 2.5));
-        let short = task_vector(&checkpoint(&expert), &checkpoint(&base), "w", &mut output[4..]);
-        assert!(short.is_err_and(|error| error.to_string().contains("bytes")));
+        let expert: Vec<f32> = (0..length).map(|place| place as f32).collect();
+        let (expert, base) = (checkpoint(&expert), checkpoint(&vec![0.5; length]));
+        let mut output = vec![0; 4 * (length - 3)];
+        task_vector(&expert, &base, "w", 3, &mut output).expect("fits");
+        for (place, entry) in output.as_chunks::<4>().0.iter().enumerate() {
+            assert_eq!(f32::from_le_bytes(*entry), (place + 3) as f32 - 0.5);
+        }
+        for (first, bytes) in [(4, output.len()), (usize::MAX, 8), (0, 7)] {
+            let refused = task_vector(&expert, &base, "w", first, &mut output[..bytes]);
+            assert!(refused.is_err_and(|error| error.to_string().contains("does not fit")));
+        }
     }
 }
