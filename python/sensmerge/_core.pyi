@@ -155,29 +155,32 @@ class Manifest:
     """
 
     @staticmethod
-    def build(request: str, models: SupportsGetItem[int, Checkpoint]) -> Manifest:
+    def build(request: str, checkpoints: SupportsGetItem[int, Checkpoint]) -> Manifest:
         """Build a manifest from headers alone: no tensor data is read.
 
         Args:
-            request: JSON: ``method``, ``semantics``, ``switches``, ``base`` (whether the first model is
-                the base), ``models`` (``aliases`` and ``leading_rows`` of each), ``seed``,
-                ``out_dtype``, and ``tensors``: the numbers of every output tensor, by parameter.
-            models: The base, where there is one, and the models that are merged.
+            request: JSON: ``method``, ``semantics``, ``switches``, ``seed``, ``out_dtype`` and
+                ``parts``, which are output tensors that are merged from the same models: ``base`` (or
+                null), ``models`` (the index of the ``checkpoint`` of each, and rules for its tensors:
+                ``names``, ``aliases``, ``leading_rows``), and ``tensors``: the numbers of every output
+                tensor, by parameter.
+            checkpoints: The checkpoints that the request names by their index.
 
         Raises:
             InputError: The request is malformed, or the models cannot be merged as asked.
         """
 
     @staticmethod
-    def conversion(model: Checkpoint, dtype: str | None) -> Manifest:
+    def conversion(view: str, model: Checkpoint, dtype: str | None) -> Manifest:
         """Build the manifest of a conversion: one model as it is, its floats stored in another dtype.
 
         Args:
+            view: JSON: the rules for the model's tensors, as in the request of a merge.
             model: The model.
             dtype: The dtype, such as ``bfloat16``; None keeps every tensor's own.
 
         Raises:
-            InputError: The dtype is unknown.
+            InputError: The rules are malformed, or the dtype is unknown.
         """
 
     def files(self, /, max_shard_bytes: SupportsIndex) -> list[tuple[str, list[str]]]:
@@ -525,22 +528,24 @@ def task_vector(
     expert: Checkpoint,
     base: Checkpoint,
     tensor: str,
+    first: SupportsIndex,
     output: numpy.typing.NDArray[numpy.uint8],
     *,
     threads: SupportsIndex | None = None,
 ) -> None:
-    """Write the task vector of one tensor, ``expert - base``, as float32.
+    """Write entries of the task vector of one tensor, ``expert - base``, as float32.
 
     Args:
         expert: The model that was tuned.
         base: The model that it was tuned from.
         tensor: Name of the tensor.
-        output: A contiguous, writable uint8 view of as many float32 entries as the tensor has.
+        first: Index of the first entry.
+        output: A contiguous, writable uint8 view of as many float32 entries as are wanted.
         threads: Threads to use; all cores by default.
 
     Raises:
-        InputError: The tensor is missing, of another shape, or not of floats; or the output is of
-            another size or read-only.
+        InputError: The tensor is missing, of another shape, or not of floats; or the output
+            reaches beyond it or is read-only.
     """
 
 def weight_files(folder: str | PathLike[str], names: collections.abc.Set[str]) -> list[str]:

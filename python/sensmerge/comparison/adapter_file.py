@@ -64,7 +64,7 @@ def adapter_file(path: Path, names: list[str]) -> Iterator[AdapterFile]:
     """A file to add tensors to, which is in place once all are.
 
     Args:
-        path: The file.
+        path: The file; its folder is made if it does not exist.
         names: Names of all tensors that may be added.
 
     Raises:
@@ -72,7 +72,9 @@ def adapter_file(path: Path, names: list[str]) -> Iterator[AdapterFile]:
     """
     room = 64 + sum(len(json.dumps(name)) + _ENTRY for name in names)
     temporary = path.with_name(f".{path.name}.partial")
+    made = [folder for folder in path.parents if not folder.exists()]
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             writer = AdapterFile(file, room + -room % 8)
             yield writer
@@ -83,3 +85,7 @@ def adapter_file(path: Path, names: list[str]) -> Iterator[AdapterFile]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+        # Folders that were made for nothing; one that holds the file is not removed.
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()

@@ -168,7 +168,6 @@ def extract_lora(
     task = _Task(models[0], models[1], options, config, threads)
     found = Extraction(out, notes=[note for each in models for note in each.notes])
     found.notes += compared.notes
-    out.mkdir(parents=True, exist_ok=True)
     with adapter_file(out / ADAPTER_WEIGHTS, _all_names(compared)) as file:
         left = task.write(compared, file, found, progress)
         if not found.ranks:

@@ -8,9 +8,12 @@ from typing import Any
 
 from sensmerge import _core
 from sensmerge.errors import InputError
+from sensmerge.merging.config import with_dtype
 from sensmerge.merging.disk import DEFAULT_SHARD_SIZE, MergeResult, carry_out
 from sensmerge.merging.plan import parse_size
-from sensmerge.merging.sidecars import OUTPUT_FILE, Sidecars, with_dtype
+from sensmerge.merging.sidecars import OUTPUT_FILE, Sidecars
+from sensmerge.merging.views import View
+from sensmerge.models import Model
 from sensmerge.models.dtypes import TORCH
 from sensmerge.models.folders import is_folder, own_file, read_config
 from sensmerge.models.pickles import unpickling
@@ -66,9 +69,11 @@ def convert(
         path = resolve(str(model), Path(), progress=progress)
         _core.check_output(str(out), [str(path) for path in unpickled.copies], overwrite)
         checkpoint, config = _core.Checkpoint(str(path)), read_config(path)
+        opened = Model(str(model), path, checkpoint, config)
         if dtype is not None and (reason := refusal(path, config, checkpoint)) is not None:
             raise InputError(reason)
-        manifest = _core.Manifest.conversion(checkpoint, dtype)
+        view = json.dumps(View(opened).plain([opened], opened))
+        manifest = _core.Manifest.conversion(view, checkpoint, dtype)
         return carry_out(
             manifest,
             [checkpoint],
@@ -92,7 +97,7 @@ def _beside(path: Path, config: dict[str, Any], dtype: str | None) -> Sidecars:
     copies = {file.name: str(file) for file in side_files(path) if file.name != OUTPUT_FILE}
     texts, notes = [], []
     changed = with_dtype(config, dtype)
-    if changed is not None:
+    if changed != config:
         copies.pop("config.json")
         texts.append(("config.json", json.dumps(changed, indent=2) + "\n"))
     if own_file(path, "config.json") is None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sensmerge import __version__
 from sensmerge.errors import InputError
+from sensmerge.merging.config import merged_config
 from sensmerge.models import vocabulary
 from sensmerge.models.folders import is_folder, own_file, tokenizer_files
 from sensmerge.models.references import resolve
@@ -124,20 +125,13 @@ def _tokenizer(recipe: Recipe, models: Models) -> Path:
 
 
 def config_text(recipe: Recipe, models: Models) -> str | None:
-    """The base's config with the output's dtype; None if it need not be changed."""
-    changed = with_dtype(models.template.config, recipe.out_dtype or recipe.dtype)
-    return None if changed is None else json.dumps(changed, indent=2) + "\n"
+    """The config of the merged model; None if it is the base's.
 
-
-def with_dtype(config: dict[str, Any], dtype: str | None) -> dict[str, Any] | None:
-    """A config for other weights, in another dtype if one is given; None if nothing changes."""
-    keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
-    changed = dict(config)
-    # The key names the model's weight file, which the output does not have.
-    changed.pop("transformers_weights", None)
-    if dtype is not None and config:
-        changed |= dict.fromkeys(keys, dtype)
-    return None if changed == config else changed
+    Raises:
+        InputError: A model does not have the layers of a slice.
+    """
+    config = merged_config(recipe, models)
+    return None if config == models.template.config else json.dumps(config, indent=2) + "\n"
 
 
 def model_card(recipe: Recipe, models: Models, found: Coefficients | None) -> str:

@@ -12,13 +12,15 @@ mod builder;
 mod check;
 mod matching;
 mod source;
+mod view;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use builder::{Builder, Input};
+pub use builder::{Builder, Part};
 pub use source::{File, Run, Source, Stored};
+pub use view::View;
 
 pub use crate::numbers::{Number, Numbers};
 
@@ -109,7 +111,7 @@ impl Manifest {
     ///
     /// # Errors
     /// As for [`Builder::build`].
-    pub fn conversion(model: Input, dtype: Option<Float>) -> Result<Self> {
+    pub fn conversion(model: View, dtype: Option<Float>) -> Result<Self> {
         let builder = Builder::new(IDENTITY).model(model);
         dtype.into_iter().fold(builder, Builder::out_dtype).build()
     }

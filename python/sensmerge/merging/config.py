@@ -1,0 +1,85 @@
+"""The config of a merged model: the base's, with what the merge changes."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from sensmerge.merging.views import Stack
+from sensmerge.models.layers import DEPTHS, text_config
+
+if TYPE_CHECKING:
+    from sensmerge.models import Model, Models
+    from sensmerge.recipe import Recipe
+
+# Lists of the numbers of some layers; every other list with one entry a layer is one by layer.
+_NUMBERS_OF_LAYERS = (
+    "mlp_only_layers",
+    "full_attn_idxs",
+    "cross_attention_layers",
+    "global_attn_layers",
+)
+
+
+def merged_config(recipe: Recipe, models: Models) -> dict[str, Any]:
+    """The config of the merged model; empty if the base has none.
+
+    Raises:
+        InputError: A model does not have the layers of a slice.
+    """
+    config = copy.deepcopy(models.template.config)
+    if not config:
+        return config
+    config = with_dtype(config, recipe.out_dtype or recipe.dtype)
+    if recipe.slices is not None:
+        stack = Stack.of(recipe, models)
+        layers = [layer for place in range(len(recipe.parts)) for layer in stack.layers(place)]
+        _restack(text_config(config), layers)
+    return config
+
+
+def with_dtype(config: dict[str, Any], dtype: str | None) -> dict[str, Any]:
+    """A model's config for its weights in other files and, if one is given, of another dtype."""
+    # The key names the model's weight file, which the output does not have.
+    changed = {key: value for key, value in config.items() if key != "transformers_weights"}
+    if dtype is not None and config:
+        keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
+        changed |= dict.fromkeys(keys, dtype)
+    return changed
+
+
+def _restack(config: dict[str, Any], layers: list[tuple[Model, int]]) -> None:
+    """Change what a config says of layers.
+
+    Args:
+        config: The config, or the part of it that describes the language model.
+        layers: For every layer of the output, the model that it comes from and its number there.
+    """
+    depths = [config[key] for key in DEPTHS if isinstance(config.get(key), int)]
+    whole = [(layers[0][0], number) for number in range(len(layers))]
+    if layers == whole and len(layers) in depths:
+        return
+    for key in DEPTHS:
+        if key in config:
+            config[key] = len(layers)
+    for key, value in config.items():
+        if not isinstance(value, list):
+            continue
+        if key in _NUMBERS_OF_LAYERS:
+            config[key] = [
+                place
+                for place, (model, number) in enumerate(layers)
+                if number in _said(model, key, value)
+            ]
+        elif len(value) in depths:
+            config[key] = [
+                said[number] if number < len(said) else value[-1]
+                for model, number in layers
+                for said in [_said(model, key, value)]
+            ]
+
+
+def _said(model: Model, key: str, otherwise: list[Any]) -> list[Any]:
+    """A list of a model's config; another model's where it has none."""
+    said = text_config(model.config).get(key)
+    return said if isinstance(said, list) else otherwise
