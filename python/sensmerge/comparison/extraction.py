@@ -34,6 +34,15 @@ _DTYPES = ("float32", "bfloat16", "float16")
 _PREFIX = "base_model.model."
 _WEIGHT = ".weight"
 
+# Names of embeddings, which PEFT adapts in a form of their own.
+_EMBEDDINGS = (
+    *INPUT_EMBEDDINGS,
+    "wpe.weight",
+    "embed_positions.weight",
+    "position_embeddings.weight",
+    "token_type_embeddings.weight",
+)
+
 # Architectures whose linear layers store their matrices as [inputs, outputs].
 _TRANSPOSED = ("gpt2", "imagegpt", "openai-gpt")
 
@@ -270,7 +279,7 @@ class _Task:
         root = np.sqrt(factors.s)
         down, up = root[:, None] * factors.v, factors.u * root
         kind, ending = "lora", _WEIGHT
-        if f"{module}{_WEIGHT}".endswith(INPUT_EMBEDDINGS):
+        if f"{module}{_WEIGHT}".endswith(_EMBEDDINGS):
             kind, ending = "lora_embedding", ""
         if kind == "lora_embedding" or self.config.get("model_type") in _TRANSPOSED:
             # These are stored as [inputs, outputs].
