@@ -4,9 +4,9 @@
 
 RECIPES is a folder of mergekit recipes, ``NUMBER.yml``, with ``make.py NUMBER FOLDER``, which makes
 tiny models for one and puts it beside them as ``recipe.yml``. Every recipe is merged by sensmerge
-as it is, and by mergekit 0.1.5 with its arithmetic in float32 (``dtype: float32``, and ``out_dtype``
-what the recipe's dtype was), since mergekit otherwise computes in the output's dtype. Outputs are
-compared:
+as it is, and by mergekit 0.1.5 with its arithmetic in float32 (``dtype: float32``, and
+``out_dtype`` what the recipe's dtype was), since mergekit otherwise computes in the output's dtype.
+Outputs are compared:
 
 - tensor by tensor, rows of the embedding and head by token: *equal* is within one unit in the last
   place of the output's dtype, or a millionth of the tensor's largest entry where terms cancel;
