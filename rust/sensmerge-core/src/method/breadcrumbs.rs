@@ -18,7 +18,7 @@ use crate::program::rescale::PreserveL1;
 use crate::program::sum::{Cancelling, WeightedSum};
 use crate::program::{Operand, Program, Step};
 
-/// The density at which searches start, about that of the paper's experiments with few tasks.
+/// The density at which searches start, that of most published recipes.
 const START: f64 = 0.9;
 
 /// mergekit's default.

@@ -19,7 +19,10 @@ const MAX_ITER: f64 = 10.0;
 const TOL: f64 = 1e-5;
 
 /// More steps are refused: where fewer do not converge, more will not.
-const MOST_STEPS: f64 = 10_000.0;
+const MOST_STEPS: f64 = 1_000_000.0;
+
+/// A shorter step changes no float32, and is the last even where `tol` is less.
+const SHORTEST_STEP: f64 = 1.0 / (1 << 24) as f64;
 
 /// A direction that is this near to the opposite of the mean pulls nowhere and is left out of the step.
 const SMALLEST_SINE: f64 = 1.0 / (1 << 24) as f64;
@@ -86,7 +89,7 @@ fn weigh(gram: &Gram, subject: &Subject) -> Vec<f64> {
     for _ in 0..steps {
         let tangent = tangent(gram, &mean, &norms, &valid, tol);
         let angle = gram.length(&tangent);
-        if angle < tol || angle == 0.0 {
+        if angle < tol.max(SHORTEST_STEP) {
             break;
         }
         for (number, tangent) in mean.iter_mut().zip(&tangent) {
