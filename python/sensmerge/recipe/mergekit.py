@@ -13,7 +13,7 @@ from sensmerge.refusals import Location, meant
 OTHER_PARAMETERS = frozenset({"int8_mask"})
 
 # mergekit's keys that would change the merge, and so cannot be ignored.
-UNSUPPORTED = ("slices", "modules", "tokenizer", "chat_template")
+UNSUPPORTED = ("tokenizer", "chat_template")
 
 # Sections that mergekit does not have: its leniency does not apply to their keys.
 _OURS = ("sensitivity", "calibration")
@@ -33,17 +33,7 @@ def unsupported(key: str, value: Any) -> str | None:
             "replacing it is not supported; remove the key: the tokenizer's files are copied as "
             "they are, its template among them"
         )
-    if key == "tokenizer":
-        return _tokenizer(value)
-    if key == "slices" and isinstance(value, list) and len(value) > 1:
-        return (
-            "stacking slices of models is not supported, only whole models are merged; this recipe "
-            "needs mergekit"
-        )
-    return (
-        f"merging {key} is not supported; if these are whole models, list them under 'models' "
-        "without layer_range"
-    )
+    return _tokenizer(value)
 
 
 def _tokenizer(value: Any) -> str:
