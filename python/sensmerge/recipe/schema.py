@@ -41,6 +41,9 @@ def recipe_schema() -> dict[str, Any]:
         "anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"const": AUTO}],
         "default": sections["Sensitivity"]["properties"]["temperature"]["default"],
     }
+    schema["properties"]["name"] |= {
+        "description": "of a stage, in a file of several recipes with --- between them"
+    }
     schema["properties"]["parameters"] = _or_empty("Parameters")
     schema["properties"]["sensitivity"] = _or_empty("Sensitivity")
     schema["properties"]["merge_method"] = {
@@ -130,7 +133,11 @@ def _model_name() -> dict[str, Any]:
     }
     model = {
         "type": "object",
-        "properties": {"model": {"anyOf": [text, path]}, "lora": {"anyOf": [text, path]}},
+        "properties": {
+            "model": {"anyOf": [text, path]},
+            "lora": {"anyOf": [text, path, {"type": "null"}]},
+            "override_architecture": {"type": ["string", "null"], "description": "not used"},
+        },
         "required": ["model"],
         "additionalProperties": False,
     }
