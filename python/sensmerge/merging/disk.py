@@ -76,6 +76,8 @@ def write(
     overwrite: bool = False,
     allow_nan: bool = False,
     chunk_bytes: int | None = None,
+    tokenizer: bool = True,
+    card: bool = True,
 ) -> MergeResult:
     """Merge the models of a recipe without ``auto`` values; see :func:`sensmerge.merge`.
 
@@ -93,6 +95,8 @@ def write(
         overwrite: Replace the output of an earlier merge in ``out``; inputs are never replaced.
         allow_nan: Write NaN and infinite values instead of refusing them.
         chunk_bytes: Bytes that a thread works on at a time.
+        tokenizer: Write the tokenizer's files beside the weights.
+        card: Write the model card.
 
     Raises:
         InputError: Recipe, checkpoints or output folder cannot be used as they are.
@@ -102,7 +106,7 @@ def write(
     shard_bytes = parse_size(max_shard_size)
     asked = request(recipe, found, models)
     manifest = asked.manifest()
-    beside = sidecars(recipe, models, found, measured)
+    beside = sidecars(recipe, models, found, measured, tokenizer=tokenizer, card=card)
     known = [*(notes or []), *recipe.notes, *models.notes]
     known += [] if found is None else found.notes()
     with bytes_bar("merging", enabled=progress) as report:

@@ -100,11 +100,11 @@ def open_models(recipe: Recipe, given: Mapping[str, _core.Checkpoint] | None = N
     base = recipe.base_model
     names = [*([] if base is None else [base]), *(expert.model for expert in recipe.experts)]
     # One model may have several spellings; it is opened once.
-    places = {name: place_of(name, recipe.folder) for name in names}
+    places = {name: place_of(name, recipe.places) for name in names}
     held = {}
     for name, checkpoint in (given or {}).items():
-        held[place_of(name, recipe.folder)] = checkpoint
-        if place_of(name, recipe.folder) not in places.values():
+        held[place_of(name, recipe.places)] = checkpoint
+        if place_of(name, recipe.places) not in places.values():
             raise InputError(f"'{name}' is not a model of the recipe; it has {', '.join(names)}")
     opened: dict[str, Model] = {}
     for name, place in places.items():
@@ -118,7 +118,7 @@ def open_models(recipe: Recipe, given: Mapping[str, _core.Checkpoint] | None = N
 
 def _open(recipe: Recipe, name: str, checkpoint: _core.Checkpoint | None) -> Model:
     if checkpoint is None:
-        path = resolve(name, recipe.folder)
+        path = resolve(name, recipe.places)
         return Model(name, path, _core.Checkpoint(str(path)), read_config(path))
     path = Path(checkpoint.path)
     return Model(name, path, checkpoint, {} if checkpoint.in_memory else read_config(path))
