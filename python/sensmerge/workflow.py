@@ -165,7 +165,9 @@ def _merge_stages(
             place, name = folder_of(stage, folder), str(stage.name)
             recipe, places[name] = stage.placed(places), place
             if reuse and is_merged(recipe, place):
-                notes.append(f"stage '{name}': {place} was merged earlier and is used as it is")
+                notes.append(
+                    f"stage '{name}': was merged into {folder} earlier, and is used as it is"
+                )
                 continue
             # A stage's tokenizer may be the result's; a kept folder may hold an older merge of it.
             on_the_way = replace(how, sync=False, overwrite=kept is not None, tokenizer=True)

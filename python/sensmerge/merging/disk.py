@@ -14,6 +14,7 @@ from sensmerge import _core
 from sensmerge.merging.manifest import request
 from sensmerge.merging.plan import parse_size
 from sensmerge.merging.sidecars import sidecars
+from sensmerge.merging.stages import with_names
 from sensmerge.models.inspection import human_size
 from sensmerge.progress import bytes_bar
 
@@ -119,7 +120,7 @@ def write(
                 copies=beside.copies,
                 texts=beside.texts,
                 cards=beside.cards,
-                notes=[*known, *beside.notes],
+                notes=[with_names(note, recipe.places.stages) for note in [*known, *beside.notes]],
                 threads=threads,
                 chunk_bytes=chunk_bytes,
                 sync=sync,

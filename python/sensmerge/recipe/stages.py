@@ -166,21 +166,17 @@ def _wrong_names(documents: list[dict[str, Any]]) -> list[str]:
 
 
 def _unknown(documents: list[dict[str, Any]], folder: Path) -> list[str]:
-    """What names neither a stage nor, by its looks, a model elsewhere."""
+    """What is probably a slip of a stage's name. Whatever else is no model is refused later."""
     stages = {str(document["name"]) for document in documents if document.get("name") is not None}
     wrong = []
     for place, document in enumerate(documents, start=1):
         for location, name in references(document):
-            # A place on the Hub has a slash.
-            if name in stages or "/" in name or path_of(name, folder).exists():
-                continue
-            near = nearest(name, stages)
-            hint = f"the stages are {', '.join(sorted(stages))}"
-            hint = hint if near is None else f"did you mean '{near}'?"
-            wrong.append(
-                f"document {place}: {key_of(location)}: '{name}' is neither a stage nor a folder; "
-                f"{hint}"
-            )
+            near = None if name in stages else nearest(name, stages)
+            if near is not None and not path_of(name, folder).exists():
+                wrong.append(
+                    f"document {place}: {key_of(location)}: '{name}' is neither a stage nor a "
+                    f"folder; did you mean '{near}'?"
+                )
     return wrong
 
 
