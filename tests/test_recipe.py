@@ -192,9 +192,8 @@ def test_the_source_is_the_recipes_own() -> None:
         ({"parameters": {"density": [0.5, -0.1]}}, "parameters.density: -0.1 is not"),
         ({"dtype": "int8"}, "dtype: unknown value 'int8'"),
         ({"seed": -1}, "seed"),
-        ({"slices": [{}]}, "slices: merging slices is not supported; if these are whole models,"),
-        ({"slices": [{}, {}]}, "slices: stacking slices of models is not supported, only whole"),
-        ({"modules": {"text": {}}}, "modules: merging modules is not supported; if these are"),
+        ({"slices": [{}]}, "slices[0].sources: is missing"),
+        ({"modules": {"text": {}}}, "modules: expected a mapping of modules, each with models or"),
         ({"tokenizer": {"source": "union"}}, "tokenizer: building a union of tokenizers is not"),
         ({"tokenizer": {"source": "base"}}, "write tokenizer_source: base in its place"),
         ({"tokenizer": {"source": "x"}}, "write tokenizer_source: x in its place"),
@@ -325,7 +324,6 @@ def test_what_is_not_supported_does_not_hide_the_rest(tmp_path: Path) -> None:
     lines = [line.removeprefix(str(path)) for line in str(refused.value).splitlines()]
     assert [line.split(" is ")[0].split("; ")[0] for line in lines] == [
         ": merge_method: 'sce'",
-        ": slices: stacking slices of models",
         ": slices[0].sources[1].model: 'l'",
         ": tokenizer_source: 'union'",
     ]

@@ -100,14 +100,16 @@ class Manifest:
     """
 
     @staticmethod
-    def build(request: str, models: SupportsGetItem[int, Checkpoint]) -> Manifest:
+    def build(request: str, checkpoints: SupportsGetItem[int, Checkpoint]) -> Manifest:
         """Build a manifest from headers alone: no tensor data is read.
 
         Args:
-            request: JSON: ``method``, ``semantics``, ``switches``, ``base`` (whether the first model is
-                the base), ``models`` (``aliases`` and ``leading_rows`` of each), ``seed``,
-                ``out_dtype``, and ``tensors``: the numbers of every output tensor, by parameter.
-            models: The base, where there is one, and the models that are merged.
+            request: JSON: ``method``, ``semantics``, ``switches``, ``seed``, ``out_dtype`` and
+                ``parts``, which are output tensors that are merged from the same models: ``base`` (or
+                null), ``models`` (the index of the ``checkpoint`` of each, and rules for its tensors:
+                ``names``, ``aliases``, ``leading_rows``), and ``tensors``: the numbers of every output
+                tensor, by parameter.
+            checkpoints: The checkpoints that the request names by their index.
 
         Raises:
             InputError: The request is malformed, or the models cannot be merged as asked.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sensmerge import _core
 from sensmerge.errors import InputError
+from sensmerge.merging.views import views_of
 from sensmerge.models.layers import block_of, blocks, layer_of
 from sensmerge.models.quantised import refusal
 from sensmerge.recipe.numbers import resolve_first
@@ -23,16 +24,43 @@ if TYPE_CHECKING:
     from sensmerge.models import Model, Models
     from sensmerge.recipe import Recipe
     from sensmerge.recipe.methods import Parameter
+    from sensmerge.recipe.slices import Slice
     from sensmerge.scaling.sigma import Coefficients
 
 # The parameter that sensitivity's coefficients multiply.
 WEIGHT = "weight"
 
-_OUTPUT_HEADS = ("lm_head.weight", "embed_out.weight")
-_INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
-
 # A parameter's value for one tensor: one number for the merge, or one per model.
 Number = float | list[float]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Output tensors that are merged from the same models.
+
+    Attributes:
+        base: The base as the core sees it: the number of its checkpoint, and rules for its tensors;
+            None if the method uses none beside the models.
+        models: The merged models, likewise.
+        numbers: The numbers of every output tensor, by parameter.
+    """
+
+    base: dict[str, Any] | None
+    models: list[dict[str, Any]]
+    numbers: dict[str, dict[str, Number]]
+
+    def plain(self) -> dict[str, Any]:
+        """The part as plain data."""
+        return {"base": self.base, "models": self.models, "tensors": self.numbers}
+
+    def with_weights(self, weights: Sequence[dict[str, float]]) -> Part:
+        """The same with other weights for those of its tensors that are named."""
+        changed = {
+            name: {**numbers, WEIGHT: [of_model[name] for of_model in weights]}
+            for name, numbers in self.numbers.items()
+            if name in weights[0]
+        }
+        return replace(self, numbers=self.numbers | changed)
 
 
 @dataclass(frozen=True)
@@ -40,14 +68,14 @@ class Request:
     """The core's input for building a manifest.
 
     Attributes:
-        models: The merged models, preceded by the base if the method uses one beside them.
+        models: The models, in the order in which the manifest numbers their checkpoints.
         settings: The method and the other settings of the whole merge.
-        numbers: The numbers of every output tensor, by parameter.
+        parts: The parts of the output.
     """
 
     models: list[Model]
     settings: dict[str, Any]
-    numbers: dict[str, dict[str, Number]]
+    parts: list[Part]
 
     def manifest(self) -> _core.Manifest:
         """Every output tensor with its inputs and numbers, from headers alone.
@@ -59,7 +87,12 @@ class Request:
 
     def plain(self) -> dict[str, Any]:
         """The request as plain data, without the models' paths."""
-        return self.settings | {"tensors": self.numbers}
+        return self.settings | {"parts": [part.plain() for part in self.parts]}
+
+    @property
+    def numbers(self) -> dict[str, dict[str, Number]]:
+        """The numbers of every output tensor, by parameter."""
+        return {name: each for part in self.parts for name, each in part.numbers.items()}
 
     @property
     def checkpoints(self) -> list[_core.Checkpoint]:
@@ -77,11 +110,7 @@ class Request:
             weights: For every merged model, the weights of the tensors by name; all models name the
                 same tensors. Other tensors keep their weights.
         """
-        changed = {
-            name: {**self.numbers[name], WEIGHT: [of_model[name] for of_model in weights]}
-            for name in weights[0]
-        }
-        return replace(self, numbers=self.numbers | changed)
+        return replace(self, parts=[part.with_weights(weights) for part in self.parts])
 
 
 def request(recipe: Recipe, found: Coefficients | None, models: Models) -> Request:
@@ -100,8 +129,9 @@ def request(recipe: Recipe, found: Coefficients | None, models: Models) -> Reque
     check_architectures(models)
     models.check_filled()
     method = recipe.method
-    base = models.base if method.base != "merged" else None
-    used = [*([] if base is None else [base]), *models.experts]
+    parts = [(part, views_of(recipe, part, models)) for part in recipe.parts]
+    found_models = {id(view.model): view.model for _, views in parts for view in views.all}
+    used = list(found_models.values())
     check_quantised(used)
     switches = {
         parameter.name: bool(recipe.value(parameter.name))
@@ -112,29 +142,33 @@ def request(recipe: Recipe, found: Coefficients | None, models: Models) -> Reque
         "method": method.name,
         "semantics": method.semantics,
         "switches": switches,
-        "base": base is not None,
-        "models": [
-            {
-                "aliases": _aliases(model),
-                "leading_rows": _leading_rows(model, models.template.config),
-            }
-            for model in used
-        ],
         "seed": recipe.seed,
         "out_dtype": recipe.out_dtype or recipe.dtype,
     }
-    return Request(used, settings, numbers(recipe, found, models.template.tensors))
+    return Request(
+        used,
+        settings,
+        [
+            Part(
+                base=None if views.base is None else views.base.plain(used, models.template),
+                models=[view.plain(used, models.template) for view in views.experts],
+                numbers=numbers(recipe, part, found, views.template.outputs),
+            )
+            for part, views in parts
+        ],
+    )
 
 
 def numbers(
-    recipe: Recipe, found: Coefficients | None, names: list[str]
+    recipe: Recipe, part: Slice, found: Coefficients | None, names: list[str]
 ) -> dict[str, dict[str, Number]]:
-    """Every parameter's number for every tensor.
+    """Every parameter's number for every tensor of a slice.
 
     Args:
         recipe: The recipe.
+        part: The slice; one of the recipe's.
         found: The coefficients, whose K·σ multiplies the weights; None for a plain merge.
-        names: Names of the tensors.
+        names: Names of the output's tensors.
 
     Raises:
         InputError: A parameter without a default is not given for some tensor, or a weight is not
@@ -142,7 +176,9 @@ def numbers(
     """
     scale = None if found is None else _scale(found)
     resolvers = {
-        parameter.name: _resolver(recipe, parameter, scale if parameter.name == WEIGHT else None)
+        parameter.name: _resolver(
+            recipe, part, parameter, scale if parameter.name == WEIGHT else None
+        )
         for parameter in recipe.method.parameters
         if parameter.kind == "number"
     }
@@ -167,12 +203,17 @@ def _scale(found: Coefficients) -> Callable[[str], list[float]]:
 
 
 def _resolver(
-    recipe: Recipe, parameter: Parameter, scale: Callable[[str], list[float]] | None
+    recipe: Recipe,
+    part: Slice,
+    parameter: Parameter,
+    scale: Callable[[str], list[float]] | None,
 ) -> Number | Callable[[str, float], Number]:
     """A parameter's value where it is the same for all tensors; elsewhere by tensor and depth."""
+    name = parameter.name
     if parameter.owner == "merge":
-        return _of_one(parameter, [recipe.parameters.get(parameter.name)])
-    models = [_of_one(parameter, recipe.settings(each, parameter.name)) for each in recipe.experts]
+        return _of_one(parameter, [part.parameters.get(name), recipe.parameters.get(name)])
+    experts = recipe.experts_of(part)
+    models = [_of_one(parameter, recipe.settings(expert, name, part)) for expert in experts]
     if scale is None:
         same = [number for number in models if not callable(number)]
         if len(same) == len(models):
@@ -251,27 +292,3 @@ def _positions(names: list[str]) -> Callable[[str], float]:
         return depth[block] / last if last > 0 else 1.0
 
     return position
-
-
-def _aliases(model: Model) -> dict[str, str]:
-    """Output heads that a model may lack, each with the tensor to which it is tied."""
-    if model.checkpoint.in_memory:
-        return model.checkpoint.tied
-    if not model.config.get("tie_word_embeddings", False):
-        return {}
-    embedding = next((name for name in model.tensors if name.endswith(_INPUT_EMBEDDINGS)), None)
-    return {} if embedding is None else dict.fromkeys(_OUTPUT_HEADS, embedding)
-
-
-def _leading_rows(model: Model, base_config: dict[str, Any]) -> list[str]:
-    """The embedding and head of a model with a larger vocabulary than the base, by its config."""
-    size, base_size = model.config.get("vocab_size"), base_config.get("vocab_size")
-    if not (isinstance(size, int) and isinstance(base_size, int) and size > base_size):
-        return []
-    return [
-        tensor.name
-        for tensor in model.checkpoint.tensors
-        if tensor.name.endswith((*_INPUT_EMBEDDINGS, *_OUTPUT_HEADS))
-        and tensor.shape
-        and tensor.shape[0] == size
-    ]

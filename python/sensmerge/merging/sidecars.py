@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sensmerge import __version__
 from sensmerge.errors import InputError
+from sensmerge.merging.config import merged_config
 from sensmerge.models import vocabulary
 from sensmerge.models.folders import is_folder, mode_of, own_file, resolve, tokenizer_files
 
@@ -135,16 +136,13 @@ def _tokenizer(recipe: Recipe, models: Models) -> Path:
 
 
 def config_text(recipe: Recipe, models: Models) -> str | None:
-    """The base's config with the output's dtype; None if it need not be changed."""
-    config = models.template.config
-    asked = recipe.out_dtype or recipe.dtype
-    keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
-    changed = dict(config)
-    # The key names the base's weight file, which the output does not have.
-    changed.pop("transformers_weights", None)
-    if asked is not None and config:
-        changed |= dict.fromkeys(keys, asked)
-    return None if changed == config else json.dumps(changed, indent=2) + "\n"
+    """The config of the merged model; None if it is the base's.
+
+    Raises:
+        InputError: A model does not have the layers of a slice.
+    """
+    config = merged_config(recipe, models)
+    return None if config == models.template.config else json.dumps(config, indent=2) + "\n"
 
 
 def model_card(recipe: Recipe, models: Models, found: Coefficients | None) -> str:

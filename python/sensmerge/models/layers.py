@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 
 def block_of(tensor: str) -> str | None:
@@ -35,3 +37,57 @@ def blocks(tensors: Iterable[str]) -> list[str]:
 def _number(block: str) -> tuple[str, int]:
     prefix, _, number = block.rpartition(".")
     return prefix, int(number)
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The numbered layers of a model.
+
+    Attributes:
+        prefix: What stands before the number in tensors' names, such as ``model.layers``.
+        count: Number of layers.
+    """
+
+    prefix: str
+    count: int
+
+    def layer(self, tensor: str) -> int | None:
+        """The number of a tensor's layer; None outside the layers."""
+        block = block_of(tensor)
+        if block is None:
+            return None
+        prefix, number = _number(block)
+        return number if prefix == self.prefix else None
+
+    def renumbered(self, tensor: str, layer: int) -> str:
+        """A tensor's name in another layer."""
+        rest = tensor.removeprefix(f"{self.prefix}.").partition(".")[2]
+        return f"{self.prefix}.{layer}.{rest}"
+
+
+# Keys of a config that say how many layers there are.
+DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+
+def text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a config that describes the language model."""
+    nested = config.get("text_config")
+    return nested if isinstance(nested, dict) else config
+
+
+def decoder_of(tensors: Iterable[str], config: dict[str, Any]) -> Decoder | None:
+    """The numbered layers of the language model.
+
+    Where a model has several kinds of numbered layers, as those with a vision tower have, the ones
+    that the config counts; None if that leaves no or several kinds.
+    """
+    found: dict[str, set[int]] = {}
+    for block in blocks(tensors):
+        prefix, number = _number(block)
+        found.setdefault(prefix, set()).add(number)
+    kinds = [Decoder(prefix, max(numbers) + 1) for prefix, numbers in found.items()]
+    if len(kinds) > 1:
+        said = text_config(config)
+        depths = [said.get(key) for key in DEPTHS]
+        kinds = [kind for kind in kinds if kind.count in depths]
+    return kinds[0] if len(kinds) == 1 else None

@@ -15,6 +15,7 @@ from sensmerge.recipe.places import place_of
 
 if TYPE_CHECKING:
     from sensmerge.recipe import Recipe
+    from sensmerge.recipe.places import Places
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,18 @@ class Models:
     Attributes:
         base: The base; None if the recipe has none.
         experts: The experts, in the recipe's order.
+        places: Every model by the place that its name resolves to.
+        home: The recipe's places, by which names are resolved.
     """
 
     base: Model | None
     experts: list[Model]
+    places: dict[str, Model]
+    home: Places
+
+    def find(self, name: str) -> Model:
+        """The model of a name in the recipe."""
+        return self.places[place_of(name, self.home)]
 
     @property
     def all(self) -> list[Model]:
@@ -98,7 +107,9 @@ def open_models(recipe: Recipe, given: Mapping[str, _core.Checkpoint] | None = N
         OSError: A file cannot be read.
     """
     base = recipe.base_model
-    names = [*([] if base is None else [base]), *(expert.model for expert in recipe.experts)]
+    bases = [named for part in recipe.parts if (named := recipe.base_of(part)) is not None]
+    experts = [expert.model for expert in recipe.experts]
+    names = list(dict.fromkeys([*([] if base is None else [base]), *bases, *experts]))
     # One model may have several spellings; it is opened once.
     places = {name: place_of(name, recipe.places) for name in names}
     held = {}
@@ -112,7 +123,9 @@ def open_models(recipe: Recipe, given: Mapping[str, _core.Checkpoint] | None = N
             opened[place] = _open(recipe, name, held.get(place))
     return Models(
         base=None if base is None else opened[places[base]],
-        experts=[opened[places[expert.model]] for expert in recipe.experts],
+        experts=[opened[places[expert]] for expert in experts],
+        places=opened,
+        home=recipe.places,
     )
 
 

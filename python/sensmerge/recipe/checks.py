@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sensmerge.recipe import mergekit, methods
+from sensmerge.recipe import mergekit, methods, slices
 from sensmerge.recipe.fields import model_name
 from sensmerge.recipe.findings import Findings
 from sensmerge.recipe.methods import DEFAULT_SEMANTICS, SEMANTICS, Method, Parameter, Semantics
@@ -17,6 +17,7 @@ from sensmerge.refusals import Location
 
 if TYPE_CHECKING:
     from sensmerge.recipe.recipe import Recipe
+    from sensmerge.recipe.slices import Slice
 
 
 def method(data: dict[str, Any], found: Findings) -> Method | None:
@@ -86,7 +87,7 @@ def _named(data: dict[str, Any]) -> Iterator[tuple[Location, Any]]:
 
 def whole(recipe: Recipe, method: Method | None, found: Findings) -> None:
     """Check a recipe as a whole, except where that needs a key that could not be read."""
-    listed = not found.refused("slices", "modules") and found.read("models")
+    listed = not found.refused("slices", "modules") and found.read("models", "slices")
     if found.read("models", "base_model", "tokenizer_source"):
         _tokenizer(recipe, found)
     if method is None:
@@ -101,6 +102,14 @@ def whole(recipe: Recipe, method: Method | None, found: Findings) -> None:
         _models(recipe, method, found)
         _required(recipe, method, found)
     on = recipe.sensitivity is not None and recipe.sensitivity.mode != "off"
+    if on and recipe.slices is not None:
+        found.refuse(
+            ("sensitivity",),
+            "coefficients are measured for whole models and not for slices; list the models under "
+            "'models', or remove the section",
+        )
+    if recipe.auto and recipe.slices is not None:
+        found.refuse(("slices",), "auto searches for values of whole models; write numbers")
     if on and not method.coefficients:
         found.refuse(
             ("sensitivity",),
@@ -109,20 +118,33 @@ def whole(recipe: Recipe, method: Method | None, found: Findings) -> None:
 
 
 def _models(recipe: Recipe, method: Method, found: Findings) -> None:
-    count, listed = len(recipe.experts), recipe.models
-    if not listed:
+    if recipe.slices is not None:
+        if recipe.models:
+            found.refuse(("models",), "stands beside 'slices'; keep one of the two")
+        slices.check(recipe.slices, recipe.places, found)
+        for place, part in enumerate(recipe.slices):
+            _count(recipe, method, part, ("slices", place, "sources"), found)
+        return
+    if not recipe.models:
         found.refuse(("models",), "is missing; list the models to merge")
-    elif count == 0:
-        found.refuse(("models",), "there is no expert to merge; list models besides the base")
+    else:
+        _count(recipe, method, recipe.parts[0], ("models",), found)
+    _same(recipe, found)
+    for place, model in enumerate(recipe.models):
+        if model.parameters.root and not any(model is expert for expert in recipe.experts):
+            found.note(f"models[{place}].parameters: not used, since this is the base")
+
+
+def _count(recipe: Recipe, method: Method, part: Slice, at: Location, found: Findings) -> None:
+    """Refuse a number of models that the method does not merge."""
+    count = len(recipe.experts_of(part))
+    if count == 0:
+        found.refuse(at, "there is no expert to merge; list models besides the base")
     elif count < method.least or (method.most is not None and count > method.most):
         beside = {"needed": " besides the base", "merged": ", the base among them"}
         beside["optional"] = beside["needed"]
-        where = beside.get(method.base, "") if recipe.base_model is not None else ""
-        found.refuse(("models",), f"{method.name} merges {method.count()}{where}, not {count}")
-    _same(recipe, found)
-    for place, model in enumerate(listed):
-        if model.parameters.root and not any(model is expert for expert in recipe.experts):
-            found.note(f"models[{place}].parameters: not used, since this is the base")
+        where = beside.get(method.base, "") if recipe.base_of(part) is not None else ""
+        found.refuse(at, f"{method.name} merges {method.count()}{where}, not {count}")
 
 
 def _same(recipe: Recipe, found: Findings) -> None:
@@ -156,18 +178,31 @@ def _tokenizer(recipe: Recipe, found: Findings) -> None:
 
 def _required(recipe: Recipe, method: Method, found: Findings) -> None:
     """Refuse a recipe that does not give a parameter without a default."""
+    if found.refused("parameters"):
+        return
     for parameter in method.parameters:
-        given = recipe.parameters.get(parameter.name) is not None
-        if parameter.default is not None or given or found.refused("parameters"):
+        if parameter.default is None:
+            for at in _lacking(recipe, parameter):
+                found.refuse((*at, "parameters", parameter.name), _missing(parameter, method))
+
+
+def _lacking(recipe: Recipe, parameter: Parameter) -> Iterator[Location]:
+    """Where a value of a parameter belongs that no setting gives."""
+    if recipe.parameters.get(parameter.name) is not None:
+        return
+    for place, part in enumerate(recipe.parts):
+        whole = recipe.slices is None
+        location: Location = () if whole else ("slices", place)
+        if part.parameters.get(parameter.name) is not None:
             continue
         if parameter.owner == "merge":
-            found.refuse(("parameters", parameter.name), _missing(parameter, method))
+            yield location
             continue
-        for place, model in enumerate(recipe.models):
-            merged = any(model is expert for expert in recipe.experts)
-            if merged and model.parameters.get(parameter.name) is None:
-                at = ("models", place, "parameters", parameter.name)
-                found.refuse(at, _missing(parameter, method))
+        merged = recipe.experts_of(part)
+        for at, model in enumerate(part.sources):
+            own = model.parameters.get(parameter.name)
+            if own is None and any(model is expert for expert in merged):
+                yield (*location, "models" if whole else "sources", at)
 
 
 def _missing(parameter: Parameter, method: Method) -> str:

@@ -25,7 +25,7 @@ _METHODS = {
 OTHER_PARAMETERS = frozenset({"int8_mask"}.union(*_METHODS.values()))
 
 # mergekit's keys that would change the merge, and so cannot be ignored.
-UNSUPPORTED = ("slices", "modules", "tokenizer", "chat_template")
+UNSUPPORTED = ("tokenizer", "chat_template")
 
 
 def has(method: str) -> bool:
@@ -47,17 +47,7 @@ def unsupported(key: str, value: Any) -> str | None:
             "replacing it is not supported; remove the key: the tokenizer's files are copied as "
             "they are, its template among them"
         )
-    if key == "tokenizer":
-        return _tokenizer(value)
-    if key == "slices" and isinstance(value, list) and len(value) > 1:
-        return (
-            "stacking slices of models is not supported, only whole models are merged; this recipe "
-            "needs mergekit"
-        )
-    return (
-        f"merging {key} is not supported; if these are whole models, list them under 'models' "
-        "without layer_range"
-    )
+    return _tokenizer(value)
 
 
 def _tokenizer(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -65,36 +66,52 @@ def read_all(
         root: The pydantic model of recipes, to say where an unknown key belongs.
         found: Collects faults and unused keys.
     """
-    result = dict(data)
+    result = copy.deepcopy(data)
     for location, section in _sections(data):
         read: dict[str, Any] = {}
         for key, value in section.items():
             at = (*location, key)
-            parameter = _lookup(key, method, own=len(location) > 1)
+            parameter = _lookup(key, method, own=_is_models_own(location))
             if parameter is None and key in mergekit.OTHER_PARAMETERS:
                 found.unused(at, method)
             elif parameter is None:
                 stray(at, root, method, found)
             else:
                 _read(at, value, parameter, method, read, found)
-        if len(location) == 1:
-            result["parameters"] = read
-        else:
-            models = list(result["models"])
-            place = int(location[1])
-            models[place] = models[place] | {"parameters": read}
-            result["models"] = models
+        _put(result, location, read)
     return result
 
 
 def _sections(data: dict[str, Any]) -> Iterator[tuple[Location, dict[Any, Any]]]:
     """Every ``parameters`` section that is a mapping; others are refused when fields are read."""
-    if isinstance(data.get("parameters"), dict):
-        yield ("parameters",), data["parameters"]
-    listed = data.get("models")
-    for place, model in enumerate(listed if isinstance(listed, list) else []):
-        if isinstance(model, dict) and isinstance(model.get("parameters"), dict):
-            yield ("models", place, "parameters"), model["parameters"]
+    places: list[tuple[Location, Any]] = [((), data), *_listed(data, (), "models")]
+    for location, each in _listed(data, (), "slices"):
+        places += [(location, each), *_listed(each, location, "sources")]
+    for location, part in places:
+        if isinstance(part.get("parameters"), dict):
+            yield (*location, "parameters"), part["parameters"]
+
+
+def _listed(
+    data: dict[str, Any], location: Location, key: str
+) -> list[tuple[Location, dict[str, Any]]]:
+    """The mappings in a list, each with its location."""
+    listed = data.get(key)
+    each = enumerate(listed if isinstance(listed, list) else [])
+    return [((*location, key, place), part) for place, part in each if isinstance(part, dict)]
+
+
+def _put(data: dict[str, Any], location: Location, value: Any) -> None:
+    *place, key = location
+    part: Any = data
+    for step in place:
+        part = part[step]
+    part[key] = value
+
+
+def _is_models_own(location: Location) -> bool:
+    """Whether a section of parameters belongs to one model."""
+    return any(key in location for key in ("models", "sources"))
 
 
 def _lookup(key: Any, method: Method | None, *, own: bool) -> Parameter | None:

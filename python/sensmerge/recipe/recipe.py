@@ -23,6 +23,7 @@ from sensmerge.recipe.methods import DEFAULT_SEMANTICS, Method, Semantics
 from sensmerge.recipe.parameters import AUTO, SCALE, Parameters
 from sensmerge.recipe.places import Places, place_of
 from sensmerge.recipe.references import overrides
+from sensmerge.recipe.slices import Slice, hoisted, whole
 from sensmerge.recipe.yaml import read_yaml, to_yaml
 from sensmerge.refusals import Location, refusal
 
@@ -53,6 +54,7 @@ class Recipe(Strict):
     merge_method: str = ""
     name: str | None = None
     models: list[Model] = Field(default_factory=list, min_length=1)
+    slices: list[Slice] | None = Field(default=None, min_length=1)
     base_model: ModelName | None = None
     parameters: Annotated[Parameters, BeforeValidator(section)] = Parameters({})
     dtype: Dtype | None = None
@@ -68,6 +70,7 @@ class Recipe(Strict):
     _path: Path | None = PrivateAttr(default=None)
     _leniency: Leniency = PrivateAttr(default=DEFAULT_LENIENCY)
     _others: Others = PrivateAttr(default=Others())
+    _slices: list[Slice] = PrivateAttr(default_factory=list)
     _experts: list[Model] = PrivateAttr(default_factory=list)
     _notes: list[str] = PrivateAttr(default_factory=list)
 
@@ -127,11 +130,13 @@ class Recipe(Strict):
         checks.adapters(data, Path(folder), found)
         for location in overrides(data):
             found.unused(location, method, "not used; tensors are matched by their names")
+        known = hoisted(known, found)
         known = parameters.read_all(known, method, cls, found)
         recipe = cls._read(known, method, found)
         recipe._source = copy.deepcopy(data)
         recipe._places, recipe._leniency = Places(Path(folder)), leniency
-        recipe._experts = [] if method is None else recipe._merged(method)
+        recipe._slices = recipe.slices or [whole(recipe.models)]
+        recipe._experts = [] if method is None else recipe._all_merged(method)
         checks.whole(recipe, method, found)
         if data.get("name") is not None:
             found.note("name: names a stage in a file of several documents; this is the only one")
@@ -216,32 +221,61 @@ class Recipe(Strict):
         return method
 
     @property
+    def parts(self) -> list[Slice]:
+        """The slices; for a recipe that lists models, one of all their layers."""
+        return self._slices
+
+    @property
     def experts(self) -> list[Model]:
-        """The merged models, in the recipe's order.
+        """The merged models, in the recipe's order; those of slices, each once.
 
         All models but the base; if the method merges the base too, the base is the first.
         """
         return self._experts
 
-    def _merged(self, method: Method) -> list[Model]:
-        if method.base == "unused" or self.base_model is None:
-            return self.models
-        base = place_of(self.base_model, self._places)
+    def base_of(self, part: Slice) -> str | None:
+        """The base of a slice."""
+        return self.base_model if part.base_model is None else part.base_model
+
+    def experts_of(self, part: Slice) -> list[Model]:
+        """The merged models of a slice, as :attr:`experts`."""
+        return self._merged(self.method, part)
+
+    def _all_merged(self, method: Method) -> list[Model]:
+        if self.slices is None:
+            return self._merged(method, self._slices[0])
+        found: dict[str, Model] = {}
+        for part in self._slices:
+            for model in self._merged(method, part):
+                found.setdefault(place_of(model.model, self._places), model)
+        return list(found.values())
+
+    def _merged(self, method: Method, part: Slice) -> list[Model]:
+        named, sources = self.base_of(part), list(part.sources)
+        if method.base == "unused" or named is None:
+            return list[Model](sources)
+        base = place_of(named, self._places)
         listed: list[Model] = []
         others: list[Model] = []
-        for model in self.models:
+        for model in sources:
             same = place_of(model.model, self._places) == base
             (listed if same else others).append(model)
         if method.base != "merged":
             return others
-        return [*(listed[:1] or [Model(model=self.base_model)]), *others]
+        return [*(listed[:1] or [Model(model=named)]), *others]
 
-    def settings(self, expert: Model, name: str) -> list[Any]:
+    def settings(self, expert: Model, name: str, part: Slice | None = None) -> list[Any]:
         """The settings of a parameter in order of precedence: the model's own, then that for all.
 
         Each in the form that :mod:`sensmerge.recipe.numbers` resolves; None if there is none.
+
+        Args:
+            expert: The model.
+            name: The parameter.
+            part: The slice that it is a source of; None if the recipe lists models.
         """
-        return [expert.parameters.get(name), self.parameters.get(name)]
+        of_slice = [] if part is None else [part.parameters.get(name)]
+        return [expert.parameters.get(name), *of_slice, self.parameters.get(name)]
 
     def value(self, name: str) -> Any:
         """The value of a parameter for the whole merge: the recipe's, or the default."""

@@ -62,8 +62,9 @@ class Weights:
         merged = [tensor for tensor in asked.manifest().tensors if tensor.merged]
         # In the model's order, in which block 10 comes after block 9.
         merged.sort(key=lambda tensor: _natural(tensor.name))
+        numbers = asked.numbers
         self._weights: dict[str, list[float]] = {
-            tensor.name: asked.numbers[tensor.name][WEIGHT]  # type: ignore[misc]
+            tensor.name: numbers[tensor.name][WEIGHT]  # type: ignore[misc]
             for tensor in merged
         }
         group_of = _GROUP_OF[groups]
@@ -104,9 +105,9 @@ class Weights:
 
 def _mean_scale(asked: Request, elements: dict[str, int]) -> float:
     """The mean of |λ| over all entries; 1 for a method without λ."""
-    entries = sum(elements.values())
+    entries, numbers = sum(elements.values()), asked.numbers
     scales = [
-        abs(float(asked.numbers[name].get(SCALE, 1.0))) * count  # type: ignore[arg-type]
+        abs(float(numbers[name].get(SCALE, 1.0))) * count  # type: ignore[arg-type]
         for name, count in elements.items()
     ]
     return math.fsum(scales) / entries if entries else 0.0

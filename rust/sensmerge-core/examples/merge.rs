@@ -10,7 +10,7 @@ use std::sync::Arc;
 use sensmerge_core::Result;
 use sensmerge_core::checkpoint::Checkpoint;
 use sensmerge_core::engine::{Inputs, Monitor, Options, execute};
-use sensmerge_core::manifest::{Builder, Input, Number, Numbers};
+use sensmerge_core::manifest::{Builder, Number, Numbers, View};
 
 fn main() -> ExitCode {
     let mut paths = std::env::args().skip(1).map(PathBuf::from);
@@ -33,10 +33,10 @@ fn merge(output: &Path, base: &Path, experts: &[PathBuf]) -> Result<()> {
     let mut checkpoints = vec![Arc::clone(&base)];
     let mut builder = Builder::new("task_arithmetic")
         .number("lambda", 1.0 / experts.len().max(1) as f64)
-        .base(Input::new(Arc::clone(&base)));
+        .base(View::new(Arc::clone(&base)));
     for path in experts {
         let expert = open(path)?;
-        builder = builder.model(Input::new(Arc::clone(&expert)));
+        builder = builder.model(View::new(Arc::clone(&expert)));
         checkpoints.push(expert);
     }
     for tensor in base.tensors().filter(|tensor| tensor.name.contains("layers.0.")) {

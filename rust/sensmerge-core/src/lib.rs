@@ -14,14 +14,14 @@
 //!
 //! use sensmerge_core::checkpoint::Checkpoint;
 //! use sensmerge_core::engine::{Inputs, Monitor, Options, execute};
-//! use sensmerge_core::manifest::{Builder, Input};
+//! use sensmerge_core::manifest::{Builder, View};
 //!
 //! let open = |path: &str| Checkpoint::open(Path::new(path)).map(Arc::new);
 //! let (base, chat, math) = (open("base")?, open("chat")?, open("math")?);
 //! let manifest = Builder::new("task_arithmetic")
-//!     .base(Input::new(base.clone()))
-//!     .model(Input::new(chat.clone()))
-//!     .model(Input::new(math.clone()))
+//!     .base(View::new(base.clone()))
+//!     .model(View::new(chat.clone()))
+//!     .model(View::new(math.clone()))
 //!     .number("lambda", 0.5)
 //!     .build()?;
 //! let inputs = Inputs::of(&manifest, vec![base, chat, math])?;

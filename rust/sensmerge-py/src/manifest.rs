@@ -6,8 +6,8 @@ use sensmerge_core::checkpoint;
 use sensmerge_core::checkpoint::layout::layout;
 use sensmerge_core::dtype::Float;
 use sensmerge_core::engine::Inputs;
-use sensmerge_core::error::Result;
-use sensmerge_core::manifest::{self, Builder, Content, Input, Numbers};
+use sensmerge_core::error::{Error, Result};
+use sensmerge_core::manifest::{self, Builder, Content, Numbers, Part, View};
 use sensmerge_core::method::Semantics;
 use serde::Deserialize;
 
@@ -50,22 +50,35 @@ struct Request {
     method: String,
     semantics: Semantics,
     switches: BTreeMap<String, bool>,
-    /// Whether the first of the models is the base.
-    base: bool,
-    models: Vec<RequestedModel>,
+    parts: Vec<RequestedPart>,
     seed: u64,
     out_dtype: Option<Float>,
+}
+
+/// Output tensors that are merged from the same models.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RequestedPart {
+    base: Option<RequestedView>,
+    models: Vec<RequestedView>,
     /// The numbers of every output tensor.
     tensors: BTreeMap<String, Numbers>,
 }
 
-/// The rules for one model's tensors.
+/// A model, and the rules for its tensors.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RequestedModel {
+struct RequestedView {
+    /// Index of the model's checkpoint.
+    checkpoint: usize,
+    /// The stored tensor of every output tensor; `None` if they have the same names.
+    #[serde(default)]
+    names: Option<BTreeMap<String, String>>,
     /// Tensors that the model may lack, each with the tensor to use instead.
+    #[serde(default)]
     aliases: BTreeMap<String, String>,
     /// Tensors of which only as many leading rows are read as the output has.
+    #[serde(default)]
     leading_rows: Vec<String>,
 }
 
@@ -78,21 +91,46 @@ impl Request {
         for (name, on) in self.switches {
             builder = builder.switch(name, on);
         }
+        for part in self.parts {
+            builder = builder.part(part.build(&checkpoints)?);
+        }
+        builder.checkpoints(checkpoints).build()
+    }
+}
+
+impl RequestedPart {
+    fn build(self, checkpoints: &[Arc<checkpoint::Checkpoint>]) -> Result<Part> {
+        let mut part = Part::default();
+        if let Some(base) = self.base {
+            part = part.base(base.build(checkpoints)?);
+        }
+        for model in self.models {
+            part = part.model(model.build(checkpoints)?);
+        }
         for (name, numbers) in self.tensors {
-            builder = builder.tensor(name, numbers);
+            part = part.tensor(name, numbers);
         }
-        for (place, (model, checkpoint)) in self.models.into_iter().zip(checkpoints).enumerate() {
-            let mut input = Input::new(checkpoint);
-            for (name, stand_in) in model.aliases {
-                input = input.alias(name, stand_in);
-            }
-            for name in model.leading_rows {
-                input = input.leading_rows(name);
-            }
-            builder =
-                if self.base && place == 0 { builder.base(input) } else { builder.model(input) };
+        Ok(part)
+    }
+}
+
+impl RequestedView {
+    fn build(self, checkpoints: &[Arc<checkpoint::Checkpoint>]) -> Result<View> {
+        let checkpoint = checkpoints.get(self.checkpoint).ok_or_else(|| {
+            let reason = format!("there is no checkpoint of number {}", self.checkpoint);
+            Error::Setting { key: "request".to_owned(), reason }
+        })?;
+        let mut view = View::new(Arc::clone(checkpoint));
+        if let Some(names) = self.names {
+            view = view.names(names);
         }
-        builder.build()
+        for (name, stand_in) in self.aliases {
+            view = view.alias(name, stand_in);
+        }
+        for name in self.leading_rows {
+            view = view.leading_rows(name);
+        }
+        Ok(view)
     }
 }
 
@@ -101,25 +139,24 @@ impl Manifest {
     /// Build a manifest from headers alone: no tensor data is read.
     ///
     /// Args:
-    ///     request: JSON: ``method``, ``semantics``, ``switches``, ``base`` (whether the first model is
-    ///         the base), ``models`` (``aliases`` and ``leading_rows`` of each), ``seed``,
-    ///         ``out_dtype``, and ``tensors``: the numbers of every output tensor, by parameter.
-    ///     models: The base, where there is one, and the models that are merged.
+    ///     request: JSON: ``method``, ``semantics``, ``switches``, ``seed``, ``out_dtype`` and
+    ///         ``parts``, which are output tensors that are merged from the same models: ``base`` (or
+    ///         null), ``models`` (the index of the ``checkpoint`` of each, and rules for its tensors:
+    ///         ``names``, ``aliases``, ``leading_rows``), and ``tensors``: the numbers of every output
+    ///         tensor, by parameter.
+    ///     checkpoints: The checkpoints that the request names by their index.
     ///
     /// Raises:
     ///     InputError: The request is malformed, or the models cannot be merged as asked.
     #[staticmethod]
-    fn build(py: Python<'_>, request: &str, models: Vec<PyRef<'_, Checkpoint>>) -> PyResult<Self> {
+    fn build(
+        py: Python<'_>,
+        request: &str,
+        checkpoints: Vec<PyRef<'_, Checkpoint>>,
+    ) -> PyResult<Self> {
         let request: Request = serde_json::from_str(request)
             .map_err(|error| bad_input(format!("request: {error}")))?;
-        if request.models.len() != models.len() {
-            return Err(bad_input(format!(
-                "models: the request has {} models, and {} checkpoints are given",
-                request.models.len(),
-                models.len()
-            )));
-        }
-        let checkpoints = opened(&models);
+        let checkpoints = opened(&checkpoints);
         let inner = py.detach(|| request.build(checkpoints)).map_err(to_python)?;
         Ok(Self { inner: Arc::new(inner) })
     }

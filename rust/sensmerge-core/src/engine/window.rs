@@ -2,7 +2,7 @@
 //!
 //! A *chunk* is a run of consecutive entries of one tensor that one thread computes; all chunks of a
 //! tensor but the last have the same size. A *window* is a run of consecutive tensors of one precision
-//! whose reductions run together: it bounds the memory for their results, and holds enough chunks for
+//! and number of models whose reductions run together: it bounds the memory for their results, and holds enough chunks for
 //! all threads. A *block* is the part of a chunk that is computed at a time. The output depends on
 //! none of the sizes that can be chosen: results of reductions are exact or sums of a fixed shape.
 
@@ -74,11 +74,12 @@ pub(super) fn windows<'t, 'm>(tensors: &'t [Tensor<'m>]) -> Vec<&'t [Tensor<'m>]
     let mut windows = Vec::new();
     let mut rest = tensors;
     while let Some(first) = rest.first() {
-        let precision = first.precision;
+        let (precision, experts) = (first.precision, first.experts());
         let mut entries = 0;
         let fits = |tensor: &&Tensor| {
             entries += tensor.elements();
-            tensor.precision == precision && entries <= WINDOW_ENTRIES
+            let alike = tensor.precision == precision && tensor.experts() == experts;
+            alike && entries <= WINDOW_ENTRIES
         };
         let length = rest.iter().take(WINDOW_TENSORS).take_while(fits).count().max(1);
         let (window, others) = rest.split_at(length);

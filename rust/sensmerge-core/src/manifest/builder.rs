@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::check::check;
 use super::matching::{Matched, Matcher};
+use super::view::{Checkpoints, View};
 use super::{Content, File, Manifest, Merge, Model, Output, VERSION};
 use crate::checkpoint::Checkpoint;
 use crate::dtype::Float;
@@ -13,48 +14,40 @@ use crate::method::{Base, Kind, Owner, Schema, Semantics, Settings, find};
 use crate::numbers::{Number, Numbers};
 use crate::program::Operand;
 
-/// A model to be merged: a checkpoint, and rules for tensors that it lacks or has in another shape.
-#[derive(Clone, Debug)]
-pub struct Input {
-    pub(super) checkpoint: Arc<Checkpoint>,
-    pub(super) aliases: BTreeMap<String, String>,
-    pub(super) leading_rows: Vec<String>,
-    pub(super) constants: BTreeMap<String, (Vec<usize>, f64)>,
+/// Output tensors that are merged from the same models: a whole model, or a slice of it.
+///
+/// The output has the tensors of the base or, without one, of the first model.
+#[derive(Clone, Debug, Default)]
+pub struct Part {
+    base: Option<View>,
+    models: Vec<View>,
+    tensors: BTreeMap<String, Numbers>,
 }
 
-impl Input {
-    /// A checkpoint without rules.
+impl Part {
+    /// The base. Task vectors are differences from it.
     #[must_use]
-    pub fn new(checkpoint: Arc<Checkpoint>) -> Self {
-        Self {
-            checkpoint,
-            aliases: BTreeMap::new(),
-            leading_rows: Vec::new(),
-            constants: BTreeMap::new(),
-        }
-    }
-
-    /// Use the tensor `stand_in` if the checkpoint has no tensor `name`, as for an output head that is
-    /// tied to the input embedding.
-    #[must_use]
-    pub fn alias(mut self, name: impl Into<String>, stand_in: impl Into<String>) -> Self {
-        self.aliases.insert(name.into(), stand_in.into());
+    pub fn base(mut self, base: View) -> Self {
+        self.base = Some(base);
         self
     }
 
-    /// Read only as many leading rows of the tensor `name` as the output has: the other rows belong
-    /// to tokens that the output does not have.
+    /// One more model to be merged.
     #[must_use]
-    pub fn leading_rows(mut self, name: impl Into<String>) -> Self {
-        self.leading_rows.push(name.into());
+    pub fn model(mut self, model: View) -> Self {
+        self.models.push(model);
         self
     }
 
-    /// Use the number `value` for every entry of a tensor `name` that the checkpoint lacks.
+    /// The numbers of one output tensor, which take precedence over those for all tensors.
     #[must_use]
-    pub fn constant(mut self, name: impl Into<String>, shape: Vec<usize>, value: f64) -> Self {
-        self.constants.insert(name.into(), (shape, value));
+    pub fn tensor(mut self, name: impl Into<String>, numbers: Numbers) -> Self {
+        self.tensors.insert(name.into(), numbers);
         self
+    }
+
+    fn views(&self) -> impl Iterator<Item = &View> {
+        self.base.iter().chain(&self.models)
     }
 }
 
@@ -64,16 +57,16 @@ impl Input {
 /// # use std::sync::Arc;
 /// # use sensmerge_core::checkpoint::{Checkpoint, MemoryTensor};
 /// # use sensmerge_core::dtype::Dtype;
-/// # use sensmerge_core::manifest::{Builder, Input};
+/// # use sensmerge_core::manifest::{Builder, View};
 /// # let open = |name: &str| {
 /// #     let bytes = Box::new(vec![0_u8; 8]);
 /// #     let tensor = MemoryTensor { name: "w".into(), dtype: Dtype::F32, shape: vec![2], bytes };
 /// #     Checkpoint::from_memory(name, vec![tensor]).map(Arc::new)
 /// # };
 /// let manifest = Builder::new("task_arithmetic")
-///     .base(Input::new(open("base")?))
-///     .model(Input::new(open("chat")?))
-///     .model(Input::new(open("math")?))
+///     .base(View::new(open("base")?))
+///     .model(View::new(open("chat")?))
+///     .model(View::new(open("math")?))
 ///     .numbers("weight", &[1.0, 0.5])
 ///     .number("lambda", 0.4)
 ///     .build()?;
@@ -84,11 +77,10 @@ impl Input {
 pub struct Builder {
     method: String,
     semantics: Semantics,
-    base: Option<Input>,
-    models: Vec<Input>,
+    checkpoints: Vec<Arc<Checkpoint>>,
+    parts: Vec<Part>,
     switches: BTreeMap<String, bool>,
     numbers: Numbers,
-    by_tensor: BTreeMap<String, Numbers>,
     seed: u64,
     out_dtype: Option<Float>,
 }
@@ -100,11 +92,10 @@ impl Builder {
         Self {
             method: method.into(),
             semantics: Semantics::default(),
-            base: None,
-            models: Vec::new(),
+            checkpoints: Vec::new(),
+            parts: Vec::new(),
             switches: BTreeMap::new(),
             numbers: Numbers::new(),
-            by_tensor: BTreeMap::new(),
             seed: 0,
             out_dtype: None,
         }
@@ -117,18 +108,39 @@ impl Builder {
         self
     }
 
-    /// The base. The output has its tensors, and task vectors are differences from it.
+    /// The order of the manifest's models. By default, that of the parts.
     #[must_use]
-    pub fn base(mut self, base: Input) -> Self {
-        self.base = Some(base);
+    pub fn checkpoints(mut self, checkpoints: Vec<Arc<Checkpoint>>) -> Self {
+        self.checkpoints = checkpoints;
         self
     }
 
-    /// One more model to be merged.
+    /// One more part of the output; no two parts have a tensor of the same name.
     #[must_use]
-    pub fn model(mut self, model: Input) -> Self {
-        self.models.push(model);
+    pub fn part(mut self, part: Part) -> Self {
+        self.parts.push(part);
         self
+    }
+
+    /// The base of the first part, which is the whole output unless there are others.
+    #[must_use]
+    pub fn base(mut self, base: View) -> Self {
+        self.first().base = Some(base);
+        self
+    }
+
+    /// One more model of the first part.
+    #[must_use]
+    pub fn model(mut self, model: View) -> Self {
+        self.first().models.push(model);
+        self
+    }
+
+    fn first(&mut self) -> &mut Part {
+        if self.parts.is_empty() {
+            self.parts.push(Part::default());
+        }
+        &mut self.parts[0]
     }
 
     /// Turn a switch of the method on or off.
@@ -145,17 +157,18 @@ impl Builder {
         self
     }
 
-    /// A number for every model, in their order, for all tensors.
+    /// A number for every model of a part, in their order, for all tensors.
     #[must_use]
     pub fn numbers(mut self, parameter: impl Into<String>, numbers: &[f64]) -> Self {
         self.numbers.insert(parameter.into(), Number::Models(numbers.to_vec()));
         self
     }
 
-    /// The numbers of one output tensor, which take precedence over those for all tensors.
+    /// The numbers of one output tensor of the first part, which take precedence over those for all
+    /// tensors.
     #[must_use]
     pub fn tensor(mut self, name: impl Into<String>, numbers: Numbers) -> Self {
-        self.by_tensor.insert(name.into(), numbers);
+        self.first().tensors.insert(name.into(), numbers);
         self
     }
 
@@ -184,55 +197,92 @@ impl Builder {
         })?;
         let schema = method.schema(self.semantics);
         let switches = self.switches(&schema)?;
-        if schema.base == Base::Merged
-            && let Some(base) = self.base.take()
-        {
-            self.models.insert(0, base);
+        let mut parts = self.first_and_others();
+        for part in &mut parts {
+            if schema.base == Base::Merged
+                && let Some(base) = part.base.take()
+            {
+                part.models.insert(0, base);
+            }
+            check_models(&schema, part)?;
         }
-        self.check_models(&schema)?;
+        let with_base = parts.iter().filter(|part| part.base.is_some()).count();
+        if with_base != 0 && with_base != parts.len() {
+            let reason = "some slices have a base and others have none; give all of them one";
+            return Err(Error::setting("base_model", reason));
+        }
         let settings = Settings {
             name: self.method.clone(),
             semantics: self.semantics,
             switches,
-            base: self.base.is_some() && schema.base != Base::Unused,
+            base: with_base != 0 && schema.base != Base::Unused,
         };
         let operand = method.program(&settings).operand;
-
-        let mut matcher = Matcher::new(self.base.as_ref(), &self.models);
-        let outputs = matcher.matches(operand == Operand::TaskVectors, self.out_dtype)?;
-        let (identical, notes) = matcher.findings();
-        let mut tensors = Vec::with_capacity(outputs.len());
-        for Matched { name, shape, dtype, content } in outputs {
-            let content = match content {
-                Ok((base, experts)) => {
-                    let numbers = self.numbers_of(&schema, &name)?;
-                    Content::Merge(Merge { base, experts, numbers })
-                }
-                Err(stored) => {
-                    self.by_tensor.remove(&name);
-                    Content::Copy(stored)
-                }
-            };
-            tensors.push(Output { name, shape, dtype, content });
-        }
-        if let Some(name) = self.by_tensor.keys().next() {
-            return Err(Error::setting(
-                name,
-                "numbers are given for it, but it is not an output tensor",
-            ));
-        }
-        let models = self.base.iter().chain(&self.models).map(|input| model(&input.checkpoint));
-        let manifest = Manifest {
+        let given = std::mem::take(&mut self.checkpoints);
+        let checkpoints = Checkpoints::new(given, parts.iter().flat_map(Part::views));
+        let mut built = Manifest {
             version: VERSION,
             method: settings,
             seed: self.seed,
-            models: models.collect(),
-            tensors,
-            identical,
-            notes,
+            models: checkpoints.all().iter().map(|checkpoint| model(checkpoint)).collect(),
+            tensors: Vec::new(),
+            identical: Vec::new(),
+            notes: Vec::new(),
         };
-        check(&manifest)?;
-        Ok(manifest)
+        for part in parts {
+            self.add(&mut built, &schema, part, &checkpoints, operand)?;
+        }
+        built.tensors.sort_by(|one, other| one.name.cmp(&other.name));
+        built.notes.sort();
+        built.notes.dedup();
+        let twice = built.tensors.windows(2).find(|pair| pair[0].name == pair[1].name);
+        if let Some(pair) = twice {
+            return Err(Error::setting(&pair[0].name, "is an output tensor of two parts"));
+        }
+        check(&built)?;
+        Ok(built)
+    }
+
+    /// The parts of the output; at least one, so that a merge without models is refused as such.
+    fn first_and_others(&mut self) -> Vec<Part> {
+        self.first();
+        std::mem::take(&mut self.parts)
+    }
+
+    /// Add the tensors of a part to the manifest.
+    fn add(
+        &self,
+        manifest: &mut Manifest,
+        schema: &Schema,
+        part: Part,
+        checkpoints: &Checkpoints,
+        operand: Operand,
+    ) -> Result<()> {
+        let Part { base, models, tensors: mut numbers } = part;
+        let mut matcher = Matcher::new(base.as_ref(), &models, checkpoints);
+        let outputs = matcher.matches(operand == Operand::TaskVectors, self.out_dtype)?;
+        let (identical, notes) = matcher.findings();
+        manifest.identical.extend(identical);
+        manifest.notes.extend(notes);
+        for Matched { name, shape, dtype, content } in outputs {
+            let own = numbers.remove(&name);
+            let content = match content {
+                Ok((base, experts)) => {
+                    let own = own.unwrap_or_default();
+                    let numbers = self.numbers_of(schema, &name, own, experts.len())?;
+                    Content::Merge(Merge { base, experts, numbers })
+                }
+                Err(stored) => Content::Copy(stored),
+            };
+            manifest.tensors.push(Output { name, shape, dtype, content });
+        }
+        match numbers.into_keys().next() {
+            None => Ok(()),
+            Some(name) => {
+                let reason = "numbers are given for it, but it is not an output tensor";
+                Err(Error::setting(name, reason))
+            }
+        }
     }
 
     /// Every switch of the method: as it was set, or its default.
@@ -253,29 +303,14 @@ impl Builder {
         }
     }
 
-    fn check_models(&self, schema: &Schema) -> Result<()> {
-        if schema.base == Base::Needed && self.base.is_none() {
-            return Err(Error::setting(
-                "base_model",
-                "this method adds task vectors to a base; name the model that the experts were \
-                 tuned from",
-            ));
-        }
-        let (found, count) = (self.models.len(), schema.models);
-        if count.admits(found) {
-            return Ok(());
-        }
-        let needed = match count.most {
-            Some(most) if most == count.least => format!("exactly {most}"),
-            _ => format!("at least {}", count.least),
-        };
-        let reason = format!("{} merges {needed} models, not {found}", schema.name);
-        Err(Error::setting("models", reason))
-    }
-
     /// The numbers of one tensor, for every parameter of the method.
-    fn numbers_of(&mut self, schema: &Schema, tensor: &str) -> Result<Numbers> {
-        let mut own = self.by_tensor.remove(tensor).unwrap_or_default();
+    fn numbers_of(
+        &self,
+        schema: &Schema,
+        tensor: &str,
+        mut own: Numbers,
+        models: usize,
+    ) -> Result<Numbers> {
         let mut numbers = Numbers::new();
         for parameter in &schema.parameters {
             let Kind::Number { default, .. } = parameter.kind else { continue };
@@ -284,7 +319,7 @@ impl Builder {
             let by_default = || {
                 default.map(|number| match parameter.owner {
                     Owner::Merge => Number::Merge(number),
-                    Owner::Model => Number::Models(vec![number; self.models.len()]),
+                    Owner::Model => Number::Models(vec![number; models]),
                 })
             };
             let number = set.or_else(by_default).ok_or_else(|| {
@@ -303,6 +338,26 @@ impl Builder {
             )),
         }
     }
+}
+
+fn check_models(schema: &Schema, part: &Part) -> Result<()> {
+    if schema.base == Base::Needed && part.base.is_none() {
+        return Err(Error::setting(
+            "base_model",
+            "this method adds task vectors to a base; name the model that the experts were tuned \
+             from",
+        ));
+    }
+    let (found, count) = (part.models.len(), schema.models);
+    if count.admits(found) {
+        return Ok(());
+    }
+    let needed = match count.most {
+        Some(most) if most == count.least => format!("exactly {most}"),
+        _ => format!("at least {}", count.least),
+    };
+    let reason = format!("{} merges {needed} models, not {found}", schema.name);
+    Err(Error::setting("models", reason))
 }
 
 fn described(schema: &Schema, semantics: Semantics) -> String {

@@ -4,7 +4,7 @@ use super::{Manifest, Merge, Output, Source};
 use crate::error::{Error, Result};
 use crate::method::{Kind, Owner, Parameter, Semantics, find};
 use crate::numbers::{Number, Numbers};
-use crate::program::Operand;
+use crate::program::{Operand, Scope};
 
 /// Refuse a manifest whose numbers do not fit its method, wherever it came from.
 pub(super) fn check(manifest: &Manifest) -> Result<()> {
@@ -23,6 +23,16 @@ pub(super) fn check(manifest: &Manifest) -> Result<()> {
     if let Some(missing) = switches.find(|known| !settings.switches.contains_key(known.name)) {
         let key = format!("parameters.{}", missing.name);
         return Err(Error::setting(key, "is neither on nor off"));
+    }
+    let mut counts = manifest.merges().map(|(_, merge)| merge.experts.len());
+    let count = counts.next();
+    if program.scope() == Scope::Model && counts.any(|other| Some(other) != count) {
+        let reason = format!(
+            "{} with these settings looks at the whole model at once, and its slices have different \
+             numbers of models",
+            settings.name
+        );
+        return Err(Error::setting("merge_method", reason));
     }
     let mut first: Option<&Numbers> = None;
     for (output, merge) in manifest.merges() {

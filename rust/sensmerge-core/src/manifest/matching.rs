@@ -4,9 +4,9 @@
 use std::collections::BTreeSet;
 
 use super::advice::{advice, not_floats};
-use super::builder::Input;
 use super::source::{Source, Stored};
-use crate::checkpoint::{Checkpoint, TensorInfo};
+use super::view::{Checkpoints, View};
+use crate::checkpoint::TensorInfo;
 use crate::dtype::{Dtype, Float};
 use crate::error::{Error, Result};
 
@@ -22,46 +22,30 @@ pub(super) struct Matched {
     pub(super) content: std::result::Result<(Option<Source>, Vec<Source>), Stored>,
 }
 
-/// One of the inputs, and its place among all models of the manifest.
-#[derive(Clone, Copy)]
-struct Place<'i> {
-    input: &'i Input,
-    model: usize,
-}
-
-impl<'i> Place<'i> {
-    fn checkpoint(self) -> &'i Checkpoint {
-        &self.input.checkpoint
-    }
-
-    fn stored(self, tensor: &TensorInfo) -> Stored {
-        Stored {
-            model: self.model,
-            name: tensor.name.clone(),
-            dtype: tensor.dtype,
-            shape: tensor.shape.clone(),
-            file: tensor.shard,
-            bytes: [tensor.start, tensor.end],
-        }
-    }
-}
-
-/// Matches the tensors of all models with those of the first: the base, where there is one.
-pub(super) struct Matcher<'i> {
-    template: Place<'i>,
-    experts: Vec<Place<'i>>,
+/// Matches the tensors of a part's models with those of the first: the base, where there is one.
+pub(super) struct Matcher<'v> {
+    template: &'v View,
+    experts: Vec<&'v View>,
+    checkpoints: &'v Checkpoints,
     identical: Vec<[Stored; 2]>,
     notes: BTreeSet<String>,
 }
 
-impl<'i> Matcher<'i> {
+impl<'v> Matcher<'v> {
     /// # Panics
     /// If there is neither a base nor a model.
-    pub(super) fn new(base: Option<&'i Input>, models: &'i [Input]) -> Self {
-        let all = base.into_iter().chain(models).enumerate();
-        let all: Vec<Place> = all.map(|(model, input)| Place { input, model }).collect();
-        let experts = all[usize::from(base.is_some())..].to_vec();
-        Self { template: all[0], experts, identical: Vec::new(), notes: BTreeSet::new() }
+    pub(super) fn new(
+        base: Option<&'v View>,
+        models: &'v [View],
+        checkpoints: &'v Checkpoints,
+    ) -> Self {
+        Self {
+            template: base.unwrap_or_else(|| &models[0]),
+            experts: models.iter().collect(),
+            checkpoints,
+            identical: Vec::new(),
+            notes: BTreeSet::new(),
+        }
     }
 
     /// What is left to verify and to tell once every tensor is matched.
@@ -79,20 +63,21 @@ impl<'i> Matcher<'i> {
             self.check_extra_tensors(expert)?;
         }
         let template = self.template;
-        let of_tensor = |tensor| self.matched(tensor, with_base, out_dtype);
-        template.checkpoint().tensors().map(|tensor| &**tensor).map(of_tensor).collect()
+        let of_tensor = |(name, tensor)| self.matched(name, tensor, with_base, out_dtype);
+        template.tensors().map(of_tensor).collect()
     }
 
     fn matched(
         &mut self,
+        name: &str,
         tensor: &TensorInfo,
         with_base: bool,
         out_dtype: Option<Float>,
     ) -> Result<Matched> {
-        let template = self.template.stored(tensor);
+        let template = self.checkpoints.stored(self.template, tensor);
         let mut sources = Vec::with_capacity(self.experts.len());
         for expert in self.experts.clone() {
-            sources.push(self.find(expert, tensor)?);
+            sources.push(self.find(expert, name, tensor)?);
         }
         let sources: Option<Vec<Source>> = sources.into_iter().collect();
         let (dtype, content) = match (tensor.dtype.float(), sources) {
@@ -101,7 +86,7 @@ impl<'i> Matcher<'i> {
                 self.notes.insert(format!(
                     "buffers '*.{}' are not in every model; they are copied from {}",
                     COMPUTED_BUFFERS[0],
-                    self.template.checkpoint().path().display()
+                    self.template.path().display()
                 ));
                 (tensor.dtype, Err(template))
             }
@@ -114,44 +99,38 @@ impl<'i> Matcher<'i> {
                 (tensor.dtype, Err(template))
             }
         };
-        Ok(Matched { name: tensor.name.clone(), shape: tensor.shape.clone(), dtype, content })
+        Ok(Matched { name: name.to_owned(), shape: tensor.shape.clone(), dtype, content })
     }
 
     /// A tensor that is not computed with is copied, where all models hold the same bytes.
     fn require_equal(&mut self, tensor: &TensorInfo, sources: &[Source]) -> Result<()> {
         for twin in sources.iter().flat_map(Source::stored) {
             if twin.dtype != tensor.dtype {
-                let path = self.experts_path(twin.model);
                 return Err(Error::tensor(
-                    path,
-                    &tensor.name,
+                    self.checkpoints.all()[twin.model].path(),
+                    &twin.name,
                     format!(
                         "is {} here and {} in {}; only tensors of the same dtype can be copied, \
                          and only BF16, F16, F32 and F64 can be merged",
                         twin.dtype.name(),
                         tensor.dtype.name(),
-                        self.template.checkpoint().path().display()
+                        self.template.path().display()
                     ),
                 ));
             }
-            self.identical.push([self.template.stored(tensor), twin.clone()]);
+            let ours = self.checkpoints.stored(self.template, tensor);
+            self.identical.push([ours, twin.clone()]);
         }
         Ok(())
     }
 
-    fn experts_path(&self, model: usize) -> &'i std::path::Path {
-        let expert = self.experts.iter().find(|expert| expert.model == model);
-        expert.unwrap_or(&self.template).input.checkpoint.path()
-    }
-
     /// The source of an expert that answers to a tensor of the template; `None` for a computed
     /// buffer that the expert leaves out.
-    fn find(&mut self, expert: Place, tensor: &TensorInfo) -> Result<Option<Source>> {
-        let (checkpoint, name) = (expert.checkpoint(), &tensor.name);
-        let alias = || expert.input.aliases.get(name).and_then(|alias| checkpoint.get(alias));
-        let Some(found) = checkpoint.get(name).or_else(alias) else {
-            if let Some((shape, value)) = expert.input.constants.get(name) {
-                return Ok(Some(Source::Constant { value: *value, shape: shape.clone() }));
+    fn find(&mut self, expert: &View, name: &str, tensor: &TensorInfo) -> Result<Option<Source>> {
+        let checkpoint = expert.checkpoint();
+        let Some(found) = expert.own(name).or_else(|| expert.alias_of(name)) else {
+            if let Some(constant) = expert.constant_of(name) {
+                return Ok(Some(constant));
             }
             if is_computed_buffer(name) {
                 return Ok(None);
@@ -167,19 +146,19 @@ impl<'i> Matcher<'i> {
                     "is {} here and {} in {}; {}",
                     found.dtype.name(),
                     tensor.dtype.name(),
-                    self.template.checkpoint().path().display(),
+                    self.template.path().display(),
                     not_floats(found, checkpoint)
                 ),
             ));
         }
-        let source = Source::Stored(expert.stored(found));
+        let source = Source::Stored(self.checkpoints.stored(expert, found));
         if found.shape == tensor.shape {
             return Ok(Some(source));
         }
         let longer = found.shape.len() == tensor.shape.len()
             && found.shape.first() > tensor.shape.first()
             && found.shape.get(1..) == tensor.shape.get(1..);
-        if longer && expert.input.leading_rows.contains(name) {
+        if longer && expert.has_leading_rows(name) {
             self.notes.insert(format!(
                 "{}: '{}' has {} rows and the base {}: the rows of its extra tokens are left out",
                 checkpoint.path().display(),
@@ -190,7 +169,7 @@ impl<'i> Matcher<'i> {
             return Ok(Some(source.leading_rows(tensor.shape[0])));
         }
         let (ours, theirs) = (&found.shape, &tensor.shape);
-        let path = self.template.checkpoint().path().display();
+        let path = self.template.path().display();
         let reason = if ours.contains(&0) {
             format!(
                 "is empty (shape {ours:?}) and {theirs:?} in {path}; the checkpoint was probably saved \
@@ -212,11 +191,10 @@ impl<'i> Matcher<'i> {
     }
 
     /// Tensors of an expert that the template does not have.
-    fn check_extra_tensors(&mut self, expert: Place) -> Result<()> {
-        let (checkpoint, template) = (expert.checkpoint(), self.template.checkpoint());
-        for tensor in checkpoint.tensors() {
-            let name = &tensor.name;
-            if template.get(name).is_some() {
+    fn check_extra_tensors(&mut self, expert: &View) -> Result<()> {
+        let (checkpoint, template) = (expert.checkpoint(), self.template);
+        for (name, tensor) in expert.tensors() {
+            if template.own(name).is_some() {
                 continue;
             }
             if is_computed_buffer(name) {
@@ -228,10 +206,9 @@ impl<'i> Matcher<'i> {
                 ));
                 continue;
             }
-            if let Some(twin) =
-                expert.input.aliases.get(name).and_then(|alias| checkpoint.get(alias))
-            {
-                self.identical.push([expert.stored(twin), expert.stored(tensor)]);
+            if let Some(twin) = expert.alias_of(name) {
+                let twin = self.checkpoints.stored(expert, twin);
+                self.identical.push([twin, self.checkpoints.stored(expert, tensor)]);
                 self.notes.insert(format!(
                     "{}: '{name}' is left out: it holds the same bytes as the tensor it is tied to",
                     checkpoint.path().display(),
@@ -245,43 +222,37 @@ impl<'i> Matcher<'i> {
     }
 
     /// Why an expert is refused that lacks a tensor of the template.
-    fn missing(&self, expert: Place, name: &str) -> String {
-        let (checkpoint, template) = (expert.checkpoint(), self.template.checkpoint());
-        let stood_for = |name: &String| {
-            let alias = expert.input.aliases.get(name).and_then(|alias| checkpoint.get(alias));
-            alias.is_some() || expert.input.constants.contains_key(name)
-        };
-        let more =
-            absent(template, checkpoint).filter(|name| !stood_for(name)).count().saturating_sub(1);
-        let path = template.path().display();
-        let advice = advice(name, template, checkpoint, checkpoint);
-        match more {
+    fn missing(&self, expert: &View, name: &str) -> String {
+        let stood_for =
+            |name: &str| expert.alias_of(name).is_some() || expert.constant_of(name).is_some();
+        let more = absent(self.template, expert).filter(|name| !stood_for(name)).count();
+        let path = self.template.path().display();
+        let advice =
+            advice(name, self.template.checkpoint(), expert.checkpoint(), expert.checkpoint());
+        match more.saturating_sub(1) {
             0 => format!("is missing, and {path} has it{advice}"),
-            _ => format!("is missing, like {more} more that {path} has{advice}"),
+            more => format!("is missing, like {more} more that {path} has{advice}"),
         }
     }
 
     /// Why an expert is refused that has a tensor which the template lacks.
-    fn extra(&self, expert: Place, name: &str) -> String {
-        let (checkpoint, template) = (expert.checkpoint(), self.template.checkpoint());
-        let tied = |name: &String| {
-            expert.input.aliases.get(name).is_some_and(|alias| checkpoint.get(alias).is_some())
-        };
-        let more =
-            absent(checkpoint, template).filter(|name| !tied(name)).count().saturating_sub(1);
-        let path = template.path().display();
-        let advice = advice(name, checkpoint, template, checkpoint);
-        match more {
+    fn extra(&self, expert: &View, name: &str) -> String {
+        let tied = |name: &str| expert.alias_of(name).is_some();
+        let more = absent(expert, self.template).filter(|name| !tied(name)).count();
+        let path = self.template.path().display();
+        let advice =
+            advice(name, expert.checkpoint(), self.template.checkpoint(), expert.checkpoint());
+        match more.saturating_sub(1) {
             0 => format!("is not in {path}{advice}"),
-            _ => format!("is not in {path}, like {more} more{advice}"),
+            more => format!("is not in {path}, like {more} more{advice}"),
         }
     }
 }
 
 /// Names of one model's tensors that another lacks, but for buffers that may be left out.
-fn absent<'c>(holder: &'c Checkpoint, lacking: &'c Checkpoint) -> impl Iterator<Item = &'c String> {
-    let names = holder.tensors().map(|tensor| &tensor.name);
-    names.filter(|name| lacking.get(name).is_none() && !is_computed_buffer(name))
+fn absent<'v>(holder: &'v View, lacking: &'v View) -> impl Iterator<Item = &'v str> {
+    let names = holder.tensors().map(|(name, _)| name);
+    names.filter(|name| lacking.own(name).is_none() && !is_computed_buffer(name))
 }
 
 fn is_computed_buffer(name: &str) -> bool {

@@ -12,13 +12,15 @@ mod builder;
 mod check;
 mod matching;
 mod source;
+mod view;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use builder::{Builder, Input};
+pub use builder::{Builder, Part};
 pub use source::{File, Run, Source, Stored};
+pub use view::View;
 
 pub use crate::numbers::{Number, Numbers};
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use sensmerge_core::Result;
 use sensmerge_core::checkpoint::Checkpoint;
 use sensmerge_core::engine::Inputs;
-use sensmerge_core::manifest::{Builder, Input, Manifest};
+use sensmerge_core::manifest::{Builder, Manifest, View};
 use serde_json::{Map, Value, json};
 
 /// One tensor of a file: name, dtype, shape, bytes.
@@ -82,14 +82,14 @@ pub(crate) fn plan(
     builder: Builder,
     base: Option<&Arc<Checkpoint>>,
     models: &[Arc<Checkpoint>],
-    change: impl Fn(usize, Input) -> Input,
+    change: impl Fn(usize, View) -> View,
 ) -> Result<(Manifest, Inputs)> {
     let mut builder = builder;
     if let Some(base) = base {
-        builder = builder.base(Input::new(Arc::clone(base)));
+        builder = builder.base(View::new(Arc::clone(base)));
     }
     for (place, model) in models.iter().enumerate() {
-        builder = builder.model(change(place, Input::new(Arc::clone(model))));
+        builder = builder.model(change(place, View::new(Arc::clone(model))));
     }
     let manifest = builder.build()?;
     let all = base.into_iter().chain(models).cloned().collect();

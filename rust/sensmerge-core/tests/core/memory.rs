@@ -61,7 +61,7 @@ fn memory_and_files_merge_to_the_same_bytes() {
 #[test]
 fn checkpoints_are_as_many_as_the_manifest_names() {
     let base = Arc::new(in_memory("base", &tensors(0.0)).unwrap());
-    let models = [Arc::clone(&base)];
+    let models = [Arc::new(in_memory("model", &tensors(0.1)).unwrap())];
     let (manifest, _) = plan(builder(), Some(&base), &models, |_, input| input).unwrap();
     for count in [0, 1, 3] {
         let given = std::iter::repeat_n(Arc::clone(&base), count).collect();

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use sensmerge_core::checkpoint::Checkpoint;
 use sensmerge_core::dtype::Float;
 use sensmerge_core::engine::{Inputs, Monitor, Options, Sidecar, Summary, execute};
-use sensmerge_core::manifest::{Builder, Content, Input, Manifest, Number, Numbers, Source};
+use sensmerge_core::manifest::{Builder, Content, Manifest, Number, Numbers, Source, View};
 use sensmerge_core::{Error, Result};
 use tempfile::{TempDir, tempdir};
 
@@ -50,7 +50,7 @@ impl Family {
         &self,
         builder: Builder,
         models: &[&str],
-        change: impl Fn(usize, Input) -> Input,
+        change: impl Fn(usize, View) -> View,
     ) -> Result<(Manifest, Inputs)> {
         let paths: Vec<PathBuf> = models.iter().map(|name| self.path(name)).collect();
         plan(builder, open(&[self.path("base")])?.first(), &open(&paths)?, change)

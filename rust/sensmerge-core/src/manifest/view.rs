@@ -1,0 +1,151 @@
+//! A model as a part of a merge sees it: the names of its tensors, and stand-ins for those that it lacks.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::source::{Source, Stored};
+use crate::checkpoint::{Checkpoint, TensorInfo};
+
+/// A model to be merged: a checkpoint, and rules for tensors that it has under another name, lacks, or
+/// has in another shape.
+///
+/// All names but those of stored tensors are names of output tensors.
+#[derive(Clone, Debug)]
+pub struct View {
+    checkpoint: Arc<Checkpoint>,
+    names: Option<BTreeMap<String, String>>,
+    aliases: BTreeMap<String, String>,
+    leading_rows: Vec<String>,
+    constants: BTreeMap<String, (Vec<usize>, f64)>,
+}
+
+impl View {
+    /// A checkpoint without rules.
+    #[must_use]
+    pub fn new(checkpoint: Arc<Checkpoint>) -> Self {
+        Self {
+            checkpoint,
+            names: None,
+            aliases: BTreeMap::new(),
+            leading_rows: Vec::new(),
+            constants: BTreeMap::new(),
+        }
+    }
+
+    /// Use only the tensors that `names` lists: for every output tensor, the stored tensor's name. For
+    /// layers that get another number, and for models whose names have another prefix.
+    #[must_use]
+    pub fn names(mut self, names: BTreeMap<String, String>) -> Self {
+        self.names = Some(names);
+        self
+    }
+
+    /// Use the tensor `stand_in` if the checkpoint has no tensor `name`, as for an output head that is
+    /// tied to the input embedding.
+    #[must_use]
+    pub fn alias(mut self, name: impl Into<String>, stand_in: impl Into<String>) -> Self {
+        self.aliases.insert(name.into(), stand_in.into());
+        self
+    }
+
+    /// Read only as many leading rows of the tensor `name` as the output has: the other rows belong
+    /// to tokens that the output does not have.
+    #[must_use]
+    pub fn leading_rows(mut self, name: impl Into<String>) -> Self {
+        self.leading_rows.push(name.into());
+        self
+    }
+
+    /// Use the number `value` for every entry of a tensor `name` that the checkpoint lacks.
+    #[must_use]
+    pub fn constant(mut self, name: impl Into<String>, shape: Vec<usize>, value: f64) -> Self {
+        self.constants.insert(name.into(), (shape, value));
+        self
+    }
+
+    /// The checkpoint.
+    pub(super) fn checkpoint(&self) -> &Arc<Checkpoint> {
+        &self.checkpoint
+    }
+
+    /// The checkpoint's path.
+    pub(super) fn path(&self) -> &Path {
+        self.checkpoint.path()
+    }
+
+    /// Every tensor that is visible, with its name in the output.
+    pub(super) fn tensors(&self) -> Box<dyn Iterator<Item = (&str, &TensorInfo)> + '_> {
+        match &self.names {
+            None => {
+                Box::new(self.checkpoint.tensors().map(|tensor| (tensor.name.as_str(), &**tensor)))
+            }
+            Some(names) => Box::new(names.iter().filter_map(|(name, stored)| {
+                self.checkpoint.get(stored).map(|tensor| (name.as_str(), &**tensor))
+            })),
+        }
+    }
+
+    /// The tensor that has a name itself, without stand-ins.
+    pub(super) fn own(&self, name: &str) -> Option<&TensorInfo> {
+        let stored = match &self.names {
+            None => name,
+            Some(names) => names.get(name)?,
+        };
+        self.checkpoint.get(stored).map(|tensor| &**tensor)
+    }
+
+    /// The tensor that stands in for one of this name, if the model lacks it.
+    pub(super) fn alias_of(&self, name: &str) -> Option<&TensorInfo> {
+        self.aliases.get(name).and_then(|stand_in| self.own(stand_in))
+    }
+
+    /// The number in every entry of a tensor of this name, which the model lacks.
+    pub(super) fn constant_of(&self, name: &str) -> Option<Source> {
+        let (shape, value) = self.constants.get(name)?;
+        Some(Source::Constant { value: *value, shape: shape.clone() })
+    }
+
+    /// Whether the rows beyond those of the output are left out.
+    pub(super) fn has_leading_rows(&self, name: &str) -> bool {
+        self.leading_rows.iter().any(|known| known == name)
+    }
+}
+
+/// The checkpoints of a manifest, by which its stored tensors are numbered.
+pub(super) struct Checkpoints(Vec<Arc<Checkpoint>>);
+
+impl Checkpoints {
+    /// The checkpoints that are `given`, in their order, and those of the `views` that are not among
+    /// them.
+    pub(super) fn new<'v>(
+        given: Vec<Arc<Checkpoint>>,
+        views: impl IntoIterator<Item = &'v View>,
+    ) -> Self {
+        let mut all = given;
+        for view in views {
+            if !all.iter().any(|known| Arc::ptr_eq(known, view.checkpoint())) {
+                all.push(Arc::clone(view.checkpoint()));
+            }
+        }
+        Self(all)
+    }
+
+    /// All of them, in the order of their numbers.
+    pub(super) fn all(&self) -> &[Arc<Checkpoint>] {
+        &self.0
+    }
+
+    /// The description of a tensor of a view's checkpoint.
+    pub(super) fn stored(&self, view: &View, tensor: &TensorInfo) -> Stored {
+        let number = self.0.iter().position(|known| Arc::ptr_eq(known, view.checkpoint()));
+        Stored {
+            model: number.unwrap_or(self.0.len()),
+            name: tensor.name.clone(),
+            dtype: tensor.dtype,
+            shape: tensor.shape.clone(),
+            file: tensor.shard,
+            bytes: [tensor.start, tensor.end],
+        }
+    }
+}
