@@ -157,6 +157,17 @@ tokenizer_source: base
 sensitivity: {temperature: auto, mode: cross}
 ---
 {merge_method: slerp, models: [{model: a}, {model: b}], parameters: {t: [0, 1]}, dtype: }
+---
+name: first
+merge_method: linear
+slices:
+  - sources:
+      - {model: a, layer_range: [0, 2], parameters: {weight: 1}}
+      - {model: {model: {path: b}, lora: , override_architecture: X}, layer_range: [1, 3]}
+    parameters: {weight: {filter: mlp, value: 0.5}}
+    base_model: a
+---
+{merge_method: linear, modules: {default: {models: [{model: a}, {model: b}], parameters: }}}
 """
 WRONG: list[dict[str, Any]] = [
     {"merge_method": "tie"},
