@@ -148,6 +148,17 @@ tokenizer_source: base
 sensitivity: {temperature: auto, mode: cross}
 ---
 {merge_method: slerp, models: [{model: a}, {model: b}], parameters: {t: [0, 1]}, dtype: }
+---
+name: first
+merge_method: linear
+slices:
+  - sources:
+      - {model: a, layer_range: [0, 2], parameters: {weight: 1}}
+      - {model: {model: {path: b}, lora: , override_architecture: X}, layer_range: [1, 3]}
+    parameters: {weight: {filter: mlp, value: 0.5}}
+    base_model: a
+---
+{merge_method: linear, modules: {default: {models: [{model: a}, {model: b}], parameters: }}}
 """
 WRONG: list[dict[str, Any]] = [
     {"merge_method": "tie"},
@@ -184,7 +195,7 @@ def test_the_schema_refuses_what_is_none(change: dict[str, Any]) -> None:
     assert fits(recipe, schema, schema)
     wrong = {key: value for key, value in (recipe | change).items() if value is not None}
     with pytest.raises(InputError):
-        Recipe.from_dict(wrong)
+        Recipe.from_dict(wrong, leniency="strict")
     assert not fits(wrong, schema, schema)
 
 

@@ -1,22 +1,14 @@
-"""mergekit's parameters and keys that this package lacks, and its leniency with keys."""
+"""mergekit's parameters and keys that this package lacks."""
 
 from __future__ import annotations
 
 from typing import Any
-
-from pydantic import BaseModel
-
-from sensmerge.recipe.methods import Method
-from sensmerge.refusals import Location, meant
 
 # Parameters that are accepted for any method and ignored; int8_mask saves memory in mergekit.
 OTHER_PARAMETERS = frozenset({"int8_mask"})
 
 # mergekit's keys that would change the merge, and so cannot be ignored.
 UNSUPPORTED = ("tokenizer", "chat_template")
-
-# Sections that mergekit does not have: its leniency does not apply to their keys.
-_OURS = ("sensitivity", "calibration")
 
 
 def unsupported(key: str, value: Any) -> str | None:
@@ -50,14 +42,3 @@ def _tokenizer(value: Any) -> str:
         return "choosing single tokens is not supported; tokenizer_source takes a tokenizer whole"
     name = source if isinstance(source, str) else "base"
     return f"this section is not supported; write tokenizer_source: {name} in its place"
-
-
-def ignores(location: Location, root: type[BaseModel], method: Method | None) -> bool:
-    """Whether an unknown key is ignored with a note rather than refused.
-
-    mergekit ignores every unknown key. Here, a key that resembles a known one is taken for a slip
-    and refused.
-    """
-    lenient = method is None or method.semantics == "mergekit"
-    ours = any(part in _OURS for part in location)
-    return lenient and not ours and meant(location, root) is None
