@@ -100,7 +100,7 @@ def open_sources(recipe: Recipe, *, progress: bool = True) -> list[loading.Sourc
     """The files and the tokenizer of every expert of a recipe."""
 
     def found(name: str) -> Path:
-        return resolve(name, recipe.folder, progress=progress)
+        return resolve(name, recipe.places, progress=progress)
 
     base = None if recipe.base_model is None else found(recipe.base_model)
     return [

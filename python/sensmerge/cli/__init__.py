@@ -39,6 +39,7 @@ for _command in (
     measuring.report,
     comparing.diff,
     comparing.extract_lora,
+    describing.explain,
     describing.inspect,
     describing.methods,
     describing.schema,

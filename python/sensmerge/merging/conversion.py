@@ -74,13 +74,15 @@ def convert(
             raise InputError(reason)
         view = json.dumps(View(opened).plain([opened], opened))
         manifest = _core.Manifest.conversion(view, checkpoint, dtype)
+        beside = _beside(path, config, dtype)
+        notes = [*unpickled.notes, *checkpoint.notes, *checkpoint.suspicions(), *beside.notes]
         return carry_out(
             manifest,
             [checkpoint],
             out,
             shard_bytes,
-            _beside(path, config, dtype),
-            [*unpickled.notes, *checkpoint.notes, *checkpoint.suspicions()],
+            beside,
+            notes,
             action="converting",
             threads=threads,
             progress=progress,

@@ -49,8 +49,19 @@ def sidecars(
     models: Models,
     found: Coefficients | None,
     calibration: Calibration | None,
+    *,
+    tokenizer: bool = True,
+    card: bool = True,
 ) -> Sidecars:
     """The files that go beside the weights of a merged model.
+
+    Args:
+        recipe: The recipe.
+        models: Its models.
+        found: The coefficients; None for a plain merge.
+        calibration: The calibration; None for a plain merge.
+        tokenizer: Whether the tokenizer's files are among them.
+        card: Whether the model card is among them.
 
     Raises:
         InputError: A file of the base's folder is a link that leads outside it, or not a regular
@@ -60,11 +71,11 @@ def sidecars(
     home = models.template.path
     copies, texts, notes = [], [], []
     if is_folder(home):
-        tokenizer = _tokenizer(recipe, models)
-        files = tokenizer_files(tokenizer)
+        source = _tokenizer(recipe, models)
+        files = tokenizer_files(source) if tokenizer else []
         notes += check_vocabulary(recipe, models)
-        if not files:
-            notes.append(f"{tokenizer}: has no tokenizer files, so the merged model has none")
+        if not files and tokenizer:
+            notes.append(f"{source}: has no tokenizer files, so the merged model has none")
         generation = own_file(home, "generation_config.json")
         files += [generation] if generation is not None else []
         copies = [(path.name, str(path)) for path in files]
@@ -78,7 +89,8 @@ def sidecars(
     texts.append((RECIPE_FILE, recipe.to_yaml()))
     if calibration is not None:
         texts.append((CALIBRATION_FILE, calibration.to_json()))
-    return Sidecars(copies, texts, [("README.md", model_card(recipe, models, found))], notes)
+    cards = [("README.md", model_card(recipe, models, found))] if card else []
+    return Sidecars(copies, texts, cards, notes)
 
 
 def notes_of(folder: Path) -> list[str]:
@@ -121,7 +133,7 @@ def _tokenizer(recipe: Recipe, models: Models) -> Path:
     source = recipe.tokenizer_source
     if source in (None, "base"):
         return models.template.path
-    return resolve(str(source), recipe.folder)
+    return resolve(str(source), recipe.places)
 
 
 def config_text(recipe: Recipe, models: Models) -> str | None:

@@ -73,6 +73,11 @@ def unpickling(beside: str | Path, *, enabled: bool, progress: bool = True) -> I
             shutil.rmtree(found.folder, ignore_errors=True)
 
 
+def unpickled() -> Unpickled:
+    """What was read as pickles so far in this context."""
+    return _current.get() or Unpickled(Path(), progress=False)
+
+
 def enabled() -> bool:
     """Whether pickles are read."""
     return _current.get() is not None

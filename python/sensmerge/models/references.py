@@ -8,17 +8,18 @@ from sensmerge.errors import InputError
 from sensmerge.models.folders import mode_of
 from sensmerge.models.hub import Reference, download
 from sensmerge.models.pickles import enabled, readable
-from sensmerge.recipe.places import path_of
+from sensmerge.recipe.places import Places, path_of
 
 
-def resolve(model: str, folder: Path, *, adapter: bool = False, progress: bool = True) -> Path:
+def resolve(
+    model: str, places: Path | Places, *, adapter: bool = False, progress: bool = True
+) -> Path:
     """Find the local folder (or single weight file) of a model or an adapter.
 
     Args:
-        model: A path, relative to ``folder``; or a Hub id such as ``org/name`` or
-            ``org/name@revision``, read from the local cache or downloaded where
-            ``huggingface_hub`` is installed.
-        folder: The folder that relative paths start from, usually the recipe's.
+        model: A path; or a Hub id such as ``org/name`` or ``org/name@revision``, read from the
+            local cache or downloaded where ``huggingface_hub`` is installed; or a stage's name.
+        places: The folder that relative paths start from, or a recipe's places.
         adapter: Whether the name is an adapter's.
         progress: Show progress of a download.
 
@@ -30,7 +31,7 @@ def resolve(model: str, folder: Path, *, adapter: bool = False, progress: bool =
         InputError: There is no such folder here or on the Hub, or the name asks for an adapter.
         OSError: The path cannot be examined.
     """
-    path = path_of(model, folder)
+    path = path_of(model, places)
     if mode_of(path) is not None:
         return readable(path)
     if "+" in model:
