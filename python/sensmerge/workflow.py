@@ -13,7 +13,7 @@ from sensmerge.merging import disk
 from sensmerge.merging.disk import DEFAULT_SHARD_SIZE, MergeResult
 from sensmerge.merging.manifest import request
 from sensmerge.merging.plan import MergePlan, parse_size
-from sensmerge.merging.sidecars import check_vocabulary
+from sensmerge.merging.tokenizer import merged_tokenizer
 from sensmerge.models import Models, open_models
 from sensmerge.recipe import DEFAULT_TEMPERATURE, Recipe
 from sensmerge.scaling.matching import matching, needs_calibration
@@ -68,7 +68,7 @@ def merge(
     if recipe.auto or (calibration is None and needs_calibration(recipe)):
         # Refuse a merge that is bound to fail before the long measurement rather than after it.
         request(_provisional(recipe), None, models).manifest()
-        check_vocabulary(recipe, models)
+        merged_tokenizer(recipe, models)
         _core.check_output(str(out), [str(model.path) for model in models.all], overwrite)
     measured, notes = _measured(recipe, models, calibration, threads=threads, progress=progress)
     if recipe.auto:
@@ -127,7 +127,7 @@ def plan(
         notes.append("the recipe has a sensitivity section: weights are shown without coefficients")
     asked = request(recipe, found, models)
     manifest = asked.manifest()
-    notes += models.notes + check_vocabulary(recipe, models)
+    notes += models.notes + merged_tokenizer(recipe, models).notes
     return MergePlan(
         manifest=manifest,
         models=asked.models,

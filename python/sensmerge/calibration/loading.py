@@ -119,7 +119,9 @@ def load(source: Source, dtype: str) -> PreTrainedModel:
     return assemble(source.path, mapped(source.path), kind)
 
 
-def assemble(path: Path, weights: dict[str, torch.Tensor], dtype: torch.dtype) -> PreTrainedModel:
+def assemble(
+    path: Path, weights: dict[str, torch.Tensor], dtype: torch.dtype, rows: int | None = None
+) -> PreTrainedModel:
     """Put weights into the model that a folder's config describes: dropout off, no cache.
 
     Weights that need no conversion are not copied.
@@ -128,6 +130,7 @@ def assemble(path: Path, weights: dict[str, torch.Tensor], dtype: torch.dtype) -
         path: The folder.
         weights: Every weight, named as in a checkpoint.
         dtype: The dtype to run in.
+        rows: The number of tokens; None for that of the config.
 
     Raises:
         InputError: transformers cannot load it, or the weights do not fit the config.
@@ -137,6 +140,8 @@ def assemble(path: Path, weights: dict[str, torch.Tensor], dtype: torch.dtype) -
             config = transformers.AutoConfig.from_pretrained(
                 path, local_files_only=True, trust_remote_code=False
             )
+            if rows is not None:
+                config.get_text_config().vocab_size = rows
             architecture: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
             loaded: Any = architecture.from_pretrained(
                 None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True

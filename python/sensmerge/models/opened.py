@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sensmerge import _core
 from sensmerge.errors import InputError
 from sensmerge.models.folders import read_config, resolve
+from sensmerge.models.vocabulary.tokens import Vocabularies
 from sensmerge.recipe.places import place_of
 
 if TYPE_CHECKING:
@@ -50,12 +51,18 @@ class Models:
         experts: The experts, in the recipe's order.
         places: Every model by the place that its name resolves to.
         folder: The folder that relative names start from.
+        vocabularies: The tokens of their folders, each read when it is asked for.
     """
 
     base: Model | None
     experts: list[Model]
     places: dict[str, Model]
     folder: Path
+    vocabularies: Vocabularies = field(default_factory=Vocabularies, compare=False)
+
+    def named(self, name: str) -> Model | None:
+        """The model of a name; None where the recipe has no such model."""
+        return self.places.get(place_of(name, self.folder))
 
     def find(self, name: str) -> Model:
         """The model of a name in the recipe."""

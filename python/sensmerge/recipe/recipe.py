@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 from pydantic_core import ErrorDetails
@@ -20,6 +20,7 @@ from sensmerge.recipe.methods import DEFAULT_SEMANTICS, Method, Semantics
 from sensmerge.recipe.parameters import AUTO, SCALE, Parameters
 from sensmerge.recipe.places import place_of
 from sensmerge.recipe.slices import Slice, hoisted, whole
+from sensmerge.recipe.tokenizer import BASE, Tokenizer, TokenizerName, template
 from sensmerge.recipe.yaml import read_yaml, to_yaml
 from sensmerge.refusals import Location, refusal
 
@@ -39,8 +40,9 @@ class Recipe(Strict):
     parameters: Annotated[Parameters, BeforeValidator(section)] = Parameters({})
     dtype: Dtype | None = None
     out_dtype: Dtype | None = None
-    tokenizer_source: ModelName | None = None
-    chat_template: Literal["auto"] | None = None
+    tokenizer_source: TokenizerName | None = None
+    tokenizer: Tokenizer | None = None
+    chat_template: Annotated[str | None, BeforeValidator(template)] = None
     sensitivity: Annotated[Sensitivity | None, BeforeValidator(section)] = None
     semantics: Semantics = DEFAULT_SEMANTICS
     seed: int = Field(default=0, ge=0, lt=2**64)
@@ -89,9 +91,8 @@ class Recipe(Strict):
             raise InputError("a recipe is a mapping with merge_method and models")
         found = Findings()
         method = checks.method(data, found)
-        known = checks.supported(data, found)
         checks.adapters(data, Path(folder), found)
-        known = hoisted(known, found)
+        known = hoisted(data, found)
         known = parameters.read_all(known, method, cls, found)
         recipe = cls._read(known, method, found)
         recipe._source = copy.deepcopy(data)
@@ -240,6 +241,11 @@ class Recipe(Strict):
         """The method's default of a parameter; None if there is no default or no such parameter."""
         parameter = self.method.parameter(name)
         return None if parameter is None else parameter.default
+
+    @property
+    def wanted_tokenizer(self) -> Tokenizer:
+        """The output's tokenizer, in whichever key it is written; the base's where in none."""
+        return self.tokenizer or Tokenizer(source=self.tokenizer_source or BASE)
 
     @property
     def auto(self) -> list[str]:

@@ -83,6 +83,7 @@ pub struct Builder {
     numbers: Numbers,
     seed: u64,
     out_dtype: Option<Float>,
+    notes: Vec<String>,
 }
 
 impl Builder {
@@ -98,6 +99,7 @@ impl Builder {
             numbers: Numbers::new(),
             seed: 0,
             out_dtype: None,
+            notes: Vec::new(),
         }
     }
 
@@ -186,6 +188,13 @@ impl Builder {
         self
     }
 
+    /// Notes on what was decided before: they are the first of the manifest's.
+    #[must_use]
+    pub fn notes(mut self, notes: Vec<String>) -> Self {
+        self.notes = notes;
+        self
+    }
+
     /// Build the manifest, from headers alone: no tensor data is read.
     ///
     /// # Errors
@@ -235,6 +244,7 @@ impl Builder {
         built.tensors.sort_by(|one, other| one.name.cmp(&other.name));
         built.notes.sort();
         built.notes.dedup();
+        built.notes.splice(0..0, std::mem::take(&mut self.notes));
         let twice = built.tensors.windows(2).find(|pair| pair[0].name == pair[1].name);
         if let Some(pair) = twice {
             return Err(Error::setting(&pair[0].name, "is an output tensor of two parts"));
