@@ -42,9 +42,7 @@ def evaluated(selection: dict[str, Any], matrices: Sequence[Rows]) -> Rows:
     return np.concatenate(parts)
 
 
-def oracle(
-    wanted: Wanted, models: Sequence[Known], base: int | None, number: int
-) -> Rows:
+def oracle(wanted: Wanted, models: Sequence[Known], base: int | None, number: int) -> Rows:
     """The rows of one model, token by token."""
     matrices = [matrix(place, model.rows) for place, model in enumerate(models)]
 
@@ -94,7 +92,7 @@ def known(draw: st.DrawFn) -> Known:
 
 @st.composite
 def merges(draw: st.DrawFn) -> tuple[Wanted, list[Known], int | None]:
-    """Models, with a base or without, and a vocabulary of the output, perhaps that of one of them."""
+    """Models, with a base or without, and a vocabulary of the output, perhaps one of theirs."""
     models = draw(st.lists(known(), min_size=1, max_size=4))
     home = draw(st.integers(0, len(models) - 1))
     ids = draw(st.sampled_from([models[home].ids, draw(known()).ids]))
@@ -155,9 +153,7 @@ def test_rows_without_tokens_are_cut_or_filled() -> None:
     own, more, fewer = selections(Wanted({}, 3), models, 0)
     assert own is None
     assert more == {"rows": {"of": [{"model": 1}], "runs": [[0, 0, 3]]}}
-    assert fewer == {
-        "rows": {"of": [{"model": 2}, {"model": 0}], "runs": [[0, 0, 2], [1, 2, 1]]}
-    }
+    assert fewer == {"rows": {"of": [{"model": 2}, {"model": 0}], "runs": [[0, 0, 2], [1, 2, 1]]}}
 
 
 @pytest.mark.parametrize("base", [0, None])

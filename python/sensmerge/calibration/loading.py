@@ -15,6 +15,7 @@ import transformers
 from sensmerge import _core
 from sensmerge.calibration.mapped import mapped
 from sensmerge.calibration.surroundings import quiet_transformers
+from sensmerge.calibration.vocabularies import Vocabulary
 from sensmerge.errors import InputError, first_line
 from sensmerge.models.dtypes import STORED, is_float
 from sensmerge.models.folders import is_folder, mode_of, read_config, tokenizer_files
@@ -283,8 +284,8 @@ def vocabulary(model: PreTrainedModel) -> int:
     return int(head.weight.shape[0])
 
 
-def known_tokens(source: Source) -> int:
-    """Number of token ids that an expert has an embedding for, by its config.
+def known(source: Source) -> Vocabulary:
+    """The tokens of an expert, and the number of ids that it has embeddings for, by its config.
 
     Raises:
         InputError: transformers does not know the config.
@@ -296,23 +297,5 @@ def known_tokens(source: Source) -> int:
             )
         except Exception as error:
             raise InputError(f"{source.path}: cannot be loaded: {first_line(error)}") from None
-    return int(config.get_text_config().vocab_size)
-
-
-def check_same_tokens(one: Source, other: Source) -> None:
-    """Refuse experts whose token ids mean different things.
-
-    Raises:
-        InputError: An id that both tokenizers have stands for two tokens.
-    """
-    first, second = _tokens(one.tokenizer), _tokens(other.tokenizer)
-    for place in sorted(first.keys() & second.keys()):
-        if first[place] != second[place]:
-            raise InputError(
-                f"token {place} is {first[place]!r} for '{one.name}' and {second[place]!r} for "
-                f"'{other.name}'; only experts that share a tokenizer can be compared"
-            )
-
-
-def _tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    return {place: token for token, place in tokenizer.get_vocab().items()}
+    size = int(config.get_text_config().vocab_size)
+    return Vocabulary(source.name, source.tokenizer.get_vocab(), size)

@@ -1,6 +1,6 @@
-"""The output's chat template: the tokenizer's own, the most common of the models', a known one, or Jinja.
+"""The output's chat template.
 
-The known ones are the files in ``chat_templates``, by their names.
+It is the tokenizer's own, the most common one of the models, a known one, or the recipe's.
 """
 
 from __future__ import annotations
@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sensmerge.errors import InputError
 from sensmerge.models.folders import is_folder, own_file
+from sensmerge.recipe.tokenizer import AUTO_TEMPLATE, known_template
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -25,16 +24,8 @@ TEMPLATE_FILE = "chat_template.jinja"
 OLD_TEMPLATE_FILE = "chat_template.json"
 TEMPLATE_KEY = "chat_template"
 
-_KNOWN = files("sensmerge.merging") / "chat_templates"
-_ENDING = ".jinja"
-
 # How tokens that stand for no text are written.
 _MARKER = re.compile(r"<\|\w+\|>")
-
-
-def known_templates() -> list[str]:
-    """The names of the templates that come with the package."""
-    return sorted(each.name.removesuffix(_ENDING) for each in _KNOWN.iterdir())
 
 
 def chosen_template(recipe: Recipe, models: Models, folder: Path) -> str | None:
@@ -46,25 +37,19 @@ def chosen_template(recipe: Recipe, models: Models, folder: Path) -> str | None:
         folder: The folder that the tokenizer is taken from.
 
     Raises:
-        InputError: The recipe names a template that is not known.
+        InputError: A template's file is a link that leads outside its folder, or not a regular
+            file.
         OSError: A file cannot be examined.
     """
     asked = recipe.chat_template
     if asked is None:
         return None
-    if asked == "auto":
+    if asked == AUTO_TEMPLATE:
         template = most_common(model.path for model in models.places.values())
         own = template_of(folder)
         same = own is not None and template is not None and own.strip() == template
         return None if same else template
-    if "{" in asked:
-        return asked
-    if asked not in known_templates():
-        raise InputError(
-            f"chat_template: '{asked}' is not known; write auto, a Jinja template, or one of "
-            f"{', '.join(known_templates())}"
-        )
-    return (_KNOWN / f"{asked}{_ENDING}").read_text(encoding="utf-8")
+    return asked if "{" in asked else known_template(asked)
 
 
 def most_common(folders: Iterable[Path]) -> str | None:
@@ -112,6 +97,6 @@ def template_notes(template: str, ids: Mapping[str, int] | None) -> list[str]:
     if not missing:
         return []
     return [
-        f"the chat template writes {', '.join(missing)}, which the output's tokenizer does not have as "
-        "one token: it is split like other text"
+        f"the chat template writes {', '.join(missing)}, which the output's tokenizer does not "
+        "have as one token: it is split like other text"
     ]

@@ -1,5 +1,7 @@
-"""The tokenizer of the merged model: files of the one that the recipe names, edited where tokens are
-added or the chat template is replaced.
+"""The tokenizer of the merged model.
+
+Its files are those of the tokenizer that the recipe names, edited where tokens are added or the
+chat template is replaced.
 """
 
 from __future__ import annotations
@@ -45,8 +47,8 @@ def merged_tokenizer(recipe: Recipe, models: Models) -> TokenizerFiles:
     """The tokenizer's files.
 
     Raises:
-        InputError: There is no such tokenizer or chat template; or one of its files cannot be edited,
-            is a link that leads outside its folder, or is not a regular file.
+        InputError: There is no such tokenizer or chat template; or one of its files cannot be
+            edited, is a link that leads outside its folder, or is not a regular file.
         OSError: A file cannot be examined or read.
     """
     output = output_vocabulary(recipe, models)

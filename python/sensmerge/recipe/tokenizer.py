@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,14 +12,18 @@ from pydantic import BeforeValidator, Field
 
 from sensmerge.recipe.fields import ModelName, Strict, model_name
 from sensmerge.recipe.places import path_of, place_of
+from sensmerge.refusals import unknown_value
 
 BASE, UNION = "base", "union"
 
 # An older mergekit wrote the name of a model behind this.
 _PREFIX = "model:"
 
-# A chat template is Jinja, and so has braces; a known template has a short name without them.
-_KNOWN_NAME = re.compile(r"[\w.-]{1,64}")
+# The chat template that most models have.
+AUTO_TEMPLATE = "auto"
+
+_KNOWN = files("sensmerge.recipe") / "chat_templates"
+_ENDING = ".jinja"
 
 
 class Zero(Strict):
@@ -87,8 +91,8 @@ class Tokenizer(Strict):
     """The output's tokenizer.
 
     Attributes:
-        source: ``base``; ``union``, which has the tokens of all models; or a model, of the recipe or
-            another, whose tokenizer the output has.
+        source: ``base``; ``union``, which has the tokens of all models; or a model, of the recipe
+            or another, whose tokenizer the output has.
         tokens: Rows of single tokens. A token that the tokenizer lacks is added.
         pad_to_multiple_of: The number of rows is rounded up to a multiple of this.
     """
@@ -116,8 +120,8 @@ def unknown_source(source: str, models: set[str], folder: Path) -> str | None:
     if known or path_of(source, folder).exists() or "/" in source:
         return None
     return (
-        f"'{source}' is neither a model of the recipe nor a folder; write 'base', 'union' or the name "
-        "of a model"
+        f"'{source}' is neither a model of the recipe nor a folder; write 'base', 'union' or the "
+        "name of a model"
     )
 
 
@@ -153,12 +157,26 @@ def with_other_names(data: dict[str, Any], rename: Callable[[str], str]) -> dict
     return found
 
 
+def known_templates() -> list[str]:
+    """The names of the chat templates that come with the package."""
+    return sorted(each.name.removesuffix(_ENDING) for each in _KNOWN.iterdir())
+
+
+def known_template(name: str) -> str:
+    """One of them, in Jinja."""
+    return (_KNOWN / f"{name}{_ENDING}").read_text(encoding="utf-8")
+
+
 def template(value: Any) -> Any:
     """A chat template: ``auto``, the name of a known one, or Jinja.
 
     Raises:
         ValueError: It is none of these.
     """
-    if value is None or (isinstance(value, str) and (_KNOWN_NAME.fullmatch(value) or "{" in value)):
+    # Jinja has braces, and names have none.
+    if value is None or (isinstance(value, str) and "{" in value):
         return value
-    raise ValueError("expected auto, the name of a known template, or a Jinja template")
+    known = [AUTO_TEMPLATE, *known_templates()]
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{unknown_value(value, known)}; or a Jinja template")
+    return value

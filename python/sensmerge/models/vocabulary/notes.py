@@ -43,8 +43,8 @@ def _of_output(recipe: Recipe, models: Models, output: OutputVocabulary) -> list
     if output.ordinary:
         found.append(
             f"{output.ordinary} ordinary tokens of other models are added to the tokenizer of "
-            f"{output.home.name}: they are found in text as they stand, before it is split; the other "
-            "models' own rules for splitting text (a BPE's merges) are lost"
+            f"{output.home.name}: they are found in text as they stand, before it is split; the "
+            "other models' own rules for splitting text (a BPE's merges) are lost"
         )
     rows = rows_of(models.template)
     if output.rows is None or output.rows == rows:
@@ -73,8 +73,8 @@ def without_rows(models: Models, output: OutputVocabulary) -> list[str]:
     if not homeless:
         return []
     return [
-        f"{_count(homeless, 'token')} of the output's tokenizer have no row in any model: theirs are "
-        "zeros"
+        f"{_count(homeless, 'token')} of the output's tokenizer have no row in any model: theirs "
+        "are zeros"
     ]
 
 
@@ -96,13 +96,13 @@ def _of_model(model: Model, models: Models, output: OutputVocabulary) -> list[st
         )
     if lost:
         found.append(
-            f"{model.name}: {_count(lost, 'token')} are not in the output's tokenizer: their rows are "
-            "left out"
+            f"{model.name}: {_count(lost, 'token')} are not in the output's tokenizer: their rows "
+            "are left out"
         )
     if lacking:
         found.append(
-            f"{model.name}: {_count(lacking, 'token')} of the output's tokenizer are not in its own: "
-            "their rows are taken from models that have them"
+            f"{model.name}: {_count(lacking, 'token')} of the output's tokenizer are not in its "
+            "own: their rows are taken from models that have them"
         )
     return found or _by_index(model.name, rows, output.rows or 0)
 
@@ -114,8 +114,8 @@ def _by_index(name: str, rows: int, wanted: int) -> list[str]:
         ]
     if rows < wanted:
         return [
-            f"{name}: has {rows} rows for tokens and the output {wanted}: the others are the base's "
-            "or, beyond those, the mean of its own"
+            f"{name}: has {rows} rows for tokens and the output {wanted}: the others are the "
+            "base's or, beyond those, the mean of its own"
         ]
     return []
 

@@ -1,7 +1,7 @@
 """The vocabulary of the output: its tokens, their ids, and the number of rows.
 
-The output has the tokenizer that the recipe names, the base's by default. A union has the base's tokens
-under their ids, then the others' in the order of the models: first what is a part of their
+The output has the tokenizer that the recipe names, the base's by default. A union has the base's
+tokens under their ids, then the others' in the order of the models: first what is a part of their
 vocabularies, then what was added to them.
 """
 
@@ -52,7 +52,7 @@ class OutputVocabulary:
         rows: The number of rows; None if no tensor has a known name of an embedding.
         folder: The folder that the tokenizer's files are taken from.
         home: The model of that folder, or the one that stands in where it is not in the merge.
-        added: The flags of tokens that are added to those files, or that they hold as ordinary ones.
+        added: The flags of tokens that are added to those files, or are ordinary tokens there.
         ordinary: How many of these are ordinary tokens of other models.
     """
 
@@ -95,7 +95,8 @@ def output_vocabulary(recipe: Recipe, models: Models) -> OutputVocabulary:
     home, folder = _home(recipe, models)
     known = models.vocabularies.of(folder)
     if known is None:
-        if wanted.source == UNION or wanted.tokens or wanted.pad_to_multiple_of:
+        chosen = wanted.source != BASE and folder != models.template.path
+        if chosen or wanted.source == UNION or wanted.tokens or wanted.pad_to_multiple_of:
             raise InputError(
                 f"tokenizer: {folder} has no tokenizer files that tell its tokens (tokenizer.json, "
                 "tokenizer.model, vocab.json or vocab.txt)"

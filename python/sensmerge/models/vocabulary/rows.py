@@ -2,12 +2,12 @@
 
 A model has a row of its own for a token that its tokenizer has. One that lacks the token takes the
 base's row; where the base lacks it too, that of the only model that has it, or the mean of those of
-all models that do; zeros where none does. So a token that one model alone knows is that model's in the
-output, whatever its weight, and task vectors are zero where an expert lacks a token.
+all models that do; zeros where none does. So a token that one model alone knows is that model's in
+the output, whatever its weight, and a task vector is zero where its expert lacks a token.
 
-A row without a token is padding: a model's own where it has padding at that place, otherwise that of
-the model whose vocabulary the output has; beyond that model's rows, the mean of the model's rows of
-tokens.
+A row without a token is padding: a model's own where it has padding at that place, otherwise that
+of the model whose vocabulary the output has; beyond that model's rows, the mean of the model's rows
+of tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-# A run of rows: the number of the source that they are in, the first of them, and how many they are.
+# A run of rows: the number of the source that they are in, the first of them, and their number.
 Run = list[int]
 
 

@@ -7,7 +7,7 @@ and in each of them field 1, its text.
 from __future__ import annotations
 
 _TEXT, _PIECES = 1, 1
-# Kinds of values on the wire: a number of variable length, 8 bytes, a length and so many bytes, 4 bytes.
+# Kinds of values: a number of variable length, 8 bytes, a length and so many bytes, 4 bytes.
 _NUMBER, _EIGHT, _BYTES, _FOUR = 0, 1, 2, 5
 
 

@@ -153,7 +153,7 @@ def _whole_numbers(data: dict[str, Any]) -> dict[str, int]:
 
 
 def _mapping(content: bytes | None) -> dict[str, Any]:
-    """The content as a JSON object; empty if it is none, since such files are copied all the same."""
+    """The content as a JSON object; empty if it is none: such files are copied all the same."""
     try:
         data = json.loads(content) if content else None
     except (ValueError, RecursionError):

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use sensmerge_core::checkpoint::Checkpoint;
 use sensmerge_core::dtype::Float;
 use sensmerge_core::engine::{Inputs, Monitor, Options, Sidecar, Summary, execute};
-use sensmerge_core::manifest::{Builder, Content, Manifest, Number, Numbers, View};
+use sensmerge_core::manifest::{Builder, Manifest, Number, Numbers, View};
 use sensmerge_core::{Error, Result};
 use tempfile::{TempDir, tempdir};
 
