@@ -101,9 +101,9 @@ _MEASURED = {"positions", "distance", "dtype", "samples", "max_length", "seed"}
 
 def open_sources(recipe: Recipe) -> list[loading.Source]:
     """The files and the tokenizer of every expert of a recipe."""
-    base = None if recipe.base_model is None else resolve(recipe.base_model, recipe.folder)
+    base = None if recipe.base_model is None else resolve(recipe.base_model, recipe.places)
     return [
-        loading.open_source(expert.model, resolve(expert.model, recipe.folder), base)
+        loading.open_source(expert.model, resolve(expert.model, recipe.places), base)
         for expert in recipe.experts
     ]
 

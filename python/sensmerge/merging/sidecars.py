@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sensmerge import __version__
 from sensmerge.errors import InputError
 from sensmerge.merging.config import generation_text, merged_config
-from sensmerge.merging.tokenizer import merged_tokenizer
+from sensmerge.merging.tokenizer import TokenizerFiles, merged_tokenizer
 from sensmerge.models.folders import is_folder, mode_of, own_file
 
 if TYPE_CHECKING:
@@ -49,8 +49,19 @@ def sidecars(
     models: Models,
     found: Coefficients | None,
     calibration: Calibration | None,
+    *,
+    tokenizer: bool = True,
+    card: bool = True,
 ) -> Sidecars:
     """The files that go beside the weights of a merged model.
+
+    Args:
+        recipe: The recipe.
+        models: Its models.
+        found: The coefficients; None for a plain merge.
+        calibration: The calibration; None for a plain merge.
+        tokenizer: Whether the tokenizer's files are among them.
+        card: Whether the model card is among them.
 
     Raises:
         InputError: A file of the base's folder is a link that leads outside it, or not a regular
@@ -60,9 +71,9 @@ def sidecars(
     home = models.template.path
     copies, texts, notes = [], [], []
     if is_folder(home):
-        tokenizer = merged_tokenizer(recipe, models)
-        texts, notes = list(tokenizer.texts), list(tokenizer.notes)
-        copies = [(path.name, str(path)) for path in tokenizer.copies]
+        written = merged_tokenizer(recipe, models) if tokenizer else TokenizerFiles()
+        texts, notes = list(written.texts), list(written.notes)
+        copies = [(path.name, str(path)) for path in written.copies]
         generation = own_file(home, GENERATION_FILE)
         changed = None if generation is None else generation_text(recipe, models, generation)
         if generation is not None and changed is None:
@@ -79,7 +90,8 @@ def sidecars(
     texts.append((RECIPE_FILE, recipe.to_yaml()))
     if calibration is not None:
         texts.append((CALIBRATION_FILE, calibration.to_json()))
-    return Sidecars(copies, texts, [("README.md", model_card(recipe, models, found))], notes)
+    cards = [("README.md", model_card(recipe, models, found))] if card else []
+    return Sidecars(copies, texts, cards, notes)
 
 
 def notes_of(folder: Path) -> list[str]:
@@ -116,7 +128,9 @@ def model_card(recipe: Recipe, models: Models, found: Coefficients | None) -> st
     hub_names = [
         model.name
         for model in models.all
-        if mode_of(recipe.folder / model.name) is None and not model.path.samefile(recipe.folder)
+        if model.name not in recipe.places.stages
+        and mode_of(recipe.folder / model.name) is None
+        and not model.path.samefile(recipe.folder)
     ]
     if hub_names:
         lines += ["base_model:", *(f"- {json.dumps(name)}" for name in hub_names)]

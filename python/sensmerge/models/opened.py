@@ -16,6 +16,7 @@ from sensmerge.recipe.places import place_of
 
 if TYPE_CHECKING:
     from sensmerge.recipe import Recipe
+    from sensmerge.recipe.places import Places
 
 
 @dataclass(frozen=True)
@@ -50,23 +51,23 @@ class Models:
         base: The base; None if the recipe has none.
         experts: The experts, in the recipe's order.
         places: Every model by the place that its name resolves to.
-        folder: The folder that relative names start from.
+        home: The recipe's places, by which names are resolved.
         vocabularies: The tokens of their folders, each read when it is asked for.
     """
 
     base: Model | None
     experts: list[Model]
     places: dict[str, Model]
-    folder: Path
+    home: Places
     vocabularies: Vocabularies = field(default_factory=Vocabularies, compare=False)
 
     def named(self, name: str) -> Model | None:
         """The model of a name; None where the recipe has no such model."""
-        return self.places.get(place_of(name, self.folder))
+        return self.places.get(place_of(name, self.home))
 
     def find(self, name: str) -> Model:
         """The model of a name in the recipe."""
-        return self.places[place_of(name, self.folder)]
+        return self.places[place_of(name, self.home)]
 
     @property
     def all(self) -> list[Model]:
@@ -117,11 +118,11 @@ def open_models(recipe: Recipe, given: Mapping[str, _core.Checkpoint] | None = N
     experts = [expert.model for expert in recipe.experts]
     names = list(dict.fromkeys([*([] if base is None else [base]), *bases, *experts]))
     # One model may have several spellings; it is opened once.
-    places = {name: place_of(name, recipe.folder) for name in names}
+    places = {name: place_of(name, recipe.places) for name in names}
     held = {}
     for name, checkpoint in (given or {}).items():
-        held[place_of(name, recipe.folder)] = checkpoint
-        if place_of(name, recipe.folder) not in places.values():
+        held[place_of(name, recipe.places)] = checkpoint
+        if place_of(name, recipe.places) not in places.values():
             raise InputError(f"'{name}' is not a model of the recipe; it has {', '.join(names)}")
     opened: dict[str, Model] = {}
     for name, place in places.items():
@@ -131,13 +132,13 @@ def open_models(recipe: Recipe, given: Mapping[str, _core.Checkpoint] | None = N
         base=None if base is None else opened[places[base]],
         experts=[opened[places[expert]] for expert in experts],
         places=opened,
-        folder=recipe.folder,
+        home=recipe.places,
     )
 
 
 def _open(recipe: Recipe, name: str, checkpoint: _core.Checkpoint | None) -> Model:
     if checkpoint is None:
-        path = resolve(name, recipe.folder)
+        path = resolve(name, recipe.places)
         return Model(name, path, _core.Checkpoint(str(path)), read_config(path))
     path = Path(checkpoint.path)
     return Model(name, path, checkpoint, {} if checkpoint.in_memory else read_config(path))

@@ -109,7 +109,7 @@ def _models(recipe: Recipe, method: Method, found: Findings) -> None:
     if recipe.slices is not None:
         if recipe.models:
             found.refuse(("models",), "stands beside 'slices'; keep one of the two")
-        slices.check(recipe.slices, recipe.folder, found)
+        slices.check(recipe.slices, recipe.places, found)
         for place, part in enumerate(recipe.slices):
             _count(recipe, method, part, ("slices", place, "sources"), found)
         return
@@ -137,7 +137,7 @@ def _count(recipe: Recipe, method: Method, part: Slice, at: Location, found: Fin
 
 def _same(recipe: Recipe, found: Findings) -> None:
     """Note models that are listed twice."""
-    places = [place_of(model.model, recipe.folder) for model in recipe.models]
+    places = [place_of(model.model, recipe.places) for model in recipe.models]
     for place, same in enumerate(places):
         first = places.index(same)
         if first < place:
@@ -150,18 +150,18 @@ def _tokenizer(recipe: Recipe, found: Findings) -> None:
     for _, value in _named(recipe.source):
         with suppress(ValueError):
             names.append(model_name(value))
-    known = {place_of(name, recipe.folder) for name in names}
+    known = {place_of(name, recipe.places) for name in names}
     at: Location = ("tokenizer_source",)
     if recipe.tokenizer is not None:
         if recipe.tokenizer_source is not None:
             found.refuse(at, "stands beside 'tokenizer'; keep one of the two")
         at = ("tokenizer", "source")
     wanted = recipe.wanted_tokenizer
-    reason = unknown_source(wanted.source, known, recipe.folder)
+    reason = unknown_source(wanted.source, known, recipe.places)
     if reason is not None:
         found.refuse(at, reason)
     for name in wanted.names():
-        if place_of(name, recipe.folder) not in known:
+        if place_of(name, recipe.places) not in known:
             found.refuse(
                 ("tokenizer", "tokens"),
                 f"'{name}' is not a model of the recipe, so it has no row to take",

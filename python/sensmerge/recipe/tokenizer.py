@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from importlib.resources import files
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
 from sensmerge.recipe.fields import ModelName, Strict, model_name
-from sensmerge.recipe.places import path_of, place_of
+from sensmerge.recipe.places import Places, path_of, place_of
 from sensmerge.refusals import unknown_value
 
 BASE, UNION = "base", "union"
@@ -108,16 +107,16 @@ class Tokenizer(Strict):
         return [name for name in named if isinstance(name, str)]
 
 
-def unknown_source(source: str, models: set[str], folder: Path) -> str | None:
+def unknown_source(source: str, models: set[str], places: Places) -> str | None:
     """Why a tokenizer cannot be found under a name; None where it may be.
 
     Args:
         source: The name.
         models: The places of the recipe's models.
-        folder: The recipe's folder.
+        places: The recipe's places.
     """
-    known = source in (BASE, UNION) or place_of(source, folder) in models
-    if known or path_of(source, folder).exists() or "/" in source:
+    known = source in (BASE, UNION) or place_of(source, places) in models
+    if known or path_of(source, places).exists() or "/" in source:
         return None
     return (
         f"'{source}' is neither a model of the recipe nor a folder; write 'base', 'union' or the "

@@ -7,7 +7,9 @@ use sensmerge_core::checkpoint::layout::layout;
 use sensmerge_core::dtype::Float;
 use sensmerge_core::engine::Inputs;
 use sensmerge_core::error::{Error, Result};
-use sensmerge_core::manifest::{self, Builder, Content, Numbers, Part, Selection, View};
+use sensmerge_core::manifest::{
+    self, Builder, Content, Missing, Numbers, Part, Selection, View,
+};
 use sensmerge_core::method::Semantics;
 use serde::Deserialize;
 
@@ -51,6 +53,8 @@ struct Request {
     semantics: Semantics,
     switches: BTreeMap<String, bool>,
     parts: Vec<RequestedPart>,
+    #[serde(default)]
+    missing: Missing,
     seed: u64,
     out_dtype: Option<Float>,
     #[serde(default)]
@@ -96,8 +100,11 @@ struct RequestedRows {
 
 impl Request {
     fn build(self, checkpoints: Vec<Arc<checkpoint::Checkpoint>>) -> Result<manifest::Manifest> {
-        let mut builder = Builder::new(self.method).semantics(self.semantics).seed(self.seed);
-        builder = builder.notes(self.notes);
+        let mut builder = Builder::new(self.method)
+            .semantics(self.semantics)
+            .seed(self.seed)
+            .missing(self.missing)
+            .notes(self.notes);
         if let Some(dtype) = self.out_dtype {
             builder = builder.out_dtype(dtype);
         }
@@ -156,7 +163,8 @@ impl Manifest {
     ///
     /// Args:
     ///     request: JSON: ``method``, ``semantics``, ``switches``, ``seed``, ``out_dtype``,
-    ///         ``notes`` and ``parts``, which are output tensors that are merged from the same models: ``base`` (or
+    ///         ``notes``, ``missing`` (``error``, ``base`` or ``skip``: what becomes of tensors that only
+    ///         some models have) and ``parts``, which are output tensors that are merged from the same models: ``base`` (or
     ///         null), ``models`` (the index of the ``checkpoint`` of each, and rules for its tensors:
     ///         ``names``, ``aliases``, ``rows``), and ``tensors``: the numbers of every output tensor,
     ///         by parameter.

@@ -125,7 +125,7 @@ def _home(recipe: Recipe, models: Models) -> tuple[Model, Path]:
     found = models.named(source)
     if found is not None:
         return found, found.path
-    return models.template, resolve(source, recipe.folder)
+    return models.template, resolve(source, recipe.places)
 
 
 def _rows(recipe: Recipe, models: Models, home: Model, folder: Path, tokens: Tokens) -> int | None:

@@ -1,7 +1,10 @@
 //! The rules by which tensors of different checkpoints are matched. Nothing is skipped in silence:
 //! a tensor is matched, handled by a rule that leaves a note, or refused by name.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
 
 use super::advice::{advice, not_floats};
 use super::source::{Source, Stored};
@@ -12,6 +15,20 @@ use crate::error::{Error, Result};
 
 /// Buffers that old checkpoints store and newer ones compute; they are no parameters.
 const COMPUTED_BUFFERS: [&str; 1] = ["rotary_emb.inv_freq"];
+
+/// What becomes of tensors that only some of the models have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Missing {
+    /// The merge is refused.
+    #[default]
+    Error,
+    /// The output has the tensors of the base (without one, of the first model), which stand in for
+    /// those that a model lacks.
+    Base,
+    /// The output has the tensors that all models have.
+    Skip,
+}
 
 /// An output tensor and its inputs.
 pub(super) struct Matched {
@@ -29,8 +46,12 @@ pub(super) struct Matcher<'v> {
     /// The base, if there is one, and the experts.
     views: Vec<&'v View>,
     checkpoints: &'v Checkpoints,
+    missing: Missing,
     identical: Vec<[Stored; 2]>,
     notes: BTreeSet<String>,
+    /// Tensors that a model lacks, and those that only it has, by the model's path.
+    lacking: BTreeMap<PathBuf, Vec<String>>,
+    left_out: BTreeMap<PathBuf, Vec<String>>,
 }
 
 impl<'v> Matcher<'v> {
@@ -40,19 +61,36 @@ impl<'v> Matcher<'v> {
         base: Option<&'v View>,
         models: &'v [View],
         checkpoints: &'v Checkpoints,
+        missing: Missing,
     ) -> Self {
         Self {
             template: base.unwrap_or_else(|| &models[0]),
             experts: models.iter().collect(),
             views: base.into_iter().chain(models).collect(),
             checkpoints,
+            missing,
             identical: Vec::new(),
             notes: BTreeSet::new(),
+            lacking: BTreeMap::new(),
+            left_out: BTreeMap::new(),
         }
     }
 
     /// What is left to verify and to tell once every tensor is matched.
-    pub(super) fn findings(self) -> (Vec<[Stored; 2]>, Vec<String>) {
+    pub(super) fn findings(mut self) -> (Vec<[Stored; 2]>, Vec<String>) {
+        let path = self.template.path().display();
+        let instead = match self.missing {
+            Missing::Skip => "the output has none of them".to_owned(),
+            _ => format!("those of {path} stand in for them"),
+        };
+        for (model, names) in &self.lacking {
+            let (model, named) = (model.display(), named(names));
+            self.notes.insert(format!("{model}: lacks {named} that {path} has; {instead}"));
+        }
+        for (model, names) in &self.left_out {
+            let (model, named) = (model.display(), named(names));
+            self.notes.insert(format!("{model}: {named} that {path} lacks; left out"));
+        }
         (self.identical, self.notes.into_iter().collect())
     }
 
@@ -67,7 +105,7 @@ impl<'v> Matcher<'v> {
         }
         let template = self.template;
         let of_tensor = |(name, tensor)| self.matched(name, tensor, with_base, out_dtype);
-        template.tensors().map(of_tensor).collect()
+        template.tensors().map(of_tensor).filter_map(Result::transpose).collect()
     }
 
     fn matched(
@@ -76,16 +114,17 @@ impl<'v> Matcher<'v> {
         tensor: &TensorInfo,
         with_base: bool,
         out_dtype: Option<Float>,
-    ) -> Result<Matched> {
+    ) -> Result<Option<Matched>> {
         let template = self.checkpoints.stored(self.template, tensor);
         let first = self.chosen(self.template, name, tensor)?;
         let shape = first.shape();
         let mut sources = Vec::with_capacity(self.experts.len());
         for expert in self.experts.clone() {
-            sources.push(self.find(expert, name, tensor, &shape)?);
+            sources.push(self.find(expert, name, tensor, &first)?);
         }
         let sources: Option<Vec<Source>> = sources.into_iter().collect();
         let (dtype, content) = match (tensor.dtype.float(), sources) {
+            (_, None) if !is_computed_buffer(name) => return Ok(None),
             // A computed buffer may be missing in some models: then it is the template's.
             (_, None) => {
                 self.notes.insert(format!(
@@ -108,7 +147,7 @@ impl<'v> Matcher<'v> {
                 (tensor.dtype, Err(template))
             }
         };
-        Ok(Matched { name: name.to_owned(), shape, dtype, content })
+        Ok(Some(Matched { name: name.to_owned(), shape, dtype, content }))
     }
 
     /// A model's tensor, or the rows that are to be taken in place of its own.
@@ -117,7 +156,8 @@ impl<'v> Matcher<'v> {
         let Some(selection) = view.selection(name) else { return Ok(own) };
         let of_model = |number: usize| {
             let other = self.views.get(number).ok_or_else(|| {
-                Error::setting(name, format!("rows are to be taken of model {number}, of {}", self.views.len()))
+                let count = self.views.len();
+                Error::setting(name, format!("rows are to be taken of model {number}, of {count}"))
             })?;
             let found = other.own(name).or_else(|| other.alias_of(name)).ok_or_else(|| {
                 let reason = "is missing, and rows of it are to be taken";
@@ -151,14 +191,14 @@ impl<'v> Matcher<'v> {
         Ok(())
     }
 
-    /// The source of an expert that answers to a tensor of the template, which has a `shape` in the
-    /// output; `None` for a computed buffer that the expert leaves out.
+    /// The source of an expert that answers to a tensor of the template, whose source is `first`;
+    /// `None` for a tensor that the expert lacks and that nothing stands in for.
     fn find(
-        &self,
+        &mut self,
         expert: &View,
         name: &str,
         tensor: &TensorInfo,
-        shape: &[usize],
+        first: &Source,
     ) -> Result<Option<Source>> {
         let checkpoint = expert.checkpoint();
         let Some(found) = expert.own(name).or_else(|| expert.alias_of(name)) else {
@@ -168,8 +208,12 @@ impl<'v> Matcher<'v> {
             if is_computed_buffer(name) {
                 return Ok(None);
             }
-            let reason = self.missing(expert, name);
-            return Err(Error::tensor(checkpoint.path(), name, reason));
+            if self.missing == Missing::Error {
+                let reason = self.why_missing(expert, name);
+                return Err(Error::tensor(checkpoint.path(), name, reason));
+            }
+            self.lacking.entry(expert.path().into()).or_default().push(name.to_owned());
+            return Ok((self.missing == Missing::Base).then(|| first.clone()));
         };
         if tensor.dtype.float().is_some() && found.dtype.float().is_none() {
             return Err(Error::tensor(
@@ -185,11 +229,10 @@ impl<'v> Matcher<'v> {
             ));
         }
         let source = self.chosen(expert, name, found)?;
-        let ours = source.shape();
-        if ours == shape {
+        let (ours, theirs) = (source.shape(), first.shape());
+        if ours == theirs {
             return Ok(Some(source));
         }
-        let theirs = shape;
         let path = self.template.path().display();
         let reason = if ours.contains(&0) {
             format!(
@@ -236,14 +279,18 @@ impl<'v> Matcher<'v> {
                 ));
                 continue;
             }
-            let reason = self.extra(expert, name);
+            if self.missing != Missing::Error {
+                self.left_out.entry(expert.path().into()).or_default().push(name.to_owned());
+                continue;
+            }
+            let reason = self.why_extra(expert, name);
             return Err(Error::tensor(checkpoint.path(), name, reason));
         }
         Ok(())
     }
 
     /// Why an expert is refused that lacks a tensor of the template.
-    fn missing(&self, expert: &View, name: &str) -> String {
+    fn why_missing(&self, expert: &View, name: &str) -> String {
         let stood_for =
             |name: &str| expert.alias_of(name).is_some() || expert.constant_of(name).is_some();
         let more = absent(self.template, expert).filter(|name| !stood_for(name)).count();
@@ -257,7 +304,7 @@ impl<'v> Matcher<'v> {
     }
 
     /// Why an expert is refused that has a tensor which the template lacks.
-    fn extra(&self, expert: &View, name: &str) -> String {
+    fn why_extra(&self, expert: &View, name: &str) -> String {
         let tied = |name: &str| expert.alias_of(name).is_some();
         let more = absent(expert, self.template).filter(|name| !tied(name)).count();
         let path = self.template.path().display();
@@ -267,6 +314,14 @@ impl<'v> Matcher<'v> {
             0 => format!("is not in {path}{advice}"),
             more => format!("is not in {path}, like {more} more{advice}"),
         }
+    }
+}
+
+/// Some tensors' names in words.
+fn named(names: &[String]) -> String {
+    match names {
+        [one] => format!("'{one}'"),
+        _ => format!("{} tensors, such as '{}',", names.len(), names[0]),
     }
 }
 
