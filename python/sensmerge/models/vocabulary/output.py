@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sensmerge.errors import InputError
-from sensmerge.models.folders import resolve
 from sensmerge.models.layers import block_of
+from sensmerge.models.references import resolve
 from sensmerge.models.vocabulary.tokens import Tokens
 from sensmerge.recipe.tokenizer import BASE, UNION
 
