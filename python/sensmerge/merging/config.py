@@ -11,7 +11,6 @@ from sensmerge.models.layers import DEPTHS, text_config
 from sensmerge.models.vocabulary.output import (
     OutputVocabulary,
     output_vocabulary,
-    rows_of,
 )
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def merged_config(recipe: Recipe, models: Models) -> dict[str, Any]:
         layers = [layer for place in range(len(recipe.parts)) for layer in stack.layers(place)]
         _restack(text_config(config), layers)
     output = output_vocabulary(recipe, models)
-    if output.rows is not None and output.rows != rows_of(models.template):
+    if output.rows is not None and output.rows != models.template.token_rows:
         text_config(config)["vocab_size"] = output.rows
     _renumber(config, models, output)
     _renumber(text_config(config), models, output)

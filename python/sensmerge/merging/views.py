@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sensmerge.errors import InputError
 from sensmerge.models.layers import Decoder, decoder_of
-from sensmerge.models.vocabulary.output import INPUT_EMBEDDINGS, OUTPUT_HEADS
+from sensmerge.models.vocabulary.names import INPUT_EMBEDDINGS, OUTPUT_HEADS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

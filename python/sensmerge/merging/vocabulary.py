@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sensmerge.errors import InputError
-from sensmerge.models.layers import block_of
+from sensmerge.models.vocabulary.names import has_rows
 from sensmerge.models.vocabulary.notes import notes, without_rows
 from sensmerge.models.vocabulary.output import (
     OutputVocabulary,
-    is_of_vocabulary,
     output_vocabulary,
-    rows_of,
 )
 from sensmerge.models.vocabulary.rows import Chosen, Known, Wanted, selections
 from sensmerge.recipe.tokenizer import ModelToken, Zero
@@ -47,7 +45,7 @@ class Alignment:
             InputError: A row is asked for that a model does not have.
         """
         seen = views.all
-        names = sorted({name for view in seen for name in view.outputs if _has_rows(name)})
+        names = sorted({name for view in seen for name in view.outputs if has_rows(name)})
         known = [self._known(view.model) for view in seen]
         if not names or self.output.rows is None or any(each is None for each in known):
             return [None] * len(seen)
@@ -71,7 +69,7 @@ class Alignment:
 
     def _known(self, model: Model) -> Known | None:
         """What a model knows; None if no tensor has a known name of an embedding."""
-        rows = rows_of(model)
+        rows = model.token_rows
         if rows is None:
             return None
         known = self._models.vocabularies.of(model.path)
@@ -97,7 +95,7 @@ class Alignment:
         number = next((at for at, view in enumerate(views) if view.model is model), None)
         if model is None or number is None:
             raise InputError(f"{at}: '{named}' is not merged there, so it has no row to take")
-        rows = rows_of(model) or 0
+        rows = model.token_rows or 0
         known = self._known(model)
         if isinstance(said.source, ModelToken) and said.source.token_id is not None:
             row: int | None = said.source.token_id
@@ -109,7 +107,3 @@ class Alignment:
         if row is None or row >= rows:
             raise InputError(f"{at}: {named} has no {what}")
         return Chosen(model=number, row=row, force=said.force)
-
-
-def _has_rows(name: str) -> bool:
-    return is_of_vocabulary(name) and block_of(name) is None

@@ -12,6 +12,7 @@ from sensmerge import _core
 from sensmerge.errors import InputError
 from sensmerge.models.folders import read_config
 from sensmerge.models.references import resolve
+from sensmerge.models.vocabulary.names import has_rows
 from sensmerge.models.vocabulary.tokens import Vocabularies
 from sensmerge.recipe.places import place_of
 
@@ -40,6 +41,16 @@ class Model:
     def tensors(self) -> list[str]:
         """Names of its tensors."""
         return [tensor.name for tensor in self.checkpoint.tensors]
+
+    @cached_property
+    def token_rows(self) -> int | None:
+        """The number of rows that it has for tokens; None without a tensor of a known name."""
+        found = [
+            tensor.shape[0]
+            for tensor in self.checkpoint.tensors
+            if has_rows(tensor.name) and tensor.shape
+        ]
+        return min(found, default=None)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from sensmerge.calibration.mapped import mapped
 from sensmerge.calibration.sensitivity import as_bytes
 from sensmerge.errors import InputError
 from sensmerge.models.dtypes import dtype_name
-from sensmerge.models.vocabulary.output import rows_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,7 +51,7 @@ class Candidate:
             raise InputError(f"{self._path}: a search runs merged models and needs the folder")
         self._dtype = torch.float32 if dtype == "float32" else _running(self._path)
         described = {tensor.name: tensor for tensor in asked.manifest().tensors}
-        self._rows = None if asked.rows == rows_of(models.template) else asked.rows
+        self._rows = None if asked.rows == models.template.token_rows else asked.rows
         stored = mapped(self._path)
         # In the order of the file. Tensors that are copied keep their dtype.
         self._tensors = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from sensmerge.models.vocabulary.output import rows_of
 from sensmerge.recipe.tokenizer import UNION
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def _of_output(recipe: Recipe, models: Models, output: OutputVocabulary) -> list
             f"{output.home.name}: they are found in text as they stand, before it is split; the "
             "other models' own rules for splitting text (a BPE's merges) are lost"
         )
-    rows = rows_of(models.template)
+    rows = models.template.token_rows
     if output.rows is None or output.rows == rows:
         return found
     found.append(
@@ -61,7 +60,7 @@ def without_rows(models: Models, output: OutputVocabulary) -> list[str]:
     if output.ids is None or output.rows is None:
         return []
     known = [
-        (found.ids, rows_of(model) or 0)
+        (found.ids, model.token_rows or 0)
         for model in models.places.values()
         if (found := models.vocabularies.of(model.path)) is not None
     ]
@@ -79,7 +78,7 @@ def without_rows(models: Models, output: OutputVocabulary) -> list[str]:
 
 
 def _of_model(model: Model, models: Models, output: OutputVocabulary) -> list[str]:
-    known, rows = models.vocabularies.of(model.path), rows_of(model) or 0
+    known, rows = models.vocabularies.of(model.path), model.token_rows or 0
     if output.ids is None or known is None:
         return _by_index(model.name, rows, output.rows or 0)
     theirs = {token: row for token, row in known.ids.items() if row < rows}

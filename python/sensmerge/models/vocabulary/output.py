@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sensmerge.errors import InputError
-from sensmerge.models.layers import block_of
 from sensmerge.models.references import resolve
 from sensmerge.models.vocabulary.tokens import Tokens
 from sensmerge.recipe.tokenizer import BASE, UNION
@@ -21,21 +20,8 @@ from sensmerge.recipe.tokenizer import BASE, UNION
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sensmerge import _core
     from sensmerge.models.opened import Model, Models
     from sensmerge.recipe import Recipe
-
-# Names of decoders' input embeddings and output heads in the Hugging Face layout.
-INPUT_EMBEDDINGS = (
-    "embed_tokens.weight",
-    "wte.weight",
-    "embed_in.weight",
-    "word_embeddings.weight",
-    "tok_embeddings.weight",
-)
-OUTPUT_HEADS = ("lm_head.weight", "embed_out.weight")
-# Tensors of one row, or one entry, a token.
-_VOCABULARY = (*INPUT_EMBEDDINGS, *OUTPUT_HEADS, "lm_head.bias", "embed_out.bias")
 
 # What a token that is found in text has by default, as in the tokenizers library.
 _PLAIN = {
@@ -64,25 +50,6 @@ class OutputVocabulary:
     ordinary: int = 0
 
 
-def is_of_vocabulary(name: str) -> bool:
-    """Whether a tensor has a row a token, by its name."""
-    return name.endswith(_VOCABULARY)
-
-
-def rows_of(model: Model) -> int | None:
-    """The number of rows that a model has for tokens; None if no tensor has a known name."""
-    return min((shape[0] for shape in _shapes(model.checkpoint)), default=None)
-
-
-def _shapes(checkpoint: _core.Checkpoint) -> list[list[int]]:
-    found = [
-        tensor.shape
-        for tensor in checkpoint.tensors
-        if is_of_vocabulary(tensor.name) and tensor.shape and block_of(tensor.name) is None
-    ]
-    return [shape for shape in found if shape]
-
-
 def output_vocabulary(recipe: Recipe, models: Models) -> OutputVocabulary:
     """The vocabulary that a recipe asks for.
 
@@ -101,7 +68,7 @@ def output_vocabulary(recipe: Recipe, models: Models) -> OutputVocabulary:
                 f"tokenizer: {folder} has no tokenizer files that tell its tokens (tokenizer.json, "
                 "tokenizer.model, vocab.json or vocab.txt)"
             )
-        return OutputVocabulary(None, rows_of(models.template), folder, home)
+        return OutputVocabulary(None, models.template.token_rows, folder, home)
     ids, ordinary = dict(known.ids), 0
     added: dict[str, dict[str, bool]] = {}
     if wanted.source == UNION:
@@ -130,8 +97,8 @@ def _home(recipe: Recipe, models: Models) -> tuple[Model, Path]:
 
 def _rows(recipe: Recipe, models: Models, home: Model, folder: Path, tokens: Tokens) -> int | None:
     """The number of rows: the home's, more where its tokens need more, or as the recipe rounds."""
-    own = rows_of(home)
-    if rows_of(models.template) is None or own is None:
+    own = home.token_rows
+    if models.template.token_rows is None or own is None:
         return None
     multiple = recipe.wanted_tokenizer.pad_to_multiple_of
     if multiple is not None:
@@ -156,7 +123,7 @@ def _unite(
     flags = dict(base.added)
     ordinary = []
     for model in models:
-        known, rows = opened.vocabularies.of(model.path), rows_of(model)
+        known, rows = opened.vocabularies.of(model.path), model.token_rows
         if known is None:
             continue
         for token, place in sorted(known.ids.items(), key=lambda each: each[1]):
