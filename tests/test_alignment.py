@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import sensmerge
 import torch_oracle as oracle
 from families import Family, add_tokens, llama_family, remove_tokenizer
-from sensmerge import Calibration, InputError, Recipe
+from sensmerge import Calibration, InputError, Recipe, _core
 from sensmerge.calibration import alignment, loading
 from sensmerge.calibration.samples import Sample
 from sensmerge.calibration.vocabularies import Vocabulary, common_columns
@@ -170,6 +170,27 @@ def test_the_logits_in_common_are_those_of_the_same_tokens(
         for place in range(2, 6)
         if one[place] < first and other[place] < second
     }
+
+
+@given(st.lists(st.tuples(st.integers(0, 49), st.integers(0, 69), st.integers(0, 20)), max_size=6))
+@settings(deadline=None)
+def test_columns_are_compared_wherever_they_stand(runs: list[tuple[int, int, int]]) -> None:
+    rng = np.random.default_rng(len(runs))
+    a, b = (rng.standard_normal((3, size), dtype=np.float32) for size in (50, 70))
+    runs = [(one, other, min(count, 50 - one, 70 - other)) for one, other, count in runs]
+    ours = [one + step for one, _, count in runs for step in range(count)]
+    theirs = [other + step for _, other, count in runs for step in range(count)]
+    flat = [matrix.reshape(-1).view(np.uint8) for matrix in (a, b)]
+    found = _core.row_distances(flat[0], flat[1], "float32", 3, runs, threads=1)
+    gap = a[:, ours].astype(np.float64) - b[:, theirs]
+    np.testing.assert_allclose(found, np.linalg.norm(gap, axis=1), rtol=1e-5)
+
+
+def test_columns_that_there_are_not_are_refused() -> None:
+    flat = np.zeros(24, dtype=np.uint8)
+    for rows, columns in [(2, (0, 2, 2)), (2, (3, 0, 1)), (4, (0, 0, 1)), (0, (0, 0, 0))]:
+        with pytest.raises(InputError, match=r"rows|columns"):
+            _core.row_distances(flat, flat, "float32", rows, [columns])
 
 
 def test_a_borrowed_tokenizer_is_noted(

@@ -76,7 +76,7 @@ def _renumber(config: dict[str, Any], models: Models, output: OutputVocabulary) 
 
     Where the output lacks such a token, the config of the model whose tokenizer it has is followed.
     """
-    known = models.vocabularies.of(models.template.path)
+    known = models.tokens(models.template)
     if known is None or output.ids is None or output.ids is known.ids:
         return
     tokens = {place: token for token, place in known.ids.items()}

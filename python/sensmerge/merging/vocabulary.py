@@ -72,10 +72,10 @@ class Alignment:
         rows = model.token_rows
         if rows is None:
             return None
-        known = self._models.vocabularies.of(model.path)
+        known = self._models.tokens(model)
         if known is None or self.output.ids is None:
             # As mergekit does, a model without a tokenizer is taken to have the base's.
-            known = self._models.vocabularies.of(self._models.template.path)
+            known = self._models.tokens(self._models.template)
         if known is None or self.output.ids is None:
             return Known({}, rows)
         return Known(known.ids, rows)

@@ -13,7 +13,7 @@ from sensmerge.errors import InputError
 from sensmerge.models.folders import read_config
 from sensmerge.models.references import resolve
 from sensmerge.models.vocabulary.names import has_rows
-from sensmerge.models.vocabulary.tokens import Vocabularies
+from sensmerge.models.vocabulary.tokens import Tokens, Vocabularies
 from sensmerge.recipe.places import place_of
 
 if TYPE_CHECKING:
@@ -76,6 +76,10 @@ class Models:
     def named(self, name: str) -> Model | None:
         """The model of a name; None where the recipe has no such model."""
         return self.places.get(place_of(name, self.home))
+
+    def tokens(self, model: Model) -> Tokens | None:
+        """The tokens of a model; None if it is in memory, or no file tells them."""
+        return None if model.checkpoint.in_memory else self.vocabularies.of(model.path)
 
     def find(self, name: str) -> Model:
         """The model of a name in the recipe."""

@@ -62,7 +62,7 @@ def without_rows(models: Models, output: OutputVocabulary) -> list[str]:
     known = [
         (found.ids, model.token_rows or 0)
         for model in models.places.values()
-        if (found := models.vocabularies.of(model.path)) is not None
+        if (found := models.tokens(model)) is not None
     ]
     if any(ids is output.ids and max(ids.values(), default=-1) < rows for ids, rows in known):
         return []
@@ -78,7 +78,7 @@ def without_rows(models: Models, output: OutputVocabulary) -> list[str]:
 
 
 def _of_model(model: Model, models: Models, output: OutputVocabulary) -> list[str]:
-    known, rows = models.vocabularies.of(model.path), model.token_rows or 0
+    known, rows = models.tokens(model), model.token_rows or 0
     if output.ids is None or known is None:
         return _by_index(model.name, rows, output.rows or 0)
     theirs = {token: row for token, row in known.ids.items() if row < rows}

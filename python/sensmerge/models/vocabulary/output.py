@@ -60,7 +60,8 @@ def output_vocabulary(recipe: Recipe, models: Models) -> OutputVocabulary:
     """
     wanted = recipe.wanted_tokenizer
     home, folder = _home(recipe, models)
-    known = models.vocabularies.of(folder)
+    own = folder == home.path
+    known = models.tokens(home) if own else models.vocabularies.of(folder)
     if known is None:
         chosen = wanted.source != BASE and folder != models.template.path
         if chosen or wanted.source == UNION or wanted.tokens or wanted.pad_to_multiple_of:
@@ -103,7 +104,7 @@ def _rows(recipe: Recipe, models: Models, home: Model, folder: Path, tokens: Tok
     multiple = recipe.wanted_tokenizer.pad_to_multiple_of
     if multiple is not None:
         return -(-tokens.size // multiple) * multiple
-    known = models.vocabularies.of(home.path)
+    known = models.tokens(home)
     same = folder == home.path or (known is not None and known.ids == tokens.ids)
     return max(own, tokens.size) if same else tokens.size
 
@@ -123,7 +124,7 @@ def _unite(
     flags = dict(base.added)
     ordinary = []
     for model in models:
-        known, rows = opened.vocabularies.of(model.path), model.token_rows
+        known, rows = opened.tokens(model), model.token_rows
         if known is None:
             continue
         for token, place in sorted(known.ids.items(), key=lambda each: each[1]):
