@@ -12,6 +12,7 @@ mod builder;
 mod check;
 mod matching;
 mod prefix;
+mod selection;
 mod source;
 mod view;
 
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 pub use builder::{Builder, Part};
 pub use matching::Missing;
+pub use selection::Selection;
 pub use source::{File, Run, Source, Stored};
 pub use view::View;
 
