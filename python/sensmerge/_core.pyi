@@ -159,8 +159,9 @@ class Manifest:
         """Build a manifest from headers alone: no tensor data is read.
 
         Args:
-            request: JSON: ``method``, ``semantics``, ``switches``, ``seed``, ``out_dtype`` and
-                ``parts``, which are output tensors that are merged from the same models: ``base`` (or
+            request: JSON: ``method``, ``semantics``, ``switches``, ``seed``, ``out_dtype``,
+                ``missing`` (``error``, ``base`` or ``skip``: what becomes of tensors that only some
+                models have) and ``parts``, which are output tensors that are merged from the same models: ``base`` (or
                 null), ``models`` (the index of the ``checkpoint`` of each, and rules for its tensors:
                 ``names``, ``aliases``, ``leading_rows``), and ``tensors``: the numbers of every output
                 tensor, by parameter.
