@@ -11,6 +11,7 @@ from sensmerge.errors import InputError
 from sensmerge.merging.config import merged_config
 from sensmerge.models import vocabulary
 from sensmerge.models.folders import is_folder, mode_of, own_file, resolve, tokenizer_files
+from sensmerge.recipe.places import path_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -153,7 +154,7 @@ def model_card(recipe: Recipe, models: Models, found: Coefficients | None) -> st
         model.name
         for model in models.all
         if model.name not in recipe.places.stages
-        and mode_of(recipe.folder / model.name) is None
+        and mode_of(path_of(model.name, recipe.places)) is None
         and not model.path.samefile(recipe.folder)
     ]
     if hub_names:
