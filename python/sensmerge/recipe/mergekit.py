@@ -1,36 +1,14 @@
-"""mergekit's methods, parameters and keys that this package lacks."""
+"""mergekit's parameters and keys that this package lacks."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sensmerge.recipe import methods
-
-# Methods of mergekit 0.1.5 that are not available here, with the parameters of each.
-_METHODS = {
-    "arcee_fusion": (),
-    "breadcrumbs": ("gamma",),
-    "breadcrumbs_ties": ("gamma",),
-    "della": ("epsilon",),
-    "della_linear": ("epsilon",),
-    "karcher": ("max_iter", "tol"),
-    "multislerp": ("normalize_weights", "eps"),
-    "nearswap": ("t",),
-    "ram": ("epsilon",),
-    "ramplus_tl": ("epsilon", "r", "alpha"),
-    "sce": ("select_topk",),
-}
-
 # Parameters that are accepted for any method and ignored; int8_mask saves memory in mergekit.
-OTHER_PARAMETERS = frozenset({"int8_mask"}.union(*_METHODS.values()))
+OTHER_PARAMETERS = frozenset({"int8_mask"})
 
 # mergekit's keys that would change the merge, and so cannot be ignored.
 UNSUPPORTED = ("tokenizer", "chat_template")
-
-
-def has(method: str) -> bool:
-    """Whether a method is mergekit's and not available here."""
-    return method in _METHODS and method not in methods.names()
 
 
 def unsupported(key: str, value: Any) -> str | None:

@@ -61,6 +61,7 @@ class Recipe(Strict):
     out_dtype: Dtype | None = None
     tokenizer_source: ModelName | None = None
     chat_template: Literal["auto"] | None = None
+    missing: Literal["error", "base", "skip"] = "error"
     sensitivity: Annotated[Sensitivity | None, BeforeValidator(section)] = None
     semantics: Semantics = DEFAULT_SEMANTICS
     seed: int = Field(default=0, ge=0, lt=2**64)

@@ -11,6 +11,7 @@ mod advice;
 mod builder;
 mod check;
 mod matching;
+mod prefix;
 mod source;
 mod view;
 
@@ -19,6 +20,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use builder::{Builder, Part};
+pub use matching::Missing;
 pub use source::{File, Run, Source, Stored};
 pub use view::View;
 
