@@ -10,14 +10,14 @@ from sensmerge import __version__
 from sensmerge.errors import InputError
 from sensmerge.merging.config import merged_config
 from sensmerge.models import vocabulary
-from sensmerge.models.folders import is_folder, mode_of, own_file, resolve, tokenizer_files
-from sensmerge.recipe.places import path_of
+from sensmerge.models.folders import is_folder, own_file, tokenizer_files
+from sensmerge.models.references import resolve
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from sensmerge.calibration import Calibration
-    from sensmerge.models import Models
+    from sensmerge.models import Model, Models
     from sensmerge.recipe import Recipe
     from sensmerge.scaling.sigma import Coefficients
 
@@ -150,28 +150,30 @@ def model_card(recipe: Recipe, models: Models, found: Coefficients | None) -> st
     """The README.md of the merged model, with the front matter that the Hub reads."""
     method = recipe.merge_method + (" with Sens-Merging" if found is not None else "")
     lines = ["---", "library_name: transformers", "tags:", "- merge", "- sensmerge"]
-    hub_names = [
-        model.name
-        for model in models.all
-        if model.name not in recipe.places.stages
-        and mode_of(path_of(model.name, recipe.places)) is None
-        and not model.path.samefile(recipe.folder)
-    ]
-    if hub_names:
-        lines += ["base_model:", *(f"- {json.dumps(name)}" for name in hub_names)]
+    origins = [model.checkpoint.origin for model in models.all]
+    repositories = dict.fromkeys(origin[0] for origin in origins if origin is not None)
+    if repositories:
+        lines += ["base_model:", *(f"- {json.dumps(name)}" for name in repositories)]
     lines += ["---", "", "# Merged model", "", f"Merged by sensmerge {__version__}: {method}."]
-    lines += ["", f"Semantics: {recipe.semantics}. Seed: {recipe.seed}.", "", "| model | role |"]
-    lines += ["|---|---|"]
+    lines += ["", f"Semantics: {recipe.semantics}. Seed: {recipe.seed}.", ""]
+    lines += ["| model | role | commit |", "|---|---|---|"] if repositories else []
+    lines += [] if repositories else ["| model | role |", "|---|---|"]
     base = models.base
-    lines += [] if base is None else [f"| {_cell(base.name)} | base |"]
+    lines += [] if base is None else [_row(base, "base", bool(repositories))]
     experts = [model for model in models.experts if base is None or model.path != base.path]
-    lines += [f"| {_cell(model.name)} | expert |" for model in experts]
+    lines += [_row(model, "expert", bool(repositories)) for model in experts]
     if found is not None:
         lines += ["", "## Coefficients", "", *(f"{sentence}." for sentence in found.sentences())]
         lines += ["", f"What was measured is in `{CALIBRATION_FILE}`."]
     lines += ["", "## Recipe", "", f"The same text is in `{RECIPE_FILE}`.", "", "```yaml"]
     lines += [recipe.to_yaml().rstrip("\n"), "```", ""]
     return "\n".join(lines)
+
+
+def _row(model: Model, role: str, with_commit: bool) -> str:
+    origin = model.checkpoint.origin
+    commit = [] if not with_commit else ["" if origin is None else f"`{origin[1]}`"]
+    return f"| {' | '.join([_cell(model.name), role, *commit])} |"
 
 
 def _cell(text: str) -> str:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from sensmerge import _core
 from sensmerge.errors import InputError
-from sensmerge.models.folders import read_config, resolve
+from sensmerge.models.folders import read_config
+from sensmerge.models.references import resolve
 from sensmerge.recipe.places import place_of
 
 if TYPE_CHECKING:
@@ -94,12 +95,18 @@ class Models:
         return list(dict.fromkeys(said))
 
 
-def open_models(recipe: Recipe, given: Mapping[str, _core.Checkpoint] | None = None) -> Models:
+def open_models(
+    recipe: Recipe,
+    given: Mapping[str, _core.Checkpoint] | None = None,
+    *,
+    progress: bool = True,
+) -> Models:
     """Open the models of a recipe.
 
     Args:
         recipe: The recipe.
         given: Checkpoints that are open already, by the models' names in the recipe.
+        progress: Show progress of downloads from the Hub.
 
     Raises:
         InputError: A model is missing or malformed, or ``given`` names one that the recipe does not
@@ -120,7 +127,7 @@ def open_models(recipe: Recipe, given: Mapping[str, _core.Checkpoint] | None = N
     opened: dict[str, Model] = {}
     for name, place in places.items():
         if place not in opened:
-            opened[place] = _open(recipe, name, held.get(place))
+            opened[place] = _open(recipe, name, held.get(place), progress)
     return Models(
         base=None if base is None else opened[places[base]],
         experts=[opened[places[expert]] for expert in experts],
@@ -129,9 +136,9 @@ def open_models(recipe: Recipe, given: Mapping[str, _core.Checkpoint] | None = N
     )
 
 
-def _open(recipe: Recipe, name: str, checkpoint: _core.Checkpoint | None) -> Model:
+def _open(recipe: Recipe, name: str, checkpoint: _core.Checkpoint | None, progress: bool) -> Model:
     if checkpoint is None:
-        path = resolve(name, recipe.places)
+        path = resolve(name, recipe.places, progress=progress)
         return Model(name, path, _core.Checkpoint(str(path)), read_config(path))
     path = Path(checkpoint.path)
     return Model(name, path, checkpoint, {} if checkpoint.in_memory else read_config(path))
