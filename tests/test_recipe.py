@@ -485,6 +485,20 @@ def test_a_model_is_what_its_name_resolves_to(
     ]
 
 
+def test_a_path_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("models/base", "models/x", "recipes/models/x"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    data = valid(base_model="models/base", models=[{"model": "models/x"}, {"model": "org/none"}])
+    recipe = Recipe.from_dict(data, folder="recipes")
+    assert recipe.notes == [
+        "models/base: is taken from the current folder; the recipe's has no such path"
+    ]
+    assert resolve("models/base", recipe.places) == Path("models/base")
+    # The recipe's folder comes first.
+    assert resolve("models/x", recipe.places) == Path("recipes/models/x")
+
+
 def test_a_home_of_nobody_is_a_name_like_any_other(tmp_path: Path) -> None:
     models = [{"model": "~nobody-of-this-name/x"}]
     assert Recipe.from_dict(valid(models=models), folder=tmp_path).experts[0].model[0] == "~"

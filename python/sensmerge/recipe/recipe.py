@@ -21,8 +21,8 @@ from sensmerge.recipe.findings import Findings
 from sensmerge.recipe.leniency import DEFAULT_LENIENCY, Leniency, stray
 from sensmerge.recipe.methods import DEFAULT_SEMANTICS, Method, Semantics
 from sensmerge.recipe.parameters import AUTO, SCALE, Parameters
-from sensmerge.recipe.places import Places, place_of
-from sensmerge.recipe.references import overrides
+from sensmerge.recipe.places import Places, is_from_here, place_of
+from sensmerge.recipe.references import overrides, references
 from sensmerge.recipe.slices import Slice, hoisted, whole
 from sensmerge.recipe.tokenizer import BASE, Tokenizer, TokenizerName, template
 from sensmerge.recipe.yaml import read_yaml, to_yaml
@@ -132,6 +132,11 @@ class Recipe(Strict):
         checks.adapters(data, Path(folder), found)
         for location in overrides(data):
             found.unused(location, method, "not used; tensors are matched by their names")
+        for name in dict.fromkeys(name for _, name in references(data)):
+            if is_from_here(name, Path(folder)):
+                found.note(
+                    f"{name}: is taken from the current folder; the recipe's has no such path"
+                )
         known = hoisted(data, found)
         known = parameters.read_all(known, method, cls, found)
         recipe = cls._read(known, method, found)

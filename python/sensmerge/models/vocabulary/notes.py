@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-
 if TYPE_CHECKING:
     from sensmerge.models.opened import Model, Models
     from sensmerge.models.vocabulary.output import OutputVocabulary
