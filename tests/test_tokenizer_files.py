@@ -50,7 +50,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def encoded(folder: Path) -> list[list[str]]:
-    loaded = AutoTokenizer.from_pretrained(folder)
+    loaded: Any = AutoTokenizer.from_pretrained(folder)
     return [loaded.convert_ids_to_tokens(loaded(text)["input_ids"]) for text in TEXTS]
 
 
@@ -82,8 +82,8 @@ def test_a_union_has_the_tokens_of_all_and_splits_text_as_the_base(
     assert [union.get_vocab()[token] for token in added] == list(range(size, size + len(added)))
     assert len(union.get_vocab()) == size + len(added)
     # The same as if all had been added to the base's by its own means.
-    base.add_tokens(e0.added_tokens_decoder.values())
-    base.add_tokens(e1.added_tokens_decoder.values())
+    base.add_tokens(list(e0.added_tokens_decoder.values()))
+    base.add_tokens(list(e1.added_tokens_decoder.values()))
     assert [union(text)["input_ids"] for text in TEXTS] == [
         base(text)["input_ids"] for text in TEXTS
     ]
@@ -91,9 +91,11 @@ def test_a_union_has_the_tokens_of_all_and_splits_text_as_the_base(
 
 def test_special_tokens_of_one_expert_stay_special(tmp_path: Path) -> None:
     family = llama_family(tmp_path, experts=1, layers=1, tokenizer=byte_tokenizer())
-    theirs = AutoTokenizer.from_pretrained(tmp_path / "e0")
-    theirs.add_special_tokens({"additional_special_tokens": ["<|turn|>"]})
-    theirs.save_pretrained(tmp_path / "e0")
+    add_tokens(tmp_path / "e0", "<|turn|>")
+    path = tmp_path / "e0" / "tokenizer.json"
+    data = json.loads(path.read_text())
+    data["added_tokens"][-1] |= {"special": True, "normalized": False}
+    path.write_text(json.dumps(data))
     merged_of(family, tmp_path / "out", "ties", ["e0"], tokenizer_source="union")
     union = AutoTokenizer.from_pretrained(tmp_path / "out")
     ids = union("w1<|turn|>w2")["input_ids"]
@@ -114,7 +116,10 @@ def test_ordinary_tokens_of_another_vocabulary_are_added(tmp_path: Path) -> None
     union = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert union.get_vocab()["w1000"] == 100
     assert union.added_tokens_decoder[100] == AddedToken("w1000", normalized=True, special=False)
-    assert any(note.startswith("1 ordinary token") and "lost" in note for note in result.notes)
+    assert any(
+        note.startswith("1 of other models' ordinary tokens") and "lost" in note
+        for note in result.notes
+    )
 
 
 def test_tokenizers_of_older_files_are_edited_too(tmp_path: Path) -> None:
@@ -166,7 +171,7 @@ def with_template(folder: Path, template: str | None) -> None:
 
 
 def rendered(folder: Path, messages: Any = MESSAGES, *, prompt: bool = True) -> str:
-    loaded = AutoTokenizer.from_pretrained(folder)
+    loaded: Any = AutoTokenizer.from_pretrained(folder)
     text: str = loaded.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
     return text
 

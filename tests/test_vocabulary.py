@@ -14,8 +14,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import sensmerge
 from families import Family, add_tokens, byte_tokenizer, llama_family, word_tokenizer
 from sensmerge import InputError, Recipe, _core, workflow
+from sensmerge.merging.manifest import request
+from sensmerge.models import open_models
 from sensmerge.models.vocabulary.sentencepiece import pieces
 from sensmerge.models.vocabulary.tokens import Vocabularies
+from sensmerge.recipe import Sensitivity
+from sensmerge.search import tasks
+from sensmerge.search.candidates import Candidate
 
 ROWS = 10
 VOCABULARY = {f"w{place}": place for place in range(ROWS)}
@@ -363,3 +368,22 @@ def test_what_cannot_be_done_is_refused_by_name(
     with pytest.raises(InputError, match=message):
         merged_of(grown, tmp_path / "out", "task_arithmetic", ["e0"], **keys)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_search_runs_merges_of_more_tokens_than_the_base_has(grown: Family) -> None:
+    recipe = Recipe.from_dict(
+        grown.recipe(models=[{"model": "e0"}, {"model": "e1"}], tokenizer_source="union"),
+        grown.folder,
+    )
+    models = open_models(recipe)
+    candidate = Candidate(models, request(recipe, None, models), dtype="stored", threads=1)
+    embedding: Any = candidate.model.get_input_embeddings()
+    assert embedding.weight.shape[0] == 103
+    assert candidate.model(torch.tensor([[1, 102]])).logits.shape[-1] == 103
+
+
+def test_a_search_refuses_samples_with_other_ids_in_the_merged_model(grown: Family) -> None:
+    model = {"model": "e3", "calibration": "t3.jsonl"}
+    recipe = Recipe.from_dict(grown.recipe(models=[model]), grown.folder)
+    with pytest.raises(InputError, match=r"t3\.jsonl, line \d+: its tokens have other ids in the"):
+        tasks.load(recipe, Sensitivity(), open_models(recipe), 0.0)

@@ -20,20 +20,20 @@ TOKENS = [f"t{place}" for place in range(12)]
 
 def matrix(model: int, rows: int) -> Rows:
     """Rows that tell models and places apart."""
-    return np.array([[100.0 * (model + 1) + place] for place in range(rows)])
+    return 100.0 * (model + 1) + np.arange(rows, dtype=np.float64)[:, None]
 
 
 def evaluated(selection: dict[str, Any], matrices: Sequence[Rows]) -> Rows:
     """The rows of a selection, as the core picks them."""
     [(kind, said)] = selection.items()
     if kind == "model":
-        return matrices[said]
+        return matrices[int(said)]
     if kind == "zeros":
-        return np.zeros((said, 1))
+        return np.zeros((int(said), 1))
     if kind == "mean":
         return np.asarray(np.mean([evaluated(each, matrices) for each in said], axis=0))
     if kind == "mean_row":
-        return evaluated(said, matrices).mean(axis=0, keepdims=True)
+        return np.asarray(evaluated(said, matrices).mean(axis=0, keepdims=True))
     of = [evaluated(each, matrices) for each in said["of"]]
     parts = []
     for source, first, count in said["runs"]:

@@ -48,8 +48,8 @@ def merged_config(recipe: Recipe, models: Models) -> dict[str, Any]:
     output = output_vocabulary(recipe, models)
     if output.rows is not None and output.rows != models.template.token_rows:
         text_config(config)["vocab_size"] = output.rows
-    _renumber(config, models, output)
-    _renumber(text_config(config), models, output)
+    for part in [config] if text_config(config) is config else [config, text_config(config)]:
+        _renumber(part, models, output)
     return config
 
 

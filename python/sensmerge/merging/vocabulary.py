@@ -64,7 +64,7 @@ class Alignment:
 
     def notes(self) -> list[str]:
         """What was done to the vocabularies of the models, for the user."""
-        found = notes(self._recipe, self._models, self.output, self._aligned)
+        found = notes(self._models, self.output, self._aligned)
         return found + without_rows(self._models, self.output)
 
     def _known(self, model: Model) -> Known | None:

@@ -5,43 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from sensmerge.recipe.tokenizer import UNION
-
 if TYPE_CHECKING:
     from sensmerge.models.opened import Model, Models
     from sensmerge.models.vocabulary.output import OutputVocabulary
-    from sensmerge.recipe import Recipe
 
 
-def notes(
-    recipe: Recipe, models: Models, output: OutputVocabulary, aligned: Iterable[Model]
-) -> list[str]:
+def notes(models: Models, output: OutputVocabulary, aligned: Iterable[Model]) -> list[str]:
     """Notes on the output's vocabulary.
 
     Args:
-        recipe: The recipe.
-        models: Its models.
+        models: The recipe's models.
         output: The output's vocabulary.
         aligned: The models of which other rows are taken than their own in their order.
     """
-    found = [*_of_output(recipe, models, output)]
+    found = _of_output(models, output)
     said = {model.path: model for model in aligned}
     for model in said.values():
         found += _of_model(model, models, output)
-    if any("are left out" in note for note in found) and _can_unite(recipe, output):
+    if any("not in the output's tokenizer" in note for note in found):
         found.append("tokenizer_source: union would keep the tokens that are left out")
     return found
 
 
-def _can_unite(recipe: Recipe, output: OutputVocabulary) -> bool:
-    return output.ids is not None and recipe.wanted_tokenizer.source != UNION
-
-
-def _of_output(recipe: Recipe, models: Models, output: OutputVocabulary) -> list[str]:
+def _of_output(models: Models, output: OutputVocabulary) -> list[str]:
     found = []
     if output.ordinary:
         found.append(
-            f"{output.ordinary} ordinary tokens of other models are added to the tokenizer of "
+            f"{output.ordinary} of other models' ordinary tokens are added to the tokenizer of "
             f"{output.home.name}: they are found in text as they stand, before it is split; the "
             "other models' own rules for splitting text (a BPE's merges) are lost"
         )
@@ -98,7 +88,7 @@ def _of_model(model: Model, models: Models, output: OutputVocabulary) -> list[st
             f"{model.name}: {_count(lost, 'token')} are not in the output's tokenizer: their rows "
             "are left out"
         )
-    if lacking:
+    if lacking and not output.united:
         found.append(
             f"{model.name}: {_count(lacking, 'token')} of the output's tokenizer are not in its "
             "own: their rows are taken from models that have them"

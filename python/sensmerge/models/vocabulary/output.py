@@ -40,6 +40,7 @@ class OutputVocabulary:
         home: The model of that folder, or the one that stands in where it is not in the merge.
         added: The flags of tokens that are added to those files, or are ordinary tokens there.
         ordinary: How many of these are ordinary tokens of other models.
+        united: Whether the tokens of all models are among them.
     """
 
     ids: dict[str, int] | None
@@ -48,6 +49,7 @@ class OutputVocabulary:
     home: Model
     added: dict[str, dict[str, bool]] = field(default_factory=dict)
     ordinary: int = 0
+    united: bool = False
 
 
 def output_vocabulary(recipe: Recipe, models: Models) -> OutputVocabulary:
@@ -82,7 +84,7 @@ def output_vocabulary(recipe: Recipe, models: Models) -> OutputVocabulary:
         # The same object: models with the same files need no comparison.
         ids = known.ids
     rows = _rows(recipe, models, home, folder, Tokens(ids))
-    return OutputVocabulary(ids, rows, folder, home, added, ordinary)
+    return OutputVocabulary(ids, rows, folder, home, added, ordinary, wanted.source == UNION)
 
 
 def _home(recipe: Recipe, models: Models) -> tuple[Model, Path]:
