@@ -69,7 +69,9 @@ def merge(
         # Refuse a merge that is bound to fail before the long measurement rather than after it.
         request(_provisional(recipe), None, models).manifest()
         check_vocabulary(recipe, models)
-        _core.check_output(str(out), [str(model.path) for model in models.all], overwrite)
+        _core.check_output(
+            str(out), [str(path) for model in models.all for path in model.paths], overwrite
+        )
     measured, notes = _measured(recipe, models, calibration, threads=threads, progress=progress)
     if recipe.auto:
         from sensmerge.search.auto import choose
@@ -131,6 +133,7 @@ def plan(
     return MergePlan(
         manifest=manifest,
         models=asked.models,
+        checkpoints=asked.checkpoints,
         max_shard_bytes=parse_size(max_shard_size),
         coefficients=found,
         notes=[*notes, *manifest.notes],

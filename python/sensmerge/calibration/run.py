@@ -16,7 +16,7 @@ from sensmerge.calibration import samples
 from sensmerge.calibration.kept import Kept, Part
 from sensmerge.calibration.record import Calibration, Expert
 from sensmerge.errors import InputError
-from sensmerge.models.folders import resolve
+from sensmerge.models import open_models
 from sensmerge.models.layers import block_of, blocks
 from sensmerge.progress import bar
 from sensmerge.recipe import Sensitivity
@@ -98,10 +98,11 @@ _MEASURED = {"positions", "distance", "dtype", "samples", "max_length", "seed"}
 
 def open_sources(recipe: Recipe) -> list[loading.Source]:
     """The files and the tokenizer of every expert of a recipe."""
-    base = None if recipe.base_model is None else resolve(recipe.base_model, recipe.folder)
+    models = open_models(recipe)
+    base = None if models.base is None else models.base.path
     return [
-        loading.open_source(expert.model, resolve(expert.model, recipe.folder), base)
-        for expert in recipe.experts
+        loading.open_source(expert.model, model.path, base, model)
+        for expert, model in zip(recipe.experts, models.experts, strict=True)
     ]
 
 
@@ -150,7 +151,7 @@ def _sensitivities(
     progress: bool,
     threads: int | None,
 ) -> list[Part]:
-    fingerprints = [_core.Checkpoint(str(source.path)).fingerprint() for source in sources]
+    fingerprints = [source.fingerprint() for source in sources]
     found = [
         kept.part(fingerprint, task.record.token_ids)
         for fingerprint, task in zip(fingerprints, tasks, strict=True)

@@ -68,12 +68,15 @@ class Request:
     """The core's input for building a manifest.
 
     Attributes:
-        models: The models, in the order in which the manifest numbers their checkpoints.
+        models: The models, in the order in which they are used first.
+        checkpoints: Their checkpoints and those of their adapters, in the order in which the
+            manifest numbers them.
         settings: The method and the other settings of the whole merge.
         parts: The parts of the output.
     """
 
     models: list[Model]
+    checkpoints: list[_core.Checkpoint]
     settings: dict[str, Any]
     parts: list[Part]
 
@@ -93,11 +96,6 @@ class Request:
     def numbers(self) -> dict[str, dict[str, Number]]:
         """The numbers of every output tensor, by parameter."""
         return {name: each for part in self.parts for name, each in part.numbers.items()}
-
-    @property
-    def checkpoints(self) -> list[_core.Checkpoint]:
-        """The models' checkpoints, in their order."""
-        return [model.checkpoint for model in self.models]
 
     def with_dtype(self, dtype: str | None) -> Request:
         """The same with another dtype of the output."""
@@ -133,6 +131,7 @@ def request(recipe: Recipe, found: Coefficients | None, models: Models) -> Reque
     found_models = {id(view.model): view.model for _, views in parts for view in views.all}
     used = list(found_models.values())
     check_quantised(used)
+    checkpoints = list({id(each): each for model in used for each in model.checkpoints}.values())
     switches = {
         parameter.name: bool(recipe.value(parameter.name))
         for parameter in method.parameters
@@ -147,11 +146,12 @@ def request(recipe: Recipe, found: Coefficients | None, models: Models) -> Reque
     }
     return Request(
         used,
+        checkpoints,
         settings,
         [
             Part(
-                base=None if views.base is None else views.base.plain(used, models.template),
-                models=[view.plain(used, models.template) for view in views.experts],
+                base=None if views.base is None else views.base.plain(checkpoints, models.template),
+                models=[view.plain(checkpoints, models.template) for view in views.experts],
                 numbers=numbers(recipe, part, found, views.template.outputs),
             )
             for part, views in parts

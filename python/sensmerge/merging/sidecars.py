@@ -10,13 +10,21 @@ from sensmerge import __version__
 from sensmerge.errors import InputError
 from sensmerge.merging.config import merged_config
 from sensmerge.models import vocabulary
-from sensmerge.models.folders import is_folder, mode_of, own_file, resolve, tokenizer_files
+from sensmerge.models.folders import (
+    is_folder,
+    mode_of,
+    own_file,
+    read_config,
+    resolve,
+    tokenizer_files,
+)
+from sensmerge.recipe.places import parts_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from sensmerge.calibration import Calibration
-    from sensmerge.models import Models
+    from sensmerge.models import Model, Models
     from sensmerge.recipe import Recipe
     from sensmerge.scaling.sigma import Coefficients
 
@@ -120,7 +128,8 @@ def _tokenizer(recipe: Recipe, models: Models) -> Path:
     source = recipe.tokenizer_source
     if source in (None, "base"):
         return models.template.path
-    return resolve(str(source), recipe.folder)
+    # Adapters have no part in it: the model's own tokenizer is taken.
+    return resolve(parts_of(str(source), recipe.folder)[0], recipe.folder)
 
 
 def config_text(recipe: Recipe, models: Models) -> str | None:
@@ -130,7 +139,9 @@ def config_text(recipe: Recipe, models: Models) -> str | None:
         InputError: A model does not have the layers of a slice.
     """
     config = merged_config(recipe, models)
-    return None if config == models.template.config else json.dumps(config, indent=2) + "\n"
+    return (
+        None if config == read_config(models.template.path) else json.dumps(config, indent=2) + "\n"
+    )
 
 
 def model_card(recipe: Recipe, models: Models, found: Coefficients | None) -> str:
@@ -138,10 +149,12 @@ def model_card(recipe: Recipe, models: Models, found: Coefficients | None) -> st
     method = recipe.merge_method + (" with Sens-Merging" if found is not None else "")
     lines = ["---", "library_name: transformers", "tags:", "- merge", "- sensmerge"]
     hub_names = [
-        model.name
+        name
         for model in models.all
-        if mode_of(recipe.folder / model.name) is None and not model.path.samefile(recipe.folder)
+        for name, path in zip(_names(model, recipe), model.paths, strict=True)
+        if mode_of(recipe.folder / name) is None and not path.samefile(recipe.folder)
     ]
+    hub_names = list(dict.fromkeys(hub_names))
     if hub_names:
         lines += ["base_model:", *(f"- {json.dumps(name)}" for name in hub_names)]
     lines += ["---", "", "# Merged model", "", f"Merged by sensmerge {__version__}: {method}."]
@@ -149,7 +162,7 @@ def model_card(recipe: Recipe, models: Models, found: Coefficients | None) -> st
     lines += ["|---|---|"]
     base = models.base
     lines += [] if base is None else [f"| {_cell(base.name)} | base |"]
-    experts = [model for model in models.experts if base is None or model.path != base.path]
+    experts = [model for model in models.experts if model is not base]
     lines += [f"| {_cell(model.name)} | expert |" for model in experts]
     if found is not None:
         lines += ["", "## Coefficients", "", *(f"{sentence}." for sentence in found.sentences())]
@@ -157,6 +170,12 @@ def model_card(recipe: Recipe, models: Models, found: Coefficients | None) -> st
     lines += ["", "## Recipe", "", f"The same text is in `{RECIPE_FILE}`.", "", "```yaml"]
     lines += [recipe.to_yaml().rstrip("\n"), "```", ""]
     return "\n".join(lines)
+
+
+def _names(model: Model, recipe: Recipe) -> list[str]:
+    """The names of a model and of its adapters."""
+    name, adapters = parts_of(model.name, recipe.folder)
+    return [name, *adapters]
 
 
 def _cell(text: str) -> str:

@@ -9,8 +9,7 @@ from sensmerge.errors import InputError
 from sensmerge.models.layers import Decoder, decoder_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from sensmerge import _core
     from sensmerge.models import Model, Models
     from sensmerge.recipe import Recipe
     from sensmerge.recipe.slices import Slice, Source
@@ -36,15 +35,14 @@ class View:
         """The names of its tensors in the output."""
         return self.model.tensors if self.names is None else list(self.names)
 
-    def plain(self, used: Sequence[Model], template: Model) -> dict[str, Any]:
+    def plain(self, checkpoints: list[_core.Checkpoint], template: Model) -> dict[str, Any]:
         """The view as the core's request has it.
 
         Args:
-            used: The models of the request; the core knows them by their place.
+            checkpoints: The checkpoints of the request; the core knows them by their place.
             template: The model whose vocabulary the output has.
         """
-        return {
-            "checkpoint": next(place for place, each in enumerate(used) if each is self.model),
+        return self.model.plain(checkpoints) | {
             "names": self.names,
             "aliases": _aliases(self.model),
             "leading_rows": _leading_rows(self.model, template.config),
@@ -233,10 +231,11 @@ def _leading_rows(model: Model, base_config: dict[str, Any]) -> list[str]:
     size, base_size = model.config.get("vocab_size"), base_config.get("vocab_size")
     if not (isinstance(size, int) and isinstance(base_size, int) and size > base_size):
         return []
+    resized = {change.tensor for change in model.changes if change.plain["kind"] == "whole"}
     return [
         tensor.name
         for tensor in model.checkpoint.tensors
         if tensor.name.endswith((*_INPUT_EMBEDDINGS, *_OUTPUT_HEADS))
         and tensor.shape
-        and tensor.shape[0] == size
+        and (tensor.shape[0] == size or tensor.name in resized)
     ]

@@ -69,22 +69,17 @@ def resolve(model: str, folder: Path) -> Path:
     Args:
         model: A path, relative to ``folder``; or a Hub id such as ``org/name`` or
             ``org/name@revision``, read from the local cache or downloaded where
-            ``huggingface_hub`` is installed.
+            ``huggingface_hub`` is installed. Not a model with adapters: the parts of its name are
+            resolved one by one.
         folder: The folder that relative paths start from, usually the recipe's.
 
     Raises:
-        InputError: There is no such folder here or on the Hub, or the name asks for an adapter.
+        InputError: There is no such folder here or on the Hub.
         OSError: The path cannot be examined.
     """
     path = path_of(model, folder)
     if mode_of(path) is not None:
         return path
-    if "+" in model:
-        whole, adapter = model.split("+", 1)
-        raise InputError(
-            f"model '{model}': the LoRA adapter '{adapter}' has to be merged into '{whole}' first; "
-            "load both with PEFT, call merge_and_unload() and save the result"
-        )
     if _HUB_ID.fullmatch(model):
         return _from_hub(model)
     raise InputError(f"model '{model}': no such folder: {path}")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sensmerge.recipe import mergekit, methods, slices
 from sensmerge.recipe.fields import model_name
 from sensmerge.recipe.findings import Findings
 from sensmerge.recipe.methods import DEFAULT_SEMANTICS, SEMANTICS, Method, Parameter, Semantics
-from sensmerge.recipe.places import path_of, place_of
+from sensmerge.recipe.places import place_of
 from sensmerge.recipe.tables import no_method
 from sensmerge.refusals import Location
 
@@ -48,24 +47,6 @@ def supported(data: dict[str, Any], found: Findings) -> dict[str, Any]:
         for key, value in data.items()
         if key not in mergekit.UNSUPPORTED or (value is not None and not found.refused(key))
     }
-
-
-def adapters(data: dict[str, Any], folder: Path, found: Findings) -> None:
-    """Refuse every LoRA adapter that a recipe adds to a model (``model+adapter``), once each."""
-    told: set[str] = set()
-    for location, value in _named(data):
-        try:
-            name = model_name(value)
-        except ValueError:
-            continue
-        whole_model, plus, adapter = name.partition("+")
-        if plus and name not in told and not path_of(name, folder).exists():
-            told.add(name)
-            found.refuse(
-                location,
-                f"'{adapter}' is a LoRA adapter, which is not supported; merge it into "
-                f"'{whole_model}' first (PEFT's merge_and_unload) and name the result",
-            )
 
 
 def _named(data: dict[str, Any]) -> Iterator[tuple[Location, Any]]:

@@ -90,7 +90,6 @@ class Recipe(Strict):
         found = Findings()
         method = checks.method(data, found)
         known = checks.supported(data, found)
-        checks.adapters(data, Path(folder), found)
         known = hoisted(known, found)
         known = parameters.read_all(known, method, cls, found)
         recipe = cls._read(known, method, found)

@@ -17,6 +17,7 @@ from sensmerge.calibration.mapped import mapped
 from sensmerge.calibration.sensitivity import as_bytes
 from sensmerge.errors import InputError
 from sensmerge.models.dtypes import dtype_name
+from sensmerge.models.layers import text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,10 +51,9 @@ class Candidate:
         if not self._path.is_dir():
             raise InputError(f"{self._path}: a search runs merged models and needs the folder")
         self._dtype = torch.float32 if dtype == "float32" else _running(self._path)
-        described = [
-            (tensor.name, list(tensor.shape)) for tensor in models.template.checkpoint.tensors
-        ]
-        merged = {tensor.name for tensor in asked.manifest().tensors if tensor.merged}
+        outputs = asked.manifest().tensors
+        described = [(tensor.name, list(tensor.shape)) for tensor in outputs]
+        merged = {tensor.name for tensor in outputs if tensor.merged}
         stored = mapped(self._path)
         # Tensors that are copied keep their dtype.
         self._tensors = {
@@ -111,7 +111,10 @@ class Candidate:
         self._prepared.merge_into(self._outputs)
 
     def _assembled(self) -> PreTrainedModel:
-        return loading.assemble(self._path, dict(self._tensors), self._dtype)
+        size = text_config(self._models.template.config).get("vocab_size")
+        return loading.assemble(
+            self._path, dict(self._tensors), self._dtype, size if isinstance(size, int) else None
+        )
 
 
 def _running(path: Any) -> torch.dtype:

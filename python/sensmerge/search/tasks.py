@@ -18,7 +18,6 @@ from sensmerge.calibration import samples as calibration_samples
 from sensmerge.calibration.run import check_tokens, open_sources
 from sensmerge.calibration.sensitivity import loss
 from sensmerge.errors import InputError
-from sensmerge.models.folders import read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,7 +69,7 @@ def load(recipe: Recipe, options: Sensitivity, models: Models, share: float) -> 
         for place, source in enumerate(sources)
     ]
     check_tokens(sources, drawn)
-    size = read_config(models.template.path).get("vocab_size")
+    size = models.template.config.get("vocab_size")
     found = []
     for source, task in zip(sources, drawn, strict=True):
         for sample in task.samples:

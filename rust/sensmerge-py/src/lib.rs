@@ -15,6 +15,7 @@ mod methods;
 mod output;
 mod pool;
 mod prepared;
+mod read;
 mod sensitivity;
 
 use pyo3::pymodule;
@@ -38,6 +39,8 @@ mod _core {
     use crate::output::check_output;
     #[pymodule_export]
     use crate::prepared::Prepared;
+    #[pymodule_export]
+    use crate::read::read_into;
     #[pymodule_export]
     use crate::sensitivity::sum_abs_product;
 }

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::inputs::Inputs;
+use super::low_rank::LowRank;
 use crate::dtype::{Float, Real};
 use crate::error::{Error, Result};
 use crate::manifest::{Run, Source};
@@ -22,6 +23,8 @@ pub(super) enum Entries<'i> {
         /// Every run, and the index of its first row in the result.
         runs: Vec<(usize, Run)>,
     },
+    /// A low-rank change to another source.
+    LowRank(Box<LowRank<'i>>),
 }
 
 impl<'i> Entries<'i> {
@@ -56,6 +59,17 @@ impl<'i> Entries<'i> {
                 let of = of.iter().map(|source| Self::of(source, inputs)).collect::<Result<_>>()?;
                 Ok(Self::Rows { of, row_length, runs })
             }
+            Source::LowRank(change) => Ok(Self::LowRank(Box::new(LowRank::of(change, inputs)?))),
+        }
+    }
+
+    /// Compute what is needed of a whole tensor to read its entries. To be called before they are
+    /// read, where all threads are free.
+    pub(super) fn prepare<T: Real>(&self) {
+        match self {
+            Self::Stored { .. } | Self::Constant(_) => {}
+            Self::Rows { of, .. } => of.iter().for_each(Self::prepare::<T>),
+            Self::LowRank(change) => change.prepare::<T>(),
         }
     }
 
@@ -72,6 +86,7 @@ impl<'i> Entries<'i> {
                     out = later;
                 });
             }
+            Self::LowRank(change) => change.read(entries, out),
         }
     }
 
@@ -83,6 +98,7 @@ impl<'i> Entries<'i> {
             Self::Rows { .. } => {
                 self.pieces(entries, &mut |source, entries| source.prefetch(entries));
             }
+            Self::LowRank(change) => change.unchanged().prefetch(entries),
         }
     }
 
@@ -92,6 +108,7 @@ impl<'i> Entries<'i> {
             Self::Stored { dtype, .. } => dtype.size() as u64,
             Self::Constant(_) => 0,
             Self::Rows { of, .. } => of.iter().map(Self::entry_bytes).max().unwrap_or(0),
+            Self::LowRank(change) => change.unchanged().entry_bytes(),
         }
     }
 
@@ -172,7 +189,7 @@ mod tests {
         let sources =
             vec![stored("a"), stored("b"), Source::Constant { value: 0.5, shape: vec![9, 3] }];
         let [a, b] = values;
-        (Inputs { checkpoints: vec![Arc::new(checkpoint)] }, sources, vec![a, b, vec![0.5; 27]])
+        (Inputs::new(vec![Arc::new(checkpoint)]), sources, vec![a, b, vec![0.5; 27]])
     }
 
     proptest! {

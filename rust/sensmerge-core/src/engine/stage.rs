@@ -44,6 +44,7 @@ pub(super) struct Stage<'s, 'm, T: Real> {
 impl<'s, 'm, T: Computed> Stage<'s, 'm, T> {
     pub(super) fn new(job: &'s Job<'s>, tensors: &'s [Tensor<'m>]) -> Self {
         let models = tensors.first().map_or(0, Tensor::experts);
+        tensors.iter().for_each(Tensor::prepare::<T>);
         Self {
             job,
             tensors,

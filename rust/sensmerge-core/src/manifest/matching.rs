@@ -62,6 +62,12 @@ impl<'v> Matcher<'v> {
         for expert in self.experts.clone() {
             self.check_extra_tensors(expert)?;
         }
+        for view in std::iter::once(self.template).chain(self.experts.iter().copied()) {
+            if let Some(name) = view.patched_nothing() {
+                let reason = "is missing, and an adapter changes it";
+                return Err(Error::tensor(view.path(), name, reason));
+            }
+        }
         let template = self.template;
         let of_tensor = |(name, tensor)| self.matched(name, tensor, with_base, out_dtype);
         template.tensors().map(of_tensor).collect()
@@ -75,9 +81,11 @@ impl<'v> Matcher<'v> {
         out_dtype: Option<Float>,
     ) -> Result<Matched> {
         let template = self.checkpoints.stored(self.template, tensor);
+        let first = self.checkpoints.source(self.template, tensor)?;
+        let shape = first.shape();
         let mut sources = Vec::with_capacity(self.experts.len());
         for expert in self.experts.clone() {
-            sources.push(self.find(expert, name, tensor)?);
+            sources.push(self.find(expert, name, tensor, &shape)?);
         }
         let sources: Option<Vec<Source>> = sources.into_iter().collect();
         let (dtype, content) = match (tensor.dtype.float(), sources) {
@@ -91,7 +99,7 @@ impl<'v> Matcher<'v> {
                 (tensor.dtype, Err(template))
             }
             (Some(float), Some(sources)) => {
-                let base = with_base.then_some(Source::Stored(template));
+                let base = with_base.then_some(first);
                 (out_dtype.unwrap_or(float).dtype(), Ok((base, sources)))
             }
             (None, Some(sources)) => {
@@ -99,7 +107,7 @@ impl<'v> Matcher<'v> {
                 (tensor.dtype, Err(template))
             }
         };
-        Ok(Matched { name: name.to_owned(), shape: tensor.shape.clone(), dtype, content })
+        Ok(Matched { name: name.to_owned(), shape, dtype, content })
     }
 
     /// A tensor that is not computed with is copied, where all models hold the same bytes.
@@ -124,9 +132,15 @@ impl<'v> Matcher<'v> {
         Ok(())
     }
 
-    /// The source of an expert that answers to a tensor of the template; `None` for a computed
-    /// buffer that the expert leaves out.
-    fn find(&mut self, expert: &View, name: &str, tensor: &TensorInfo) -> Result<Option<Source>> {
+    /// The source of an expert that answers to a tensor of the template, which has a `shape` in the
+    /// output; `None` for a computed buffer that the expert leaves out.
+    fn find(
+        &mut self,
+        expert: &View,
+        name: &str,
+        tensor: &TensorInfo,
+        shape: &[usize],
+    ) -> Result<Option<Source>> {
         let checkpoint = expert.checkpoint();
         let Some(found) = expert.own(name).or_else(|| expert.alias_of(name)) else {
             if let Some(constant) = expert.constant_of(name) {
@@ -151,24 +165,25 @@ impl<'v> Matcher<'v> {
                 ),
             ));
         }
-        let source = Source::Stored(self.checkpoints.stored(expert, found));
-        if found.shape == tensor.shape {
+        let source = self.checkpoints.source(expert, found)?;
+        let ours = source.shape();
+        if ours == shape {
             return Ok(Some(source));
         }
-        let longer = found.shape.len() == tensor.shape.len()
-            && found.shape.first() > tensor.shape.first()
-            && found.shape.get(1..) == tensor.shape.get(1..);
+        let longer = ours.len() == shape.len()
+            && ours.first() > shape.first()
+            && ours.get(1..) == shape.get(1..);
         if longer && expert.has_leading_rows(name) {
             self.notes.insert(format!(
                 "{}: '{}' has {} rows and the base {}: the rows of its extra tokens are left out",
                 checkpoint.path().display(),
                 name,
-                found.shape[0],
-                tensor.shape[0]
+                ours[0],
+                shape[0]
             ));
-            return Ok(Some(source.leading_rows(tensor.shape[0])));
+            return Ok(Some(source.leading_rows(shape[0])));
         }
-        let (ours, theirs) = (&found.shape, &tensor.shape);
+        let theirs = shape;
         let path = self.template.path().display();
         let reason = if ours.contains(&0) {
             format!(

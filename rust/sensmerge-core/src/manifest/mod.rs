@@ -11,6 +11,7 @@ mod advice;
 mod builder;
 mod check;
 mod matching;
+mod patch;
 mod source;
 mod view;
 
@@ -19,7 +20,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use builder::{Builder, Part};
-pub use source::{File, Run, Source, Stored};
+pub use patch::{Change, Patch};
+pub use source::{File, LowRank, Run, Source, Stored};
 pub use view::View;
 
 pub use crate::numbers::{Number, Numbers};
