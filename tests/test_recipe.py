@@ -205,12 +205,6 @@ def test_the_source_is_the_recipes_own() -> None:
         ({"tokenizer": {"source": {"path": "x"}}}, "write tokenizer_source: x in its place"),
         ({"tokenizer": {"tokens": {}}}, "tokenizer: choosing single tokens is not supported"),
         ({"tokenizer_source": "model:x"}, "'model:x' is not a model of the recipe; write 'x'"),
-        ({"base_model": "b+l"}, "base_model: 'l' is a LoRA adapter, which is not supported"),
-        (
-            {"models": [{"model": {"model": {"path": "org/name"}, "lora": {"path": "a"}}}]},
-            "models[0].model: 'a' is a LoRA adapter, which is not supported; merge it into "
-            "'org/name' first (PEFT's merge_and_unload) and name the result",
-        ),
         ({"tokenizer_source": "union"}, "tokenizer_source: 'union' is not supported"),
         ({"parameters": {"rescale": True}, "semantics": "original"}, "parameters.rescale"),
         ({"parameters": {"density": [0.5, 1]}, "semantics": "original"}, "parameters.density"),

@@ -111,13 +111,6 @@ class _Sorted:
         return [*modules, *self.whole]
 
 
-def is_adapter(path: Path) -> bool:
-    """Whether a path is the folder of an adapter and of no model."""
-    if not is_folder(path) or mode_of(path / CONFIG_FILE) is None:
-        return False
-    return mode_of(path / "config.json") is None
-
-
 def open_adapter(name: str, path: Path) -> Adapter:
     """Open an adapter.
 
@@ -144,7 +137,7 @@ def open_adapter(name: str, path: Path) -> Adapter:
             f"{path / pickled}: is a pickle, which can run code when it is read: load the adapter "
             "with PEFT where you trust it, and save it again; save_pretrained writes safetensors"
         )
-    return Adapter(name, path, _core.Checkpoint(str(weights)), config)
+    return Adapter(name, path, _core.Checkpoint.adapter(str(weights)), config)
 
 
 def changes_of(

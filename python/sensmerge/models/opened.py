@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sensmerge import _core
 from sensmerge.errors import InputError
-from sensmerge.models.adapters import Adapter, Change, changes_of, is_adapter, open_adapter
+from sensmerge.models.adapters import Adapter, Change, changes_of, open_adapter
 from sensmerge.models.folders import read_config, resolve
 from sensmerge.models.layers import text_config
 from sensmerge.recipe.places import parts_of, place_of
@@ -179,7 +179,7 @@ def open_models(recipe: Recipe, given: Mapping[str, _core.Checkpoint] | None = N
         if place_of(name, recipe.folder) not in (*places.values(), *bases):
             raise InputError(f"'{name}' is not a model of the recipe; it has {', '.join(names)}")
     opened: dict[str, Model] = {}
-    read = _Read(recipe.folder, held, base)
+    read = _Read(recipe.folder, held)
     for name, place in places.items():
         if place not in opened:
             opened[place] = read.model(name, place)
@@ -208,19 +208,15 @@ def open_model(name: str, folder: Path) -> Model:
 class _Read:
     """Opens models; files that several models share are opened once."""
 
-    def __init__(
-        self, folder: Path, held: Mapping[str, _core.Checkpoint], base: str | None = None
-    ) -> None:
+    def __init__(self, folder: Path, held: Mapping[str, _core.Checkpoint]) -> None:
         """Set out to open models.
 
         Args:
             folder: The folder that relative names start from.
             held: Checkpoints that are open already, by the places of their models.
-            base: The base of the recipe, for advice.
         """
         self._folder = folder
         self._held = held
-        self._base = base
         self._opened: dict[str, Model] = {}
         self._adapters: dict[str, Adapter] = {}
 
@@ -252,7 +248,6 @@ class _Read:
             checkpoint, path = self._held.get(place), Path()
             if checkpoint is None:
                 path = resolve(name, self._folder)
-                self._check(name, path)
                 checkpoint = _core.Checkpoint(str(path))
             else:
                 path = Path(checkpoint.path)
@@ -267,15 +262,6 @@ class _Read:
                 raise InputError("a model's name ends with '+': name the adapter after it")
             self._adapters[place] = open_adapter(name, resolve(name, self._folder))
         return self._adapters[place]
-
-    def _check(self, name: str, path: Path) -> None:
-        """Refuse an adapter where a model is named."""
-        if is_adapter(path):
-            base = self._base or open_adapter(name, path).config.base or "MODEL"
-            raise InputError(
-                f"{path}: is an adapter and no model; name it after the model that it is added to: "
-                f"{base}+{name}"
-            )
 
 
 def _resize(

@@ -93,7 +93,7 @@ fn open(model: &Model) -> Result<Checkpoint> {
         let reason = "was in memory when the manifest was made, and cannot be opened again";
         return Err(Error::setting(model.path.display().to_string(), reason));
     }
-    let checkpoint = Checkpoint::open(&model.path)?;
+    let checkpoint = Checkpoint::open_again(&model.path)?;
     let found = checkpoint.identities().into_iter();
     let found: Vec<File> =
         found.map(|(path, bytes, header)| File { path, bytes, header }).collect();
