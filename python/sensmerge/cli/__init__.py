@@ -34,6 +34,7 @@ for _command in (
     searching.learn,
     searching.tune,
     measuring.report,
+    describing.explain,
     describing.inspect,
     describing.methods,
     describing.schema,

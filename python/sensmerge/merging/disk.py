@@ -14,6 +14,7 @@ from sensmerge import _core
 from sensmerge.merging.manifest import request
 from sensmerge.merging.plan import parse_size
 from sensmerge.merging.sidecars import sidecars
+from sensmerge.merging.stages import with_names
 from sensmerge.models.inspection import human_size
 from sensmerge.progress import bytes_bar
 
@@ -76,6 +77,8 @@ def write(
     overwrite: bool = False,
     allow_nan: bool = False,
     chunk_bytes: int | None = None,
+    tokenizer: bool = True,
+    card: bool = True,
 ) -> MergeResult:
     """Merge the models of a recipe without ``auto`` values; see :func:`sensmerge.merge`.
 
@@ -93,6 +96,8 @@ def write(
         overwrite: Replace the output of an earlier merge in ``out``; inputs are never replaced.
         allow_nan: Write NaN and infinite values instead of refusing them.
         chunk_bytes: Bytes that a thread works on at a time.
+        tokenizer: Write the tokenizer's files beside the weights.
+        card: Write the model card.
 
     Raises:
         InputError: Recipe, checkpoints or output folder cannot be used as they are.
@@ -102,7 +107,7 @@ def write(
     shard_bytes = parse_size(max_shard_size)
     asked = request(recipe, found, models)
     manifest = asked.manifest()
-    beside = sidecars(recipe, models, found, measured)
+    beside = sidecars(recipe, models, found, measured, tokenizer=tokenizer, card=card)
     known = [*(notes or []), *recipe.notes, *models.notes]
     known += [] if found is None else found.notes()
     with bytes_bar("merging", enabled=progress) as report:
@@ -115,7 +120,7 @@ def write(
                 copies=beside.copies,
                 texts=beside.texts,
                 cards=beside.cards,
-                notes=[*known, *beside.notes],
+                notes=[with_names(note, recipe.places.stages) for note in [*known, *beside.notes]],
                 threads=threads,
                 chunk_bytes=chunk_bytes,
                 sync=sync,

@@ -56,8 +56,19 @@ def sidecars(
     models: Models,
     found: Coefficients | None,
     calibration: Calibration | None,
+    *,
+    tokenizer: bool = True,
+    card: bool = True,
 ) -> Sidecars:
     """The files that go beside the weights of a merged model.
+
+    Args:
+        recipe: The recipe.
+        models: Its models.
+        found: The coefficients; None for a plain merge.
+        calibration: The calibration; None for a plain merge.
+        tokenizer: Whether the tokenizer's files are among them.
+        card: Whether the model card is among them.
 
     Raises:
         InputError: A file of the base's folder is a link that leads outside it, or not a regular
@@ -67,11 +78,11 @@ def sidecars(
     home = models.template.path
     copies, texts, notes = [], [], []
     if is_folder(home):
-        tokenizer = _tokenizer(recipe, models)
-        files = tokenizer_files(tokenizer)
+        source = _tokenizer(recipe, models)
+        files = tokenizer_files(source) if tokenizer else []
         notes += check_vocabulary(recipe, models)
-        if not files:
-            notes.append(f"{tokenizer}: has no tokenizer files, so the merged model has none")
+        if not files and tokenizer:
+            notes.append(f"{source}: has no tokenizer files, so the merged model has none")
         generation = own_file(home, "generation_config.json")
         files += [generation] if generation is not None else []
         copies = [(path.name, str(path)) for path in files]
@@ -85,7 +96,8 @@ def sidecars(
     texts.append((RECIPE_FILE, recipe.to_yaml()))
     if calibration is not None:
         texts.append((CALIBRATION_FILE, calibration.to_json()))
-    return Sidecars(copies, texts, [("README.md", model_card(recipe, models, found))], notes)
+    cards = [("README.md", model_card(recipe, models, found))] if card else []
+    return Sidecars(copies, texts, cards, notes)
 
 
 def notes_of(folder: Path) -> list[str]:
@@ -129,7 +141,7 @@ def _tokenizer(recipe: Recipe, models: Models) -> Path:
     if source in (None, "base"):
         return models.template.path
     # Adapters have no part in it: the model's own tokenizer is taken.
-    return resolve(parts_of(str(source), recipe.folder)[0], recipe.folder)
+    return resolve(parts_of(str(source), recipe.places)[0], recipe.places)
 
 
 def config_text(recipe: Recipe, models: Models) -> str | None:
@@ -152,7 +164,9 @@ def model_card(recipe: Recipe, models: Models, found: Coefficients | None) -> st
         name
         for model in models.all
         for name, path in zip(_names(model, recipe), model.paths, strict=True)
-        if mode_of(recipe.folder / name) is None and not path.samefile(recipe.folder)
+        if name not in recipe.places.stages
+        and mode_of(recipe.folder / name) is None
+        and not path.samefile(recipe.folder)
     ]
     hub_names = list(dict.fromkeys(hub_names))
     if hub_names:
@@ -174,7 +188,7 @@ def model_card(recipe: Recipe, models: Models, found: Coefficients | None) -> st
 
 def _names(model: Model, recipe: Recipe) -> list[str]:
     """The names of a model and of its adapters."""
-    name, adapters = parts_of(model.name, recipe.folder)
+    name, adapters = parts_of(model.name, recipe.places)
     return [name, *adapters]
 
 

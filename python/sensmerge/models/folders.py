@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sensmerge.errors import InputError
-from sensmerge.recipe.places import path_of
+from sensmerge.recipe.places import Places, path_of
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
@@ -63,21 +63,20 @@ def is_folder(path: Path) -> bool:
     return mode is not None and stat.S_ISDIR(mode)
 
 
-def resolve(model: str, folder: Path) -> Path:
+def resolve(model: str, places: Path | Places) -> Path:
     """Find the local folder (or single safetensors file) of a model.
 
     Args:
-        model: A path, relative to ``folder``; or a Hub id such as ``org/name`` or
-            ``org/name@revision``, read from the local cache or downloaded where
-            ``huggingface_hub`` is installed. Not a model with adapters: the parts of its name are
-            resolved one by one.
-        folder: The folder that relative paths start from, usually the recipe's.
+        model: A path; or a Hub id such as ``org/name`` or ``org/name@revision``, read from the
+            local cache or downloaded where ``huggingface_hub`` is installed; or a stage's name. Not
+            a model with adapters: the parts of its name are resolved one by one.
+        places: The folder that relative paths start from, or a recipe's places.
 
     Raises:
         InputError: There is no such folder here or on the Hub.
         OSError: The path cannot be examined.
     """
-    path = path_of(model, folder)
+    path = path_of(model, places)
     if mode_of(path) is not None:
         return path
     if _HUB_ID.fullmatch(model):

@@ -20,6 +20,7 @@ from sensmerge.recipe.places import parts_of, place_of
 
 if TYPE_CHECKING:
     from sensmerge.recipe import Recipe
+    from sensmerge.recipe.places import Places
 
 
 @dataclass(frozen=True)
@@ -106,17 +107,17 @@ class Models:
         base: The base; None if the recipe has none.
         experts: The experts, in the recipe's order.
         places: Every model by the place that its name resolves to.
-        folder: The folder that relative names start from.
+        home: The recipe's places, by which names are resolved.
     """
 
     base: Model | None
     experts: list[Model]
     places: dict[str, Model]
-    folder: Path
+    home: Places
 
     def find(self, name: str) -> Model:
         """The model of a name in the recipe."""
-        return self.places[place_of(name, self.folder)]
+        return self.places[place_of(name, self.home)]
 
     @property
     def all(self) -> list[Model]:
@@ -171,15 +172,15 @@ def open_models(recipe: Recipe, given: Mapping[str, _core.Checkpoint] | None = N
     experts = [expert.model for expert in recipe.experts]
     names = list(dict.fromkeys([*([] if base is None else [base]), *bases, *experts]))
     # One model may have several spellings; it is opened once.
-    places = {name: place_of(name, recipe.folder) for name in names}
+    places = {name: place_of(name, recipe.places) for name in names}
     held = {}
     for name, checkpoint in (given or {}).items():
-        held[place_of(name, recipe.folder)] = checkpoint
-        bases = [place_of(parts_of(known, recipe.folder)[0], recipe.folder) for known in names]
-        if place_of(name, recipe.folder) not in (*places.values(), *bases):
+        held[place_of(name, recipe.places)] = checkpoint
+        bases = [place_of(parts_of(known, recipe.places)[0], recipe.places) for known in names]
+        if place_of(name, recipe.places) not in (*places.values(), *bases):
             raise InputError(f"'{name}' is not a model of the recipe; it has {', '.join(names)}")
     opened: dict[str, Model] = {}
-    read = _Read(recipe.folder, held)
+    read = _Read(recipe.places, held)
     for name, place in places.items():
         if place not in opened:
             opened[place] = read.model(name, place)
@@ -187,45 +188,45 @@ def open_models(recipe: Recipe, given: Mapping[str, _core.Checkpoint] | None = N
         base=None if base is None else opened[places[base]],
         experts=[opened[places[expert]] for expert in experts],
         places=opened,
-        folder=recipe.folder,
+        home=recipe.places,
     )
 
 
-def open_model(name: str, folder: Path) -> Model:
+def open_model(name: str, places: Path | Places) -> Model:
     """Open one model, with the adapters that its name adds to it.
 
     Args:
         name: Its name.
-        folder: The folder that relative names start from.
+        places: The folder that relative names start from, or a recipe's places.
 
     Raises:
         InputError: It is missing or malformed.
         OSError: A file cannot be read.
     """
-    return _Read(folder, {}).model(name, place_of(name, folder))
+    return _Read(places, {}).model(name, place_of(name, places))
 
 
 class _Read:
     """Opens models; files that several models share are opened once."""
 
-    def __init__(self, folder: Path, held: Mapping[str, _core.Checkpoint]) -> None:
+    def __init__(self, places: Path | Places, held: Mapping[str, _core.Checkpoint]) -> None:
         """Set out to open models.
 
         Args:
-            folder: The folder that relative names start from.
+            places: The folder that relative names start from, or a recipe's places.
             held: Checkpoints that are open already, by the places of their models.
         """
-        self._folder = folder
+        self._places = places
         self._held = held
         self._opened: dict[str, Model] = {}
         self._adapters: dict[str, Adapter] = {}
 
     def model(self, name: str, place: str) -> Model:
         """Open a model."""
-        whole, adapters = parts_of(name, self._folder)
+        whole, adapters = parts_of(name, self._places)
         if not adapters or place in self._held:
             return self._plain(name, place)
-        model = self._plain(whole, place_of(whole, self._folder))
+        model = self._plain(whole, place_of(whole, self._places))
         added = [self._adapter(each) for each in adapters]
         config = copy.deepcopy(model.config)
         shapes = {tensor.name: tensor.shape for tensor in model.checkpoint.tensors}
@@ -247,7 +248,7 @@ class _Read:
         if place not in self._opened:
             checkpoint, path = self._held.get(place), Path()
             if checkpoint is None:
-                path = resolve(name, self._folder)
+                path = resolve(name, self._places)
                 checkpoint = _core.Checkpoint(str(path))
             else:
                 path = Path(checkpoint.path)
@@ -256,11 +257,11 @@ class _Read:
         return self._opened[place]
 
     def _adapter(self, name: str) -> Adapter:
-        place = place_of(name, self._folder)
+        place = place_of(name, self._places)
         if place not in self._adapters:
             if not name:
                 raise InputError("a model's name ends with '+': name the adapter after it")
-            self._adapters[place] = open_adapter(name, resolve(name, self._folder))
+            self._adapters[place] = open_adapter(name, resolve(name, self._places))
         return self._adapters[place]
 
 

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
-def parts_of(model: str, folder: Path) -> tuple[str, list[str]]:
+@dataclass(frozen=True)
+class Places:
+    """Where a recipe's models lie.
+
+    Attributes:
+        folder: The folder that relative paths start from.
+        stages: The folders of models that earlier stages of the recipe wrote, by their names.
+    """
+
+    folder: Path
+    stages: Mapping[str, Path] = field(default_factory=dict)
+
+
+def parts_of(model: str, places: Path | Places) -> tuple[str, list[str]]:
     """The names of a model and of the adapters that are added to it, in their order.
 
     ``name+adapter`` names an adapter after the model; several follow one another. A path that
@@ -14,51 +29,56 @@ def parts_of(model: str, folder: Path) -> tuple[str, list[str]]:
 
     Args:
         model: The name.
-        folder: The recipe's folder.
+        places: The recipe's folder, or its places.
     """
     parts: list[str] = []
     words = model.split("+")
     while words:
         joined = ["+".join(words[:count]) for count in range(len(words), 0, -1)]
-        there = next((name for name in joined if name and path_of(name, folder).exists()), words[0])
+        there = next((name for name in joined if name and path_of(name, places).exists()), words[0])
         parts.append(there)
         words = words[there.count("+") + 1 :]
     return parts[0], parts[1:]
 
 
-def place_of(model: str, folder: Path) -> str:
+def place_of(model: str, places: Path | Places) -> str:
     """The place that a model's name resolves to: the same for every spelling of one model.
 
     A model with adapters is another place than the model.
 
     Args:
-        model: A path, relative to ``folder``; or a Hub id, with a revision if one is named.
-        folder: The recipe's folder.
+        model: A path; a Hub id, with a revision if one is named; or a stage's name.
+        places: The recipe's folder, or its places.
 
     Returns:
         The absolute path with links followed, if it exists; otherwise the name, normalised (without
         doubled slashes and the like).
     """
-    base, adapters = parts_of(model, folder)
-    return "+".join(_place_of(part, folder) for part in (base, *adapters))
+    base, adapters = parts_of(model, places)
+    return "+".join(_place_of(part, places) for part in (base, *adapters))
 
 
-def _place_of(name: str, folder: Path) -> str:
-    path = path_of(name, folder)
+def _place_of(name: str, places: Path | Places) -> str:
+    path = path_of(name, places)
     if path.exists():
         return os.path.realpath(path)
     return os.path.normpath(path_of(name, Path()))
 
 
-def path_of(model: str, folder: Path) -> Path:
+def path_of(model: str, places: Path | Places) -> Path:
     """The path that a model's name is, if it is one; ``~`` is the user's home.
 
     Args:
         model: The name.
-        folder: What it is relative to, if it is not whole.
+        places: What it is relative to, if it is not whole; or a recipe's places, whose stages come
+            before paths.
     """
+    if isinstance(places, Places):
+        if model in places.stages:
+            return places.stages[model]
+        places = places.folder
     try:
-        return folder / Path(model).expanduser()
+        return places / Path(model).expanduser()
     except RuntimeError:
         # There is no such user: the name stays what it is.
-        return folder / model
+        return places / model

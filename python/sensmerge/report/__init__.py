@@ -15,6 +15,7 @@ from sensmerge.files import write_atomically
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
+    from sensmerge.recipe import Leniency
     from sensmerge.scaling.sigma import Coefficients
 
 __all__ = ["write", "write_for"]
@@ -55,7 +56,12 @@ def write(
 
 
 def write_for(
-    source: Path, output: Path, *, png: Path | None = None, recipe: Path | None = None
+    source: Path,
+    output: Path,
+    *,
+    png: Path | None = None,
+    recipe: Path | None = None,
+    leniency: Leniency = "mergekit",
 ) -> None:
     """Write the report of a calibration file, or of a merged model's folder.
 
@@ -65,13 +71,14 @@ def write_for(
         png: The picture, if wanted.
         recipe: The recipe whose coefficients are shown; by default the folder's own, and for a
             calibration file the default options.
+        leniency: Which unknown keys of ``recipe`` are ignored.
 
     Raises:
         InputError: The source is neither, or cannot be read.
     """
     from sensmerge.calibration import Calibration
     from sensmerge.merging.sidecars import CALIBRATION_FILE, RECIPE_FILE, notes_of
-    from sensmerge.recipe import Recipe, Sensitivity
+    from sensmerge.recipe import Sensitivity, StagedRecipe, load
     from sensmerge.scaling.sigma import coefficients
 
     options, notes = Sensitivity(), []
@@ -81,10 +88,14 @@ def write_for(
             raise InputError(
                 f"{source}: has no {CALIBRATION_FILE}; a plain merge has nothing to report"
             )
-        recipe = recipe or source / RECIPE_FILE
+        if recipe is None:
+            # Whatever was noted then need not be noted again.
+            recipe, leniency = source / RECIPE_FILE, "lenient"
         notes = notes_of(source)
         source = measured
     calibration = Calibration.load(source)
     if recipe is not None:
-        options = Recipe.load(recipe).sensitivity or options
+        asked = load(recipe, leniency=leniency)
+        asked = asked.result.recipe if isinstance(asked, StagedRecipe) else asked
+        options = asked.sensitivity or options
     write(calibration, coefficients(calibration, options), output, png=png, notes=notes)

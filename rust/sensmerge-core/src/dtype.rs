@@ -204,6 +204,9 @@ pub trait Real:
     fn only_if(self, kept: bool) -> Self;
     /// The bits of `|self|`: they order as magnitudes do, NaN above infinity.
     fn magnitude(self) -> Self::Magnitude;
+    /// The number that is not negative and has these bits.
+    #[must_use]
+    fn of_magnitude(magnitude: Self::Magnitude) -> Self;
 
     /// One little-endian float16, exactly.
     fn read_f16(entry: [u8; 2]) -> Self;
@@ -267,6 +270,11 @@ impl Real for f32 {
     }
 
     #[inline]
+    fn of_magnitude(magnitude: i32) -> Self {
+        Self::from_bits(magnitude.cast_unsigned())
+    }
+
+    #[inline]
     fn read_f16(entry: [u8; 2]) -> Self {
         f16_to_f32(u16::from_le_bytes(entry))
     }
@@ -324,6 +332,11 @@ impl Real for f64 {
     #[inline]
     fn magnitude(self) -> i64 {
         (self.to_bits() & 0x7fff_ffff_ffff_ffff).cast_signed()
+    }
+
+    #[inline]
+    fn of_magnitude(magnitude: i64) -> Self {
+        Self::from_bits(magnitude.cast_unsigned())
     }
 
     #[inline]

@@ -7,7 +7,9 @@ use sensmerge_core::checkpoint::layout::layout;
 use sensmerge_core::dtype::Float;
 use sensmerge_core::engine::Inputs;
 use sensmerge_core::error::{Error, Result};
-use sensmerge_core::manifest::{self, Builder, Change, Content, Numbers, Part, Patch, View};
+use sensmerge_core::manifest::{
+    self, Builder, Change, Content, Missing, Numbers, Part, Patch, View,
+};
 use sensmerge_core::method::Semantics;
 use serde::Deserialize;
 
@@ -51,6 +53,8 @@ struct Request {
     semantics: Semantics,
     switches: BTreeMap<String, bool>,
     parts: Vec<RequestedPart>,
+    #[serde(default)]
+    missing: Missing,
     seed: u64,
     out_dtype: Option<Float>,
 }
@@ -110,7 +114,10 @@ enum RequestedPatch {
 
 impl Request {
     fn build(self, checkpoints: Vec<Arc<checkpoint::Checkpoint>>) -> Result<manifest::Manifest> {
-        let mut builder = Builder::new(self.method).semantics(self.semantics).seed(self.seed);
+        let mut builder = Builder::new(self.method)
+            .semantics(self.semantics)
+            .seed(self.seed)
+            .missing(self.missing);
         if let Some(dtype) = self.out_dtype {
             builder = builder.out_dtype(dtype);
         }
@@ -191,8 +198,9 @@ impl Manifest {
     /// Build a manifest from headers alone: no tensor data is read.
     ///
     /// Args:
-    ///     request: JSON: ``method``, ``semantics``, ``switches``, ``seed``, ``out_dtype`` and
-    ///         ``parts``, which are output tensors that are merged from the same models: ``base`` (or
+    ///     request: JSON: ``method``, ``semantics``, ``switches``, ``seed``, ``out_dtype``,
+    ///         ``missing`` (``error``, ``base`` or ``skip``: what becomes of tensors that only some
+    ///         models have) and ``parts``, which are output tensors that are merged from the same models: ``base`` (or
     ///         null), ``models`` (the index of the ``checkpoint`` of each, and rules for its tensors:
     ///         ``names``, ``aliases``, ``leading_rows``, ``patches``), and ``tensors``: the numbers of every output
     ///         tensor, by parameter.

@@ -28,10 +28,22 @@ const CHUNK_OF_ROWS: usize = 1 << 18;
 pub(super) fn chunk_entries<T: Real>(tensor: &Tensor, blocks: Blocks, chunk_bytes: usize) -> usize {
     match blocks {
         Blocks::Flat => (chunk_bytes / size_of::<T>() / BLOCK).max(1) * BLOCK,
-        Blocks::Rows => {
-            let row_length = tensor.subject().row_length().max(1);
-            (CHUNK_OF_ROWS / row_length).max(1) * row_length
-        }
+        Blocks::Rows | Blocks::WholeRows => whole_rows(tensor, CHUNK_OF_ROWS),
+    }
+}
+
+/// Number of entries of as many whole rows as `entries` hold, at least one row.
+fn whole_rows(tensor: &Tensor, entries: usize) -> usize {
+    let row_length = tensor.subject().row_length().max(1);
+    (entries / row_length).max(1) * row_length
+}
+
+/// Number of entries of the largest block of any of `tensors`.
+pub(super) fn block_entries(tensors: &[Tensor], blocks: Blocks) -> usize {
+    let largest = tensors.iter().map(|tensor| whole_rows(tensor, BLOCK)).max();
+    match blocks {
+        Blocks::Flat | Blocks::Rows => BLOCK,
+        Blocks::WholeRows => largest.map_or(BLOCK, |largest| largest.max(BLOCK)),
     }
 }
 
@@ -52,20 +64,22 @@ pub(super) fn chunks<T: Real>(
     tensors.iter().enumerate().flat_map(of_tensor).collect()
 }
 
-/// The blocks of a chunk, in order. With [`Blocks::Rows`] a block ends where its row ends.
+/// The blocks of a chunk, in order. With [`Blocks::Rows`] a block ends where its row ends, and with
+/// [`Blocks::WholeRows`] no row is cut.
 pub(super) fn blocks(
     chunk: &Chunk,
     tensor: &Tensor,
     blocks: Blocks,
 ) -> impl Iterator<Item = Range<usize>> + use<> {
-    let run = match blocks {
-        Blocks::Flat => chunk.entries.len(),
-        Blocks::Rows => tensor.subject().row_length(),
+    let (run, block) = match blocks {
+        Blocks::Flat => (chunk.entries.len(), BLOCK),
+        Blocks::Rows => (tensor.subject().row_length(), BLOCK),
+        Blocks::WholeRows => (chunk.entries.len(), whole_rows(tensor, BLOCK)),
     };
     let end = chunk.entries.end;
     chunk.entries.clone().step_by(run.max(1)).flat_map(move |row| {
         let end = end.min(row + run);
-        (row..end).step_by(BLOCK).map(move |start| start..end.min(start + BLOCK))
+        (row..end).step_by(block).map(move |start| start..end.min(start + block))
     })
 }
 

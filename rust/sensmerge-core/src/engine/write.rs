@@ -51,7 +51,7 @@ pub(super) fn write<T: Computed>(
     decided: &Decided<T>,
     destination: &mut Destination,
 ) -> Result<()> {
-    let (job, blocks) = (stage.job, stage.job.program.combine.blocks());
+    let (job, blocks) = (stage.job, stage.division);
     let combinations: Vec<Combination<T>> = (stage.tensors.iter().zip(&decided.found))
         .map(|(tensor, found)| Combination::new(job, tensor, found))
         .collect();

@@ -12,6 +12,7 @@ mod builder;
 mod check;
 mod matching;
 mod patch;
+mod prefix;
 mod source;
 mod view;
 
@@ -20,6 +21,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use builder::{Builder, Part};
+pub use matching::Missing;
 pub use patch::{Change, Patch};
 pub use source::{File, LowRank, Run, Source, Stored};
 pub use view::View;
