@@ -334,6 +334,33 @@ def test_a_merge_is_that_of_merged_copies(tmp_path: Path, method: str) -> None:
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("dora", [False, True])
+def test_bytes_depend_on_neither_threads_nor_chunks(tmp_path: Path, dora: bool) -> None:
+    shapes = {WEIGHT: (300, 501), "model.embed_tokens.weight": (97, 32)}
+    small(tmp_path, shapes)
+    draw = np.random.default_rng(0)
+    for name in ("a", "b"):
+        written = Written(config={"use_dora": dora})
+        written.factors(draw, MODULE, 300, 501, 4, magnitude=dora)
+        written.factors(draw, "model.embed_tokens", 32, 97, 4, magnitude=dora, embedding=True)
+        written.save(tmp_path / name, "bfloat16")
+    data = {
+        "merge_method": "ties",
+        "base_model": "base",
+        "models": [{"model": "base+a"}, {"model": "base+b"}],
+        "parameters": {"density": 0.4, "weight": 0.5},
+    }
+    recipe = Recipe.from_dict(data, folder=tmp_path)
+    found = set()
+    for threads, chunk_bytes in ((1, None), (2, 4096), (3, 40_000)):
+        out = tmp_path / f"out{threads}"
+        sensmerge.merge(
+            recipe, out, threads=threads, chunk_bytes=chunk_bytes, progress=False, sync=False
+        )
+        found.add((out / "model.safetensors").read_bytes())
+    assert len(found) == 1
+
+
 def test_nan_in_an_adapter_is_the_adapters(tmp_path: Path) -> None:
     written = plain(tmp_path)
     written.tensors[f"{PREFIX}{MODULE}.lora_B.weight"][3, 1] = np.nan

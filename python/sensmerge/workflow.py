@@ -154,10 +154,11 @@ def _merge_stages(
     # Refuse what is bound to fail in any stage before the first is merged.
     planned = _plan_stages(asked, None, how.max_shard_size)
     inputs = {
-        str(model.path)
+        str(path)
         for _, each in planned.stages
         for model in each.models
-        if model.path not in planned.places.values()
+        for path in model.paths
+        if path not in planned.places.values()
     }
     _core.check_output(str(out), sorted(inputs), how.overwrite)
     places, notes = dict[str, Path](), list(asked.notes)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sensmerge.errors import InputError
-from sensmerge.models.layers import Decoder, decoder_of
+from sensmerge.models.layers import OUTPUT_HEADS, Decoder, decoder_of
 
 if TYPE_CHECKING:
     from sensmerge import _core
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from sensmerge.recipe import Recipe
     from sensmerge.recipe.slices import Slice, Source
 
-_OUTPUT_HEADS = ("lm_head.weight", "embed_out.weight")
 _INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 
 
@@ -211,7 +210,7 @@ def _layers(model: Model, source: Source, place: tuple[int, int]) -> tuple[int, 
 
 def _is_before(name: str) -> bool:
     """Whether a tensor outside the layers comes before them, like an embedding."""
-    if name.endswith(_OUTPUT_HEADS):
+    if name.endswith(OUTPUT_HEADS):
         return False
     return any(part in name for part in ("embed", "wte", "wpe", "project_in"))
 
@@ -223,7 +222,7 @@ def _aliases(model: Model) -> dict[str, str]:
     if not model.config.get("tie_word_embeddings", False):
         return {}
     embedding = next((name for name in model.tensors if name.endswith(_INPUT_EMBEDDINGS)), None)
-    return {} if embedding is None else dict.fromkeys(_OUTPUT_HEADS, embedding)
+    return {} if embedding is None else dict.fromkeys(OUTPUT_HEADS, embedding)
 
 
 def _leading_rows(model: Model, base_config: dict[str, Any]) -> list[str]:
@@ -235,7 +234,7 @@ def _leading_rows(model: Model, base_config: dict[str, Any]) -> list[str]:
     return [
         tensor.name
         for tensor in model.checkpoint.tensors
-        if tensor.name.endswith((*_INPUT_EMBEDDINGS, *_OUTPUT_HEADS))
+        if tensor.name.endswith((*_INPUT_EMBEDDINGS, *OUTPUT_HEADS))
         and tensor.shape
         and (tensor.shape[0] == size or tensor.name in resized)
     ]

@@ -144,9 +144,9 @@ def _check_kind(path: Path, data: dict[str, Any]) -> None:
     if isinstance(start, dict | list) or start not in _HARMLESS_INITIALISATIONS:
         raise InputError(
             f"{path}: init_lora_weights: '{start}' changes the model's own weights before "
-            "training, so that the adapter does not fit the model that it names: convert it to a plain LoRA "
-            "(PEFT's save_pretrained with path_initial_model_for_weight_conversion), or, if the "
-            "model is the changed one, write true there"
+            "training, so that the adapter does not fit the model that it names: convert it to a "
+            "plain LoRA (PEFT's save_pretrained with path_initial_model_for_weight_conversion), "
+            "or, if the model is the changed one, write true there"
         )
 
 

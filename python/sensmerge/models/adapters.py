@@ -16,6 +16,7 @@ from sensmerge import _core
 from sensmerge.errors import InputError
 from sensmerge.models.adapter_config import AdapterConfig, read_adapter_config
 from sensmerge.models.folders import is_folder, mode_of, own_file, tokenizer_files
+from sensmerge.models.layers import OUTPUT_HEADS
 
 CONFIG_FILE = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
@@ -244,15 +245,16 @@ def _matched(
         }
         if len(renamed) > len(best):
             best = renamed
+    heads = [target for target in targets if target.endswith(OUTPUT_HEADS)]
+    if heads and config.get("tie_word_embeddings"):
+        raise InputError(
+            f"{adapter.path}: changes '{heads[0]}', and the output head of {model} is tied to its "
+            "input embedding: merge the adapter first, into a model that is saved with an output "
+            "head of its own (tie_word_embeddings: false)"
+        )
     missing = [target for target in targets if target not in best]
     if missing:
-        tied = missing[0].endswith("lm_head.weight") and config.get("tie_word_embeddings")
-        why = (
-            f"; the model ties its output head to its input embedding and stores no "
-            f"'{missing[0]}': merge the adapter first, into a model that is saved with an output head of its own"
-            if tied
-            else "; the adapter was made for another model, or for another layout of this one"
-        )
+        why = "; the adapter was made for another model, or for another layout of this one"
         more = "" if len(missing) == 1 else f", like {len(missing) - 1} more"
         raise InputError(
             f"{adapter.path}: changes '{missing[0]}'{more}, and {model} has no such tensor{why}"
