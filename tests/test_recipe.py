@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sensmerge import InputError, Recipe
-from sensmerge.models.folders import resolve
+from sensmerge.models.references import resolve
 
 PLAIN = """
 models:

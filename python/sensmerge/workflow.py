@@ -26,6 +26,7 @@ from sensmerge.merging.stages import (
     with_names,
 )
 from sensmerge.models import Models, open_models
+from sensmerge.models.pickles import unpickled, unpickling
 from sensmerge.recipe import DEFAULT_TEMPERATURE, Recipe, StagedRecipe, load
 from sensmerge.scaling.matching import matching, needs_calibration
 from sensmerge.scaling.required import coefficients_for
@@ -47,6 +48,7 @@ def merge(
     overwrite: bool = False,
     allow_nan: bool = False,
     chunk_bytes: int | None = None,
+    unpickle: bool = False,
     tokenizer: bool = True,
     card: bool = True,
     stages: str | Path | None = None,
@@ -68,6 +70,8 @@ def merge(
         overwrite: Replace the output of an earlier merge in ``out``; inputs are never replaced.
         allow_nan: Write NaN and infinite values instead of refusing them.
         chunk_bytes: Bytes that a thread works on at a time. The output does not depend on it.
+        unpickle: Read models that are stored as pickles (``pytorch_model.bin``) in a process of
+            their own, through a temporary copy beside ``out``. Needs torch.
         tokenizer: Write the tokenizer's files beside the weights.
         card: Write the model card.
         stages: A folder in which the models of earlier stages stay; None: they are removed at the
@@ -87,10 +91,11 @@ def merge(
     how = _How(
         threads, progress, max_shard_size, sync, overwrite, allow_nan, chunk_bytes, tokenizer, card
     )
-    if isinstance(asked, StagedRecipe):
-        kept = None if stages is None else Path(stages)
-        return _merge_stages(asked, Path(out), calibration, how, kept, reuse=reuse)
-    return _merge(asked, out, calibration, how, [])
+    with unpickling(out, enabled=unpickle, progress=progress):
+        if isinstance(asked, StagedRecipe):
+            kept = None if stages is None else Path(stages)
+            return _merge_stages(asked, Path(out), calibration, how, kept, reuse=reuse)
+        return _merge(asked, out, calibration, how, [])
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,9 @@ def _merge(
     earlier: list[str],
 ) -> MergeResult:
     """Merge one recipe; ``earlier`` are notes of the stages before it."""
-    models = open_models(recipe)
+    models = open_models(recipe, progress=how.progress)
+    pickled = unpickled()
+    _core.check_output(str(out), [str(path) for path in pickled.copies], how.overwrite)
     if recipe.auto or (calibration is None and needs_calibration(recipe)):
         # Refuse a merge that is bound to fail before the long measurement rather than after it.
         request(_provisional(recipe), None, models).manifest()
@@ -137,7 +144,7 @@ def _merge(
         out,
         measured,
         _coefficients(measured, recipe),
-        notes=[*earlier, *notes],
+        notes=[*earlier, *pickled.notes, *notes],
         **asdict(how),
     )
 

@@ -53,7 +53,7 @@ def run(
     runner = Runner(memory, device, options.dtype)
     kept = Kept(keep, options.model_dump())
     with quiet_transformers(), torch_threads(threads):
-        sources = open_sources(recipe)
+        sources = open_sources(recipe, progress=progress)
         tasks = [
             samples.task(recipe, place, source.tokenizer, options)
             for place, source in enumerate(sources)
@@ -96,9 +96,9 @@ def run(
 _MEASURED = {"positions", "distance", "dtype", "samples", "max_length", "seed"}
 
 
-def open_sources(recipe: Recipe) -> list[loading.Source]:
+def open_sources(recipe: Recipe, *, progress: bool = True) -> list[loading.Source]:
     """The files and the tokenizer of every expert of a recipe."""
-    models = open_models(recipe)
+    models = open_models(recipe, progress=progress)
     base = None if models.base is None else models.base.path
     return [
         loading.open_source(expert.model, model.path, base, model)

@@ -17,6 +17,7 @@ from sensmerge.cli.options import (
     quiet_option,
     require_calibration,
     threads_option,
+    unpickle_option,
 )
 from sensmerge.errors import InputError
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 )
 @click.option("--device", default="cpu", show_default=True, help="A torch device, such as cuda.")
 @threads_option
+@unpickle_option
 @leniency_options
 @quiet_option
 def calibrate(
@@ -44,6 +46,7 @@ def calibrate(
     memory: str,
     device: str,
     threads: int | None,
+    unpickle: bool,
     leniency: Leniency | None,
     quiet: bool,
 ) -> None:
@@ -57,7 +60,13 @@ def calibrate(
     loaded = load_recipe(recipe, leniency, say=not quiet)
     check_writable(output)
     calibration = run(
-        loaded, progress=not quiet, threads=threads, memory=memory, device=device, keep=output
+        loaded,
+        progress=not quiet,
+        threads=threads,
+        memory=memory,
+        device=device,
+        keep=output,
+        unpickle=unpickle,
     )
     calibration.save(output)
     forget(output)

@@ -13,11 +13,14 @@ from sensmerge.cli.options import (
     FOLDER,
     calibration_option,
     check_writable,
+    force_option,
     leniency_options,
     load_calibration,
     load_staged,
     quiet_option,
+    shard_option,
     threads_option,
+    unpickle_option,
 )
 
 if TYPE_CHECKING:
@@ -29,16 +32,12 @@ if TYPE_CHECKING:
 @click.argument("out", type=FOLDER, required=False)
 @calibration_option
 @threads_option
-@click.option(
-    "--max-shard-size",
-    default="5GB",
-    show_default=True,
-    help="Largest size of a weight file, such as 5GB or 500MiB.",
-)
+@shard_option
 @click.option("--no-sync", is_flag=True, help="Do not flush the output to disk.")
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan; write nothing.")
-@click.option("--force", is_flag=True, help="Replace the output of an earlier merge in OUT.")
+@force_option
 @click.option("--allow-nan", is_flag=True, help="Write NaN and infinity instead of refusing them.")
+@unpickle_option
 @click.option(
     "-I",
     "--intermediate-dir",
@@ -57,6 +56,7 @@ def merge(
     no_sync: bool,
     dry_run: bool,
     force: bool,
+    unpickle: bool,
     leniency: Leniency | None,
     quiet: bool,
     out_path: Path | None,
@@ -72,6 +72,7 @@ def merge(
     Calibrates first if the recipe has a `sensitivity:` section and no --calibration is given.
     """
     from sensmerge import workflow
+    from sensmerge.models.pickles import unpickling
 
     out = out or out_path
     if out is None:
@@ -82,9 +83,10 @@ def merge(
     loaded = _seeded(load_staged(recipe, leniency), random_seed)
     measured, size = load_calibration(calibration), out_shard_size or max_shard_size
     if dry_run:
-        plan = workflow.plan(loaded, calibration=measured, max_shard_size=size)
-        if not quiet:
-            click.echo(plan.describe())
+        with unpickling(out, enabled=unpickle, progress=not quiet):
+            plan = workflow.plan(loaded, calibration=measured, max_shard_size=size)
+            if not quiet:
+                click.echo(plan.describe())
         return
     result = workflow.merge(
         loaded,
@@ -94,6 +96,7 @@ def merge(
         max_shard_size=size,
         sync=not no_sync,
         overwrite=force,
+        unpickle=unpickle,
         tokenizer=copy_tokenizer,
         card=write_model_card,
         reuse=lazy,

@@ -28,6 +28,20 @@ threads_option = click.option(
     help="Threads to use; all cores by default.",
 )
 quiet_option = click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+force_option = click.option(
+    "--force", is_flag=True, help="Replace the output of an earlier merge in OUT."
+)
+shard_option = click.option(
+    "--max-shard-size",
+    default="5GB",
+    show_default=True,
+    help="Largest size of a weight file, such as 5GB or 500MiB.",
+)
+unpickle_option = click.option(
+    "--unpickle",
+    is_flag=True,
+    help="Read models stored as pickles (.bin): torch opens them in a process of their own.",
+)
 calibration_option = click.option(
     "--calibration", type=FILE, help="A calibration.json made earlier for these experts."
 )

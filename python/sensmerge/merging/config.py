@@ -30,17 +30,22 @@ def merged_config(recipe: Recipe, models: Models) -> dict[str, Any]:
     config = copy.deepcopy(models.template.config)
     if not config:
         return config
-    # The key names the base's weight file, which the output does not have.
-    config.pop("transformers_weights", None)
-    asked = recipe.out_dtype or recipe.dtype
-    if asked is not None:
-        keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
-        config |= dict.fromkeys(keys, asked)
+    config = with_dtype(config, recipe.out_dtype or recipe.dtype)
     if recipe.slices is not None:
         stack = Stack.of(recipe, models)
         layers = [layer for place in range(len(recipe.parts)) for layer in stack.layers(place)]
         _restack(text_config(config), layers)
     return config
+
+
+def with_dtype(config: dict[str, Any], dtype: str | None) -> dict[str, Any]:
+    """A model's config for its weights in other files and, if one is given, of another dtype."""
+    # The key names the model's weight file, which the output does not have.
+    changed = {key: value for key, value in config.items() if key != "transformers_weights"}
+    if dtype is not None and config:
+        keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
+        changed |= dict.fromkeys(keys, dtype)
+    return changed
 
 
 def _restack(config: dict[str, Any], layers: list[tuple[Model, int]]) -> None:

@@ -10,14 +10,8 @@ from sensmerge import __version__
 from sensmerge.errors import InputError
 from sensmerge.merging.config import merged_config
 from sensmerge.models import vocabulary
-from sensmerge.models.folders import (
-    is_folder,
-    mode_of,
-    own_file,
-    read_config,
-    resolve,
-    tokenizer_files,
-)
+from sensmerge.models.folders import is_folder, own_file, read_config, tokenizer_files
+from sensmerge.models.references import resolve
 from sensmerge.recipe.places import parts_of
 
 if TYPE_CHECKING:
@@ -160,24 +154,18 @@ def model_card(recipe: Recipe, models: Models, found: Coefficients | None) -> st
     """The README.md of the merged model, with the front matter that the Hub reads."""
     method = recipe.merge_method + (" with Sens-Merging" if found is not None else "")
     lines = ["---", "library_name: transformers", "tags:", "- merge", "- sensmerge"]
-    hub_names = [
-        name
-        for model in models.all
-        for name, path in zip(_names(model, recipe), model.paths, strict=True)
-        if name not in recipe.places.stages
-        and mode_of(recipe.folder / name) is None
-        and not path.samefile(recipe.folder)
-    ]
-    hub_names = list(dict.fromkeys(hub_names))
-    if hub_names:
-        lines += ["base_model:", *(f"- {json.dumps(name)}" for name in hub_names)]
+    origins = [checkpoint.origin for model in models.all for checkpoint in model.checkpoints]
+    repositories = dict.fromkeys(origin[0] for origin in origins if origin is not None)
+    if repositories:
+        lines += ["base_model:", *(f"- {json.dumps(name)}" for name in repositories)]
     lines += ["---", "", "# Merged model", "", f"Merged by sensmerge {__version__}: {method}."]
-    lines += ["", f"Semantics: {recipe.semantics}. Seed: {recipe.seed}.", "", "| model | role |"]
-    lines += ["|---|---|"]
+    lines += ["", f"Semantics: {recipe.semantics}. Seed: {recipe.seed}.", ""]
+    lines += ["| model | role | commit |", "|---|---|---|"] if repositories else []
+    lines += [] if repositories else ["| model | role |", "|---|---|"]
     base = models.base
-    lines += [] if base is None else [f"| {_cell(base.name)} | base |"]
+    lines += [] if base is None else [_row(base, "base", bool(repositories))]
     experts = [model for model in models.experts if model is not base]
-    lines += [f"| {_cell(model.name)} | expert |" for model in experts]
+    lines += [_row(model, "expert", bool(repositories)) for model in experts]
     if found is not None:
         lines += ["", "## Coefficients", "", *(f"{sentence}." for sentence in found.sentences())]
         lines += ["", f"What was measured is in `{CALIBRATION_FILE}`."]
@@ -186,10 +174,10 @@ def model_card(recipe: Recipe, models: Models, found: Coefficients | None) -> st
     return "\n".join(lines)
 
 
-def _names(model: Model, recipe: Recipe) -> list[str]:
-    """The names of a model and of its adapters."""
-    name, adapters = parts_of(model.name, recipe.places)
-    return [name, *adapters]
+def _row(model: Model, role: str, with_commit: bool) -> str:
+    origins = [checkpoint.origin for checkpoint in model.checkpoints]
+    commits = "+".join(f"`{origin[1]}`" for origin in origins if origin is not None)
+    return f"| {' | '.join([_cell(model.name), role, *([commits] if with_commit else [])])} |"
 
 
 def _cell(text: str) -> str:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from sensmerge import _core
 from sensmerge.errors import InputError
 from sensmerge.models.adapters import Adapter, Change, changes_of, open_adapter
-from sensmerge.models.folders import read_config, resolve
+from sensmerge.models.folders import read_config
 from sensmerge.models.layers import text_config
+from sensmerge.models.references import resolve
 from sensmerge.recipe.places import parts_of, place_of
 
 if TYPE_CHECKING:
@@ -155,12 +156,18 @@ class Models:
         return list(dict.fromkeys(said))
 
 
-def open_models(recipe: Recipe, given: Mapping[str, _core.Checkpoint] | None = None) -> Models:
+def open_models(
+    recipe: Recipe,
+    given: Mapping[str, _core.Checkpoint] | None = None,
+    *,
+    progress: bool = True,
+) -> Models:
     """Open the models of a recipe.
 
     Args:
         recipe: The recipe.
         given: Checkpoints that are open already, by the models' names in the recipe.
+        progress: Show progress of downloads from the Hub.
 
     Raises:
         InputError: A model is missing or malformed, or ``given`` names one that the recipe does not
@@ -180,7 +187,7 @@ def open_models(recipe: Recipe, given: Mapping[str, _core.Checkpoint] | None = N
         if place_of(name, recipe.places) not in (*places.values(), *bases):
             raise InputError(f"'{name}' is not a model of the recipe; it has {', '.join(names)}")
     opened: dict[str, Model] = {}
-    read = _Read(recipe.places, held)
+    read = _Read(recipe.places, held, progress)
     for name, place in places.items():
         if place not in opened:
             opened[place] = read.model(name, place)
@@ -203,21 +210,25 @@ def open_model(name: str, places: Path | Places) -> Model:
         InputError: It is missing or malformed.
         OSError: A file cannot be read.
     """
-    return _Read(places, {}).model(name, place_of(name, places))
+    return _Read(places, {}, progress=True).model(name, place_of(name, places))
 
 
 class _Read:
     """Opens models; files that several models share are opened once."""
 
-    def __init__(self, places: Path | Places, held: Mapping[str, _core.Checkpoint]) -> None:
+    def __init__(
+        self, places: Path | Places, held: Mapping[str, _core.Checkpoint], progress: bool
+    ) -> None:
         """Set out to open models.
 
         Args:
             places: The folder that relative names start from, or a recipe's places.
             held: Checkpoints that are open already, by the places of their models.
+            progress: Show progress of downloads from the Hub.
         """
         self._places = places
         self._held = held
+        self._progress = progress
         self._opened: dict[str, Model] = {}
         self._adapters: dict[str, Adapter] = {}
 
@@ -248,7 +259,7 @@ class _Read:
         if place not in self._opened:
             checkpoint, path = self._held.get(place), Path()
             if checkpoint is None:
-                path = resolve(name, self._places)
+                path = resolve(name, self._places, progress=self._progress)
                 checkpoint = _core.Checkpoint(str(path))
             else:
                 path = Path(checkpoint.path)
@@ -261,7 +272,8 @@ class _Read:
         if place not in self._adapters:
             if not name:
                 raise InputError("a model's name ends with '+': name the adapter after it")
-            self._adapters[place] = open_adapter(name, resolve(name, self._places))
+            path = resolve(name, self._places, adapter=True, progress=self._progress)
+            self._adapters[place] = open_adapter(name, path)
         return self._adapters[place]
 
 

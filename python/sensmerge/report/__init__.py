@@ -1,4 +1,4 @@
-"""Calibrations and coefficients as a page and a picture.
+"""Calibrations, coefficients and comparisons as pages and pictures.
 
 Needs matplotlib and jinja2, which come with ``sensmerge[report]``; neither is loaded before a
 report is written.
@@ -6,7 +6,8 @@ report is written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,11 @@ from sensmerge.files import write_atomically
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
+    from sensmerge.comparison.differences import Comparison
     from sensmerge.recipe import Leniency
     from sensmerge.scaling.sigma import Coefficients
 
-__all__ = ["write", "write_for"]
+__all__ = ["write", "write_comparison", "write_for"]
 
 
 def write(
@@ -43,16 +45,33 @@ def write(
     Raises:
         InputError: matplotlib or jinja2 is missing, or a file cannot be written.
     """
-    try:
+    with _needs():
         from sensmerge.report import figures, page
-    except ImportError as error:
-        raise InputError(
-            f"a report needs matplotlib and jinja2 ({error}); pip install 'sensmerge[report]'"
-        ) from None
     text = page.render(calibration, coefficients, title, notes)
     write_atomically(Path(output), text)
     if png is not None:
         write_atomically(Path(png), figures.overview_png(coefficients))
+
+
+def write_comparison(comparison: Comparison, output: str | Path) -> None:
+    """Write one self-contained HTML file of two models compared.
+
+    Raises:
+        InputError: matplotlib or jinja2 is missing, or the file cannot be written.
+    """
+    with _needs():
+        from sensmerge.report import page
+    write_atomically(Path(output), page.render_comparison(comparison))
+
+
+@contextmanager
+def _needs() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise InputError(
+            f"a report needs matplotlib and jinja2 ({error}); pip install 'sensmerge[report]'"
+        ) from None
 
 
 def write_for(

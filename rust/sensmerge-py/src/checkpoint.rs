@@ -145,6 +145,13 @@ impl Checkpoint {
         self.inner.path().display().to_string()
     }
 
+    /// The repository on the Hub and the commit that it was downloaded from; None if it does not lie
+    /// in a Hub cache.
+    #[getter]
+    fn origin(&self) -> Option<(String, String)> {
+        self.inner.origin().map(|origin| (origin.repository, origin.commit))
+    }
+
     /// Its tensors, by name.
     #[getter]
     fn tensors(&self) -> Vec<TensorInfo> {

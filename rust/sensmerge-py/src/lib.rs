@@ -5,6 +5,7 @@
 
 mod buffers;
 mod checkpoint;
+mod difference;
 mod distance;
 mod door;
 mod error;
@@ -13,10 +14,13 @@ mod memory;
 mod merge;
 mod methods;
 mod output;
+mod pickle_files;
 mod pool;
 mod prepared;
 mod read;
 mod sensitivity;
+mod task_vector;
+mod weight_files;
 
 use pyo3::pymodule;
 
@@ -25,6 +29,8 @@ use pyo3::pymodule;
 mod _core {
     #[pymodule_export]
     use crate::checkpoint::{Checkpoint, TensorInfo};
+    #[pymodule_export]
+    use crate::difference::{Difference, differences};
     #[pymodule_export]
     use crate::distance::row_distances;
     #[pymodule_export]
@@ -38,9 +44,15 @@ mod _core {
     #[pymodule_export]
     use crate::output::check_output;
     #[pymodule_export]
+    use crate::pickle_files::pickle_files;
+    #[pymodule_export]
     use crate::prepared::Prepared;
     #[pymodule_export]
     use crate::read::read_into;
     #[pymodule_export]
     use crate::sensitivity::sum_abs_product;
+    #[pymodule_export]
+    use crate::task_vector::task_vector;
+    #[pymodule_export]
+    use crate::weight_files::weight_files;
 }

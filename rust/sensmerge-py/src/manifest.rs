@@ -13,6 +13,7 @@ use sensmerge_core::manifest::{
 use sensmerge_core::method::Semantics;
 use serde::Deserialize;
 
+use crate::buffers::dtype as parse_dtype;
 use crate::checkpoint::Checkpoint;
 use crate::error::{bad_input, to_python};
 
@@ -218,6 +219,32 @@ impl Manifest {
             .map_err(|error| bad_input(format!("request: {error}")))?;
         let checkpoints = opened(&checkpoints);
         let inner = py.detach(|| request.build(checkpoints)).map_err(to_python)?;
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Build the manifest of a conversion: one model as it is, its floats stored in another dtype.
+    ///
+    /// Args:
+    ///     view: JSON: the rules for the model's tensors, as in the request of a merge.
+    ///     model: The model.
+    ///     dtype: The dtype, such as ``bfloat16``; None keeps every tensor's own.
+    ///
+    /// Raises:
+    ///     InputError: The rules are malformed, or the dtype is unknown.
+    #[staticmethod]
+    fn conversion(
+        py: Python<'_>,
+        view: &str,
+        model: PyRef<'_, Checkpoint>,
+        dtype: Option<&str>,
+    ) -> PyResult<Self> {
+        let view: RequestedView =
+            serde_json::from_str(view).map_err(|error| bad_input(format!("view: {error}")))?;
+        let dtype = dtype.map(|dtype| parse_dtype("dtype", dtype)).transpose()?;
+        let model = model.inner();
+        let inner = py
+            .detach(|| manifest::Manifest::conversion(view.build(&[model])?, dtype))
+            .map_err(to_python)?;
         Ok(Self { inner: Arc::new(inner) })
     }
 

@@ -9,6 +9,7 @@
 pub mod bracket;
 pub mod changed;
 pub mod derivative;
+pub mod difference;
 pub mod disjoint;
 pub mod distance;
 pub mod divergence;

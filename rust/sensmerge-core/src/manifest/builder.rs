@@ -396,5 +396,6 @@ fn model(checkpoint: &Checkpoint) -> Model {
         path: checkpoint.path().to_path_buf(),
         files: files.map(file).collect(),
         fingerprint: None,
+        origin: checkpoint.origin(),
     }
 }

@@ -28,11 +28,11 @@ pub use view::View;
 
 pub use crate::numbers::{Number, Numbers};
 
-use crate::checkpoint::Checkpoint;
 use crate::checkpoint::layout::TensorSpec;
-use crate::dtype::Dtype;
+use crate::checkpoint::{Checkpoint, Origin};
+use crate::dtype::{Dtype, Float};
 use crate::error::{Error, Result};
-use crate::method::Settings;
+use crate::method::{IDENTITY, Settings};
 use crate::program::Subject;
 
 /// The version of the format that is written and read.
@@ -68,6 +68,9 @@ pub struct Model {
     pub files: Vec<File>,
     /// Digest of its weights; see [`Manifest::with_fingerprints`].
     pub fingerprint: Option<String>,
+    /// The place on the Hub that it was downloaded from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
 }
 
 /// An output tensor.
@@ -108,6 +111,15 @@ pub struct Merge {
 }
 
 impl Manifest {
+    /// One model as it is, its floats stored as `dtype` where one is given.
+    ///
+    /// # Errors
+    /// As for [`Builder::build`].
+    pub fn conversion(model: View, dtype: Option<Float>) -> Result<Self> {
+        let builder = Builder::new(IDENTITY).model(model);
+        dtype.into_iter().fold(builder, Builder::out_dtype).build()
+    }
+
     /// Read a manifest.
     ///
     /// # Errors

@@ -31,6 +31,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::program::Program;
+pub(crate) use passthrough::NAME as IDENTITY;
 pub use schema::{Base, Count, Kind, Owner, Parameter, Range, Schema, Search};
 
 /// A merge method.
