@@ -10,7 +10,7 @@ use crate::manifest::{File, Manifest, Model, Stored};
 /// The checkpoints that a manifest's tensors are read from. They can be shared with other merges.
 #[derive(Clone, Debug)]
 pub struct Inputs {
-    checkpoints: Vec<Arc<Checkpoint>>,
+    pub(super) checkpoints: Vec<Arc<Checkpoint>>,
     computed: Arc<Mutex<BTreeMap<String, Computed>>>,
 }
 

@@ -328,27 +328,27 @@ mod tests {
         fn expected(&self, magnitudes: bool) -> Vec<f64> {
             let [rows, columns] = self.shape;
             let wide = |values: &[f32], place: usize| f64::from(values[place]);
-            let [w, a, b, m] = &self.values;
+            let [weight, a, b, norms] = &self.values;
             let inputs = if self.transposed { rows } else { columns };
             let mut out = Vec::new();
-            for i in 0..rows {
-                for j in 0..columns {
-                    let (o, n) = if self.transposed { (j, i) } else { (i, j) };
-                    let products = (0..self.rank)
-                        .map(|r| wide(b, o * self.rank + r) * wide(a, r * inputs + n));
-                    out.push(wide(w, i * columns + j) + self.scale * products.sum::<f64>());
-                }
+            for place in 0..rows * columns {
+                let (row, column) = (place / columns, place % columns);
+                let (output, input) = if self.transposed { (column, row) } else { (row, column) };
+                let products = (0..self.rank).map(|rank| {
+                    wide(b, output * self.rank + rank) * wide(a, rank * inputs + input)
+                });
+                out.push(wide(weight, place) + self.scale * products.sum::<f64>());
             }
             if magnitudes {
                 let of = |place: usize| {
                     if self.transposed { place % columns } else { place / columns }
                 };
-                let mut squares = vec![0.0; m.len()];
+                let mut squares = vec![0.0; norms.len()];
                 for (place, value) in out.iter().enumerate() {
                     squares[of(place)] += value * value;
                 }
                 for (place, value) in out.iter_mut().enumerate() {
-                    *value *= wide(m, of(place)) / squares[of(place)].sqrt();
+                    *value *= wide(norms, of(place)) / squares[of(place)].sqrt();
                 }
             }
             out
