@@ -16,6 +16,7 @@ from adapters import PREFIX, Written, changed, scale_of
 from families import tensor_family
 from sensmerge import InputError, Recipe
 from sensmerge.recipe.places import parts_of, place_of
+from sensmerge.workflow import plan
 
 MODULE = "model.layers.0.self_attn.q_proj"
 WEIGHT = f"{MODULE}.weight"
@@ -160,7 +161,7 @@ def test_a_prefix_more_or_less(tmp_path: Path, stored: str, named: str) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def plain(folder: Path, **config: Any) -> Written:
+def tuned(folder: Path, **config: Any) -> Written:
     small(folder)
     written = Written(config=config)
     written.factors(np.random.default_rng(0), MODULE, 12, 20, 4)
@@ -189,7 +190,7 @@ def plain(folder: Path, **config: Any) -> Written:
     ],
 )
 def test_other_kinds_are_refused_by_name(tmp_path: Path, config: dict[str, Any], said: str) -> None:
-    plain(tmp_path, **config).save(tmp_path / "lora")
+    tuned(tmp_path, **config).save(tmp_path / "lora")
     assert said in refusal(tmp_path, "base+lora")
 
 
@@ -207,7 +208,7 @@ def test_other_kinds_are_refused_by_name(tmp_path: Path, config: dict[str, Any],
     ],
 )
 def test_keys_without_effect_are_let_through(tmp_path: Path, config: dict[str, Any]) -> None:
-    plain(tmp_path, **config).save(tmp_path / "lora")
+    tuned(tmp_path, **config).save(tmp_path / "lora")
     alone(tmp_path, "base+lora")
 
 
@@ -232,7 +233,7 @@ def test_keys_without_effect_are_let_through(tmp_path: Path, config: dict[str, A
 def test_tensors_that_do_not_fit_are_refused_by_name(
     tmp_path: Path, change: dict[str, tuple[int, ...]], said: str
 ) -> None:
-    written = plain(tmp_path)
+    written = tuned(tmp_path)
     draw = np.random.default_rng(0)
     for name, shape in change.items():
         written.tensors[PREFIX + name] = draw.standard_normal(shape)
@@ -241,7 +242,7 @@ def test_tensors_that_do_not_fit_are_refused_by_name(
 
 
 def test_folders_that_are_no_adapters(tmp_path: Path) -> None:
-    plain(tmp_path).save(tmp_path / "lora")
+    tuned(tmp_path).save(tmp_path / "lora")
     assert "base: is no adapter" in refusal(tmp_path, "base+base")
     said = refusal(tmp_path, "lora")
     assert "lora: is a LoRA adapter for 'base', not a whole model; name it after" in said
@@ -264,7 +265,7 @@ def test_a_name_has_parts(tmp_path: Path) -> None:
 
 
 def test_what_the_user_should_know_is_noted(tmp_path: Path) -> None:
-    written = plain(tmp_path, base_model_name_or_path="org/another")
+    written = tuned(tmp_path, base_model_name_or_path="org/another")
     written.tensors[f"{PREFIX}model.norm.original_module.weight"] = np.ones(20)
     written.save(tmp_path / "lora")
     (tmp_path / "lora" / "added_tokens.json").write_text("{}")
@@ -280,7 +281,7 @@ def test_what_the_user_should_know_is_noted(tmp_path: Path) -> None:
 
 
 def test_files_are_opened_once_and_belong_to_the_manifest(tmp_path: Path) -> None:
-    plain(tmp_path).save(tmp_path / "lora")
+    tuned(tmp_path).save(tmp_path / "lora")
     data = {
         "merge_method": "task_arithmetic",
         "base_model": "base",
@@ -288,8 +289,8 @@ def test_files_are_opened_once_and_belong_to_the_manifest(tmp_path: Path) -> Non
         "parameters": {"weight": 1},
     }
     recipe = Recipe.from_dict(data, folder=tmp_path)
-    plan = json.loads(sensmerge.plan(recipe).to_json())
-    assert [Path(model["path"]).name for model in plan["models"]] == [
+    planned = json.loads(plan(recipe).to_json())
+    assert [Path(model["path"]).name for model in planned["models"]] == [
         "base",
         "adapter_model.safetensors",
     ]
@@ -335,6 +336,23 @@ def test_a_merge_is_that_of_merged_copies(tmp_path: Path, method: str) -> None:
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6)
 
 
+def test_a_base_that_stands_alone_is_written_with_its_adapter(tmp_path: Path) -> None:
+    tuned(tmp_path).save(tmp_path / "lora")
+    data = {
+        "merge_method": "task_arithmetic",
+        "base_model": "base+lora",
+        "models": [{"model": "./base+lora", "parameters": {"weight": 1}}],
+    }
+    recipe = Recipe.from_dict(data, folder=tmp_path)
+    assert any("is merged with no other model" in note for note in recipe.notes)
+    expected = alone(tmp_path, "base+lora")
+    for name, tensor in sensmerge.merge_tensors(recipe).items():
+        np.testing.assert_array_equal(tensor.double().numpy(), expected[name])
+    data |= {"base_model": "base", "models": [{"model": "base", "parameters": {"weight": 1}}]}
+    with pytest.raises(InputError, match="there is no expert to merge"):
+        Recipe.from_dict(data, folder=tmp_path)
+
+
 @pytest.mark.parametrize("dora", [False, True])
 def test_bytes_depend_on_neither_threads_nor_chunks(tmp_path: Path, dora: bool) -> None:
     shapes = {WEIGHT: (300, 501), "model.embed_tokens.weight": (97, 32)}
@@ -363,7 +381,7 @@ def test_bytes_depend_on_neither_threads_nor_chunks(tmp_path: Path, dora: bool) 
 
 
 def test_nan_in_an_adapter_is_the_adapters(tmp_path: Path) -> None:
-    written = plain(tmp_path)
+    written = tuned(tmp_path)
     written.tensors[f"{PREFIX}{MODULE}.lora_B.weight"][3, 1] = np.nan
     written.save(tmp_path / "lora")
     said = refusal(tmp_path, "base+lora")

@@ -306,7 +306,7 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
 def test_what_is_not_supported_does_not_hide_the_rest(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     (tmp_path / "a+b").mkdir()
-    sources = "[{model: b}, {model: x+l}, {model: a+b}]"
+    sources = "[{model: b}, {model: a+b}]"
     path.write_text(
         f"slices: [{{sources: {sources}}}, {{sources: {sources}}}]\n"
         "base_model: b\n"
@@ -318,7 +318,6 @@ def test_what_is_not_supported_does_not_hide_the_rest(tmp_path: Path) -> None:
     lines = [line.removeprefix(str(path)) for line in str(refused.value).splitlines()]
     assert [line.split(" is ")[0].split("; ")[0] for line in lines] == [
         ": merge_method: unknown value 'regmean'",
-        ": slices[0].sources[1].model: 'l'",
         ": tokenizer_source: 'union'",
     ]
 

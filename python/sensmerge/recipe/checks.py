@@ -119,13 +119,22 @@ def _models(recipe: Recipe, method: Method, found: Findings) -> None:
 def _count(recipe: Recipe, method: Method, part: Slice, at: Location, found: Findings) -> None:
     """Refuse a number of models that the method does not merge."""
     count = len(recipe.experts_of(part))
+    base = recipe.base_of(part)
     if count == 0:
         found.refuse(at, "there is no expert to merge; list models besides the base")
+    elif count == 1 and method.base != "merged" and base is not None and _is_base(recipe, part):
+        found.note(f"{base} is merged with no other model: the output is the model itself")
     elif count < method.least or (method.most is not None and count > method.most):
         beside = {"needed": " besides the base", "merged": ", the base among them"}
         beside["optional"] = beside["needed"]
         where = beside.get(method.base, "") if recipe.base_of(part) is not None else ""
         found.refuse(at, f"{method.name} merges {method.count()}{where}, not {count}")
+
+
+def _is_base(recipe: Recipe, part: Slice) -> bool:
+    """Whether the only expert of a slice is its base."""
+    named = (str(recipe.base_of(part)), recipe.experts_of(part)[0].model)
+    return len({place_of(name, recipe.places) for name in named}) == 1
 
 
 def _same(recipe: Recipe, found: Findings) -> None:
