@@ -49,7 +49,7 @@ class Adapted:
             name: Its name.
             like: The tensor without its changes.
         """
-        shape = self.model.shape_of(name)
+        shape = self.model.shapes[name]
         tensor = torch.empty(shape, dtype=like.dtype)
         checkpoints = self.model.checkpoints
         view = json.dumps(self.model.plain(checkpoints))
@@ -60,7 +60,7 @@ class Adapted:
 
     def is_resized(self, name: str, before: torch.Tensor) -> bool:
         """Whether a changed tensor has another shape than it had before."""
-        return list(before.shape) != self.model.shape_of(name)
+        return list(before.shape) != self.model.shapes[name]
 
     def late(self, model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> Late:
         """The parameters whose weights can be written into memory while they are needed.

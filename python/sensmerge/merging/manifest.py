@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sensmerge import _core
 from sensmerge.errors import InputError
 from sensmerge.merging.views import views_of
+from sensmerge.merging.vocabulary import Alignment
 from sensmerge.models.layers import block_of, blocks, layer_of
 from sensmerge.models.quantised import refusal
 from sensmerge.recipe.numbers import resolve_first
@@ -73,12 +74,15 @@ class Request:
             manifest numbers them.
         settings: The method and the other settings of the whole merge.
         parts: The parts of the output.
+        rows: The number of rows that the output has for tokens; None if no tensor has a known name
+            of an embedding.
     """
 
     models: list[Model]
     checkpoints: list[_core.Checkpoint]
     settings: dict[str, Any]
     parts: list[Part]
+    rows: int | None = None
 
     def manifest(self) -> _core.Manifest:
         """Every output tensor with its inputs and numbers, from headers alone.
@@ -128,6 +132,7 @@ def request(recipe: Recipe, found: Coefficients | None, models: Models) -> Reque
     models.check_filled()
     method = recipe.method
     parts = [(part, views_of(recipe, part, models)) for part in recipe.parts]
+    alignment = Alignment(recipe, models)
     found_models = {id(view.model): view.model for _, views in parts for view in views.all}
     used = list(found_models.values())
     check_quantised(used)
@@ -145,19 +150,19 @@ def request(recipe: Recipe, found: Coefficients | None, models: Models) -> Reque
         "seed": recipe.seed,
         "out_dtype": recipe.out_dtype or recipe.dtype,
     }
-    return Request(
-        used,
-        checkpoints,
-        settings,
-        [
+    resolved = []
+    for part, views in parts:
+        rows = alignment.rows(part, views)
+        plain = [view.plain(checkpoints, each) for view, each in zip(views.all, rows, strict=True)]
+        resolved.append(
             Part(
-                base=None if views.base is None else views.base.plain(checkpoints, models.template),
-                models=[view.plain(checkpoints, models.template) for view in views.experts],
+                base=None if views.base is None else plain.pop(0),
+                models=plain,
                 numbers=numbers(recipe, part, found, views.template.outputs),
             )
-            for part, views in parts
-        ],
-    )
+        )
+    settings["notes"] = alignment.notes()
+    return Request(used, checkpoints, settings, resolved, alignment.output.rows)
 
 
 def numbers(

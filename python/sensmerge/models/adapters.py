@@ -16,7 +16,7 @@ from sensmerge import _core
 from sensmerge.errors import InputError
 from sensmerge.models.adapter_config import AdapterConfig, read_adapter_config
 from sensmerge.models.folders import is_folder, mode_of, own_file, tokenizer_files
-from sensmerge.models.layers import OUTPUT_HEADS
+from sensmerge.models.vocabulary.names import OUTPUT_HEADS
 
 CONFIG_FILE = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
@@ -47,11 +47,13 @@ class Change:
         tensor: The tensor.
         checkpoint: The adapter's checkpoint.
         plain: The change as the core's request has it, without the checkpoint.
+        shape: The tensor's shape, if another tensor takes its place.
     """
 
     tensor: str
     checkpoint: _core.Checkpoint
     plain: dict[str, Any]
+    shape: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,12 @@ def changes_of(
     names = _matched(adapter, found, model, tensors, config)
     transposed = _transposition(adapter, found, names, tensors, config)
     changes = [
-        Change(names[target], adapter.checkpoint, {"kind": "whole", "tensor": stored})
+        Change(
+            names[target],
+            adapter.checkpoint,
+            {"kind": "whole", "tensor": stored},
+            adapter.shapes[stored],
+        )
         for target, stored in found.whole.items()
     ]
     for module, stored in found.tokens.items():

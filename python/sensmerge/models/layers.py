@@ -6,9 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-# Names of output heads in the Hugging Face layout.
-OUTPUT_HEADS = ("lm_head.weight", "embed_out.weight")
-
 
 def block_of(tensor: str) -> str | None:
     """The decoder block of a tensor: its name up to and including the first number.

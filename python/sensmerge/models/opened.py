@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,8 @@ from sensmerge.models.adapters import Adapter, Change, changes_of, open_adapter
 from sensmerge.models.folders import read_config
 from sensmerge.models.layers import text_config
 from sensmerge.models.references import resolve
+from sensmerge.models.vocabulary.names import has_rows
+from sensmerge.models.vocabulary.tokens import Tokens, Vocabularies
 from sensmerge.recipe.places import parts_of, place_of
 
 if TYPE_CHECKING:
@@ -61,17 +63,6 @@ class Model:
         """Its folder or file and the folders of its adapters."""
         return [self.path, *(adapter.path for adapter in self.adapters)]
 
-    def shape_of(self, tensor: str) -> list[int]:
-        """The shape of a tensor, as adapters leave it."""
-        shape = next(each.shape for each in self.checkpoint.tensors if each.name == tensor)
-        for change in self.changes:
-            if change.tensor == tensor and change.plain["kind"] == "whole":
-                stored = change.plain["tensor"]
-                shape = next(
-                    each.shape for each in change.checkpoint.tensors if each.name == stored
-                )
-        return shape
-
     def plain(self, checkpoints: list[_core.Checkpoint]) -> dict[str, Any]:
         """The model as the core's request has it, without rules for the names of its tensors.
 
@@ -97,6 +88,21 @@ class Model:
         said = json.dumps([parts, self.plain(self.checkpoints)["patches"]], sort_keys=True)
         return f"adapted-blake2:{hashlib.blake2b(said.encode(), digest_size=16).hexdigest()}"
 
+    @cached_property
+    def shapes(self) -> dict[str, list[int]]:
+        """The shape of every tensor, as adapters leave it."""
+        found = {tensor.name: list(tensor.shape) for tensor in self.checkpoint.tensors}
+        for change in self.changes:
+            if change.shape is not None:
+                found[change.tensor] = change.shape
+        return found
+
+    @cached_property
+    def token_rows(self) -> int | None:
+        """The number of rows that it has for tokens; None without a tensor of a known name."""
+        found = [shape[0] for name, shape in self.shapes.items() if has_rows(name) and shape]
+        return min(found, default=None)
+
 
 @dataclass(frozen=True)
 class Models:
@@ -109,12 +115,22 @@ class Models:
         experts: The experts, in the recipe's order.
         places: Every model by the place that its name resolves to.
         home: The recipe's places, by which names are resolved.
+        vocabularies: The tokens of their folders, each read when it is asked for.
     """
 
     base: Model | None
     experts: list[Model]
     places: dict[str, Model]
     home: Places
+    vocabularies: Vocabularies = field(default_factory=Vocabularies, compare=False)
+
+    def named(self, name: str) -> Model | None:
+        """The model of a name; None where the recipe has no such model."""
+        return self.places.get(place_of(name, self.home))
+
+    def tokens(self, model: Model) -> Tokens | None:
+        """The tokens of a model; None if it is in memory, or no file tells them."""
+        return None if model.checkpoint.in_memory else self.vocabularies.of(model.path)
 
     def find(self, name: str) -> Model:
         """The model of a name in the recipe."""
@@ -246,8 +262,8 @@ class _Read:
         for adapter in added:
             found, said = changes_of(adapter, model.path, shapes, config)
             for change in found:
-                if change.plain["kind"] == "whole":
-                    _resize(config, shapes, change.tensor, adapter.shapes[change.plain["tensor"]])
+                if change.shape is not None:
+                    _resize(config, shapes, change.tensor, change.shape)
             changes += found
             notes += said
         return Model(

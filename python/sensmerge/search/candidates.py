@@ -17,7 +17,6 @@ from sensmerge.calibration.mapped import mapped
 from sensmerge.calibration.sensitivity import as_bytes
 from sensmerge.errors import InputError
 from sensmerge.models.dtypes import dtype_name
-from sensmerge.models.layers import text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,14 +50,17 @@ class Candidate:
         if not self._path.is_dir():
             raise InputError(f"{self._path}: a search runs merged models and needs the folder")
         self._dtype = torch.float32 if dtype == "float32" else _running(self._path)
-        outputs = asked.manifest().tensors
-        described = [(tensor.name, list(tensor.shape)) for tensor in outputs]
-        merged = {tensor.name for tensor in outputs if tensor.merged}
+        described = {tensor.name: tensor for tensor in asked.manifest().tensors}
+        same = asked.rows == models.template.token_rows and not models.template.changes
+        self._rows = None if same else asked.rows
         stored = mapped(self._path)
-        # Tensors that are copied keep their dtype.
+        # In the order of the file. Tensors that are copied keep their dtype.
         self._tensors = {
-            name: torch.empty(shape, dtype=self._dtype if name in merged else stored[name].dtype)
-            for name, shape in described
+            tensor.name: torch.empty(
+                list(described[tensor.name].shape),
+                dtype=self._dtype if described[tensor.name].merged else stored[tensor.name].dtype,
+            )
+            for tensor in models.template.checkpoint.tensors
         }
         self._outputs = {name: as_bytes(tensor) for name, tensor in self._tensors.items()}
         self._homes = {
@@ -111,10 +113,7 @@ class Candidate:
         self._prepared.merge_into(self._outputs)
 
     def _assembled(self) -> PreTrainedModel:
-        size = text_config(self._models.template.config).get("vocab_size")
-        return loading.assemble(
-            self._path, dict(self._tensors), self._dtype, size if isinstance(size, int) else None
-        )
+        return loading.assemble(self._path, dict(self._tensors), self._dtype, self._rows)
 
 
 def _running(path: Any) -> torch.dtype:

@@ -8,7 +8,7 @@ use sensmerge_core::dtype::Float;
 use sensmerge_core::engine::Inputs;
 use sensmerge_core::error::{Error, Result};
 use sensmerge_core::manifest::{
-    self, Builder, Change, Content, Missing, Numbers, Part, Patch, View,
+    self, Builder, Change, Content, Missing, Numbers, Part, Patch, Selection, View,
 };
 use sensmerge_core::method::Semantics;
 use serde::Deserialize;
@@ -58,6 +58,8 @@ struct Request {
     missing: Missing,
     seed: u64,
     out_dtype: Option<Float>,
+    #[serde(default)]
+    notes: Vec<String>,
 }
 
 /// Output tensors that are merged from the same models.
@@ -82,9 +84,9 @@ pub(crate) struct RequestedView {
     /// Tensors that the model may lack, each with the tensor to use instead.
     #[serde(default)]
     aliases: BTreeMap<String, String>,
-    /// Tensors of which only as many leading rows are read as the output has.
+    /// Rows to take in place of those of some tensors.
     #[serde(default)]
-    leading_rows: Vec<String>,
+    rows: Option<RequestedRows>,
     /// Changes to stored tensors, by their names, in order.
     #[serde(default)]
     patches: BTreeMap<String, Vec<RequestedPatch>>,
@@ -113,12 +115,23 @@ enum RequestedPatch {
     },
 }
 
+/// Rows to take in place of those of tensors of a vocabulary.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RequestedRows {
+    /// The tensors.
+    names: Vec<String>,
+    /// The rows, the same for all of them.
+    selection: Selection,
+}
+
 impl Request {
     fn build(self, checkpoints: Vec<Arc<checkpoint::Checkpoint>>) -> Result<manifest::Manifest> {
         let mut builder = Builder::new(self.method)
             .semantics(self.semantics)
             .seed(self.seed)
-            .missing(self.missing);
+            .missing(self.missing)
+            .notes(self.notes);
         if let Some(dtype) = self.out_dtype {
             builder = builder.out_dtype(dtype);
         }
@@ -157,8 +170,11 @@ impl RequestedView {
         for (name, stand_in) in self.aliases {
             view = view.alias(name, stand_in);
         }
-        for name in self.leading_rows {
-            view = view.leading_rows(name);
+        if let Some(RequestedRows { names, selection }) = self.rows {
+            let selection = Arc::new(selection);
+            for name in names {
+                view = view.rows(name, Arc::clone(&selection));
+            }
         }
         for (name, patches) in self.patches {
             for patch in patches {
@@ -200,11 +216,11 @@ impl Manifest {
     ///
     /// Args:
     ///     request: JSON: ``method``, ``semantics``, ``switches``, ``seed``, ``out_dtype``,
-    ///         ``missing`` (``error``, ``base`` or ``skip``: what becomes of tensors that only some
-    ///         models have) and ``parts``, which are output tensors that are merged from the same models: ``base`` (or
+    ///         ``notes``, ``missing`` (``error``, ``base`` or ``skip``: what becomes of tensors that only
+    ///         some models have) and ``parts``, which are output tensors that are merged from the same models: ``base`` (or
     ///         null), ``models`` (the index of the ``checkpoint`` of each, and rules for its tensors:
-    ///         ``names``, ``aliases``, ``leading_rows``, ``patches``), and ``tensors``: the numbers of every output
-    ///         tensor, by parameter.
+    ///         ``names``, ``aliases``, ``rows``, ``patches``), and ``tensors``: the numbers of every output tensor,
+    ///         by parameter.
     ///     checkpoints: The checkpoints that the request names by their index.
     ///
     /// Raises:

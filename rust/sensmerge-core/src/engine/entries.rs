@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::average::{mean_row, read_mean};
 use super::inputs::Inputs;
 use super::low_rank::LowRank;
 use crate::dtype::{Float, Real};
@@ -25,6 +26,10 @@ pub(super) enum Entries<'i> {
     },
     /// A low-rank change to another source.
     LowRank(Box<LowRank<'i>>),
+    /// The mean of other sources.
+    Mean(Vec<Entries<'i>>),
+    /// A single row, computed beforehand.
+    Row(Vec<f64>),
 }
 
 impl<'i> Entries<'i> {
@@ -59,6 +64,15 @@ impl<'i> Entries<'i> {
                 let of = of.iter().map(|source| Self::of(source, inputs)).collect::<Result<_>>()?;
                 Ok(Self::Rows { of, row_length, runs })
             }
+            Source::Mean { of } => {
+                check_same(of)?;
+                Ok(Self::Mean(of.iter().map(|one| Self::of(one, inputs)).collect::<Result<_>>()?))
+            }
+            Source::MeanRow { of } => {
+                let length = source.shape().iter().skip(1).product();
+                let rows = of.shape().first().copied().unwrap_or(0);
+                Ok(Self::Row(mean_row(&Self::of(of, inputs)?, rows, length)))
+            }
             Source::LowRank(change) => Ok(Self::LowRank(Box::new(LowRank::of(change, inputs)?))),
         }
     }
@@ -67,8 +81,8 @@ impl<'i> Entries<'i> {
     /// read, where all threads are free.
     pub(super) fn prepare<T: Real>(&self) {
         match self {
-            Self::Stored { .. } | Self::Constant(_) => {}
-            Self::Rows { of, .. } => of.iter().for_each(Self::prepare::<T>),
+            Self::Stored { .. } | Self::Constant(_) | Self::Row(_) => {}
+            Self::Rows { of, .. } | Self::Mean(of) => of.iter().for_each(Self::prepare::<T>),
             Self::LowRank(change) => change.prepare::<T>(),
         }
     }
@@ -78,6 +92,12 @@ impl<'i> Entries<'i> {
         match self {
             Self::Stored { bytes, dtype } => T::widen(*dtype, part(bytes, *dtype, &entries), out),
             Self::Constant(value) => out.fill(T::from_f64(*value)),
+            Self::Mean(of) => read_mean(of, entries.start, out),
+            Self::Row(values) => {
+                for (out, value) in out.iter_mut().zip(&values[entries]) {
+                    *out = T::from_f64(*value);
+                }
+            }
             Self::Rows { .. } => {
                 let mut out = out;
                 self.pieces(entries, &mut |source, entries| {
@@ -94,7 +114,8 @@ impl<'i> Entries<'i> {
     pub(super) fn prefetch(&self, entries: Range<usize>) {
         match self {
             Self::Stored { bytes, dtype } => processor::prefetch(part(bytes, *dtype, &entries)),
-            Self::Constant(_) => {}
+            Self::Constant(_) | Self::Row(_) => {}
+            Self::Mean(of) => of.iter().for_each(|one| one.prefetch(entries.clone())),
             Self::Rows { .. } => {
                 self.pieces(entries, &mut |source, entries| source.prefetch(entries));
             }
@@ -106,8 +127,10 @@ impl<'i> Entries<'i> {
     pub(super) fn entry_bytes(&self) -> u64 {
         match self {
             Self::Stored { dtype, .. } => dtype.size() as u64,
-            Self::Constant(_) => 0,
-            Self::Rows { of, .. } => of.iter().map(Self::entry_bytes).max().unwrap_or(0),
+            Self::Constant(_) | Self::Row(_) => 0,
+            Self::Rows { of, .. } | Self::Mean(of) => {
+                of.iter().map(Self::entry_bytes).max().unwrap_or(0)
+            }
             Self::LowRank(change) => change.unchanged().entry_bytes(),
         }
     }
@@ -149,6 +172,15 @@ fn check_rows(of: &[Source], runs: &[Run]) -> Result<()> {
         return Ok(());
     }
     Err(Error::setting("manifest", format!("takes rows {runs:?} of tensors of shapes {shapes:?}")))
+}
+
+/// Refuse a mean of sources of different shapes, or of none.
+fn check_same(of: &[Source]) -> Result<()> {
+    let shapes: Vec<Vec<usize>> = of.iter().map(Source::shape).collect();
+    if !of.is_empty() && shapes.windows(2).all(|pair| pair[0] == pair[1]) {
+        return Ok(());
+    }
+    Err(Error::setting("manifest", format!("takes the mean of tensors of shapes {shapes:?}")))
 }
 
 #[cfg(test)]

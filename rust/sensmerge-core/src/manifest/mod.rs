@@ -13,6 +13,7 @@ mod check;
 mod matching;
 mod patch;
 mod prefix;
+mod selection;
 mod source;
 mod view;
 
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 pub use builder::{Builder, Part};
 pub use matching::Missing;
 pub use patch::{Change, Patch};
+pub use selection::Selection;
 pub use source::{File, LowRank, Run, Source, Stored};
 pub use view::View;
 

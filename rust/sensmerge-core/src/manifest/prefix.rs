@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::advice::is_wrapper;
 use super::view::View;
 
-/// Names of a LoRA adapter's tensors, which wrap those of a model for another reason.
+/// Names of a low-rank adapter's tensors, which wrap those of a model for another reason.
 const ADAPTER: &str = ".lora_";
 
 /// A model under the names of another, if most of its names are the same but for a prefix; and a note
@@ -38,7 +38,9 @@ pub(super) fn under_the_names_of(template: &View, model: View) -> (View, Option<
 /// The model with other names for tensors that the template has under these.
 fn renamed(model: View, template: &View, other: impl Fn(&str) -> Option<String>) -> View {
     let name_of = |name: &str| match other(name) {
-        Some(changed) if template.own(name).is_none() && template.own(&changed).is_some() => changed,
+        Some(changed) if template.own(name).is_none() && template.own(&changed).is_some() => {
+            changed
+        }
         _ => name.to_owned(),
     };
     let names: BTreeMap<String, String> =

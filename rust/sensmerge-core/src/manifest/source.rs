@@ -26,6 +26,17 @@ pub enum Source {
         /// Runs of their rows, in the order of the result.
         runs: Vec<Run>,
     },
+    /// The mean of sources of the same shape, entry by entry, as for a token that several models have
+    /// and others lack.
+    Mean {
+        /// The sources; at least one.
+        of: Vec<Source>,
+    },
+    /// The mean of all rows of a source, as a single row, as for rows that belong to no token.
+    MeanRow {
+        /// The source.
+        of: Box<Source>,
+    },
     /// Another source and a low-rank change to it, as of a LoRA adapter.
     LowRank(Box<LowRank>),
 }
@@ -92,9 +103,10 @@ pub struct Stored {
     pub bytes: [usize; 2],
 }
 
-/// Consecutive rows of one source.
+/// Consecutive rows of one source. Written as three numbers, since a vocabulary in another order has a
+/// run for every token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(from = "[usize; 3]", into = "[usize; 3]")]
 pub struct Run {
     /// Index of the source in [`Source::Rows`].
     pub of: usize,
@@ -104,14 +116,20 @@ pub struct Run {
     pub count: usize,
 }
 
-impl Source {
-    /// The first `count` rows of a source.
-    #[must_use]
-    pub fn leading_rows(self, count: usize) -> Self {
-        Self::Rows { of: vec![self], runs: vec![Run { of: 0, first: 0, count }] }
+impl From<[usize; 3]> for Run {
+    fn from([of, first, count]: [usize; 3]) -> Self {
+        Self { of, first, count }
     }
+}
 
-    /// Its shape; empty for rows of no source.
+impl From<Run> for [usize; 3] {
+    fn from(run: Run) -> Self {
+        [run.of, run.first, run.count]
+    }
+}
+
+impl Source {
+    /// Its shape; empty for rows, or the mean, of no source.
     #[must_use]
     pub fn shape(&self) -> Vec<usize> {
         match self {
@@ -121,6 +139,14 @@ impl Source {
                 let mut shape = of.first().map(Self::shape).unwrap_or_default();
                 if let Some(rows) = shape.first_mut() {
                     *rows = runs.iter().map(|run| run.count).sum();
+                }
+                shape
+            }
+            Self::Mean { of } => of.first().map(Self::shape).unwrap_or_default(),
+            Self::MeanRow { of } => {
+                let mut shape = of.shape();
+                if let Some(rows) = shape.first_mut() {
+                    *rows = 1;
                 }
                 shape
             }
@@ -134,7 +160,8 @@ impl Source {
         match self {
             Self::Stored(stored) => vec![stored],
             Self::Constant { .. } => Vec::new(),
-            Self::Rows { of, .. } => of.iter().flat_map(Self::stored).collect(),
+            Self::Rows { of, .. } | Self::Mean { of } => of.iter().flat_map(Self::stored).collect(),
+            Self::MeanRow { of } => of.stored(),
             Self::LowRank(change) => {
                 let mut stored = change.of.stored();
                 stored.extend([&change.a, &change.b].into_iter().chain(&change.magnitude));

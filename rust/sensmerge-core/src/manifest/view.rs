@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::patch::Patch;
+use super::selection::Selection;
 use super::source::{Source, Stored};
 use crate::checkpoint::{Checkpoint, TensorInfo};
 use crate::dtype::Float;
@@ -19,7 +20,7 @@ pub struct View {
     checkpoint: Arc<Checkpoint>,
     names: Option<BTreeMap<String, String>>,
     aliases: BTreeMap<String, String>,
-    leading_rows: Vec<String>,
+    selections: BTreeMap<String, Arc<Selection>>,
     constants: BTreeMap<String, (Vec<usize>, f64)>,
     /// By the names of stored tensors.
     patches: BTreeMap<String, Vec<Patch>>,
@@ -33,7 +34,7 @@ impl View {
             checkpoint,
             names: None,
             aliases: BTreeMap::new(),
-            leading_rows: Vec::new(),
+            selections: BTreeMap::new(),
             constants: BTreeMap::new(),
             patches: BTreeMap::new(),
         }
@@ -55,11 +56,11 @@ impl View {
         self
     }
 
-    /// Read only as many leading rows of the tensor `name` as the output has: the other rows belong
-    /// to tokens that the output does not have.
+    /// Take the rows that `selection` names in place of those of the tensor `name`, as for a vocabulary
+    /// in another order. Tensors may share a selection.
     #[must_use]
-    pub fn leading_rows(mut self, name: impl Into<String>) -> Self {
-        self.leading_rows.push(name.into());
+    pub fn rows(mut self, name: impl Into<String>, selection: Arc<Selection>) -> Self {
+        self.selections.insert(name.into(), selection);
         self
     }
 
@@ -147,9 +148,9 @@ impl View {
         self.patches.keys().map(String::as_str).find(|name| self.checkpoint.get(name).is_none())
     }
 
-    /// Whether the rows beyond those of the output are left out.
-    pub(super) fn has_leading_rows(&self, name: &str) -> bool {
-        self.leading_rows.iter().any(|known| known == name)
+    /// The rows to take in place of those of the tensor of this name.
+    pub(super) fn selection(&self, name: &str) -> Option<&Selection> {
+        self.selections.get(name).map(|selection| &**selection)
     }
 }
 

@@ -9,3 +9,4 @@ mod merging;
 mod output;
 mod prepared;
 mod reader;
+mod rows;
