@@ -59,6 +59,20 @@ impl Checkpoint {
         Ok(Self { inner: Arc::new(inner), ranges: Vec::new() })
     }
 
+    /// The weights of an adapter, which are no model of their own.
+    ///
+    /// Args:
+    ///     path: The ``.safetensors`` file.
+    ///
+    /// Raises:
+    ///     InputError: The file is truncated or malformed, or of another format.
+    ///     OSError: It cannot be read.
+    #[staticmethod]
+    fn adapter(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        let inner = py.detach(|| checkpoint::Checkpoint::open_adapter(&path)).map_err(to_python)?;
+        Ok(Self { inner: Arc::new(inner), ranges: Vec::new() })
+    }
+
     /// A checkpoint of tensors in memory, which are not copied and must not change while it is used.
     ///
     /// Args:

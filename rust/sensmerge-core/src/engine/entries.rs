@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::average::{mean_row, read_mean};
 use super::inputs::Inputs;
+use super::low_rank::LowRank;
 use crate::dtype::{Float, Real};
 use crate::error::{Error, Result};
 use crate::manifest::{Run, Source};
@@ -23,6 +24,8 @@ pub(super) enum Entries<'i> {
         /// Every run, and the index of its first row in the result.
         runs: Vec<(usize, Run)>,
     },
+    /// A low-rank change to another source.
+    LowRank(Box<LowRank<'i>>),
     /// The mean of other sources.
     Mean(Vec<Entries<'i>>),
     /// A single row, computed beforehand.
@@ -70,6 +73,17 @@ impl<'i> Entries<'i> {
                 let rows = of.shape().first().copied().unwrap_or(0);
                 Ok(Self::Row(mean_row(&Self::of(of, inputs)?, rows, length)))
             }
+            Source::LowRank(change) => Ok(Self::LowRank(Box::new(LowRank::of(change, inputs)?))),
+        }
+    }
+
+    /// Compute what is needed of a whole tensor to read its entries. To be called before they are
+    /// read, where all threads are free.
+    pub(super) fn prepare<T: Real>(&self) {
+        match self {
+            Self::Stored { .. } | Self::Constant(_) | Self::Row(_) => {}
+            Self::Rows { of, .. } | Self::Mean(of) => of.iter().for_each(Self::prepare::<T>),
+            Self::LowRank(change) => change.prepare::<T>(),
         }
     }
 
@@ -92,6 +106,7 @@ impl<'i> Entries<'i> {
                     out = later;
                 });
             }
+            Self::LowRank(change) => change.read(entries, out),
         }
     }
 
@@ -104,6 +119,7 @@ impl<'i> Entries<'i> {
             Self::Rows { .. } => {
                 self.pieces(entries, &mut |source, entries| source.prefetch(entries));
             }
+            Self::LowRank(change) => change.unchanged().prefetch(entries),
         }
     }
 
@@ -115,6 +131,7 @@ impl<'i> Entries<'i> {
             Self::Rows { of, .. } | Self::Mean(of) => {
                 of.iter().map(Self::entry_bytes).max().unwrap_or(0)
             }
+            Self::LowRank(change) => change.unchanged().entry_bytes(),
         }
     }
 
@@ -204,7 +221,7 @@ mod tests {
         let sources =
             vec![stored("a"), stored("b"), Source::Constant { value: 0.5, shape: vec![9, 3] }];
         let [a, b] = values;
-        (Inputs { checkpoints: vec![Arc::new(checkpoint)] }, sources, vec![a, b, vec![0.5; 27]])
+        (Inputs::new(vec![Arc::new(checkpoint)]), sources, vec![a, b, vec![0.5; 27]])
     }
 
     proptest! {

@@ -11,6 +11,7 @@ mod advice;
 mod builder;
 mod check;
 mod matching;
+mod patch;
 mod prefix;
 mod selection;
 mod source;
@@ -22,8 +23,9 @@ use serde::{Deserialize, Serialize};
 
 pub use builder::{Builder, Part};
 pub use matching::Missing;
+pub use patch::{Change, Patch};
 pub use selection::Selection;
-pub use source::{File, Run, Source, Stored};
+pub use source::{File, LowRank, Run, Source, Stored};
 pub use view::View;
 
 pub use crate::numbers::{Number, Numbers};
