@@ -73,7 +73,7 @@ def open_source(name: str, path: Path, base: Path | None) -> Source:
             "the expert, and a merge would not; move that file elsewhere"
         )
     config = read_config(path)
-    quantised = refusal(path, config, _core.Checkpoint(str(path)))
+    quantised = refusal(path, _core.Checkpoint(str(path)))
     if quantised is not None:
         raise InputError(quantised)
     kind = config.get("model_type")
@@ -102,7 +102,7 @@ def open_source(name: str, path: Path, base: Path | None) -> Source:
     return Source(name, path, tokenizer, borrowed)
 
 
-def load(source: Source, dtype: str) -> PreTrainedModel:
+def load(source: Source, dtype: str, *, on_disk: bool = False) -> PreTrainedModel:
     """Load an expert for running: dropout off, no cache.
 
     Weights that are stored in the dtype they are run in are views of the mapped files: they are
@@ -111,12 +111,14 @@ def load(source: Source, dtype: str) -> PreTrainedModel:
     Args:
         source: The expert.
         dtype: ``stored``, or ``float32``.
+        on_disk: Whether quantised weights are dequantised into a temporary file rather than into
+            memory.
 
     Raises:
         InputError: transformers cannot load it, or its weights do not fit its config.
     """
     kind = stored_dtype(source.path) if dtype == "stored" else torch.float32
-    return assemble(source.path, mapped(source.path), kind)
+    return assemble(source.path, mapped(source.path, on_disk=on_disk), kind)
 
 
 def assemble(path: Path, weights: dict[str, torch.Tensor], dtype: torch.dtype) -> PreTrainedModel:
@@ -137,6 +139,7 @@ def assemble(path: Path, weights: dict[str, torch.Tensor], dtype: torch.dtype) -
             config = transformers.AutoConfig.from_pretrained(
                 path, local_files_only=True, trust_remote_code=False
             )
+            _forget_quantisation(config)
             architecture: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
             loaded: Any = architecture.from_pretrained(
                 None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True
@@ -151,6 +154,14 @@ def assemble(path: Path, weights: dict[str, torch.Tensor], dtype: torch.dtype) -
     _check_loaded(path, loaded[1])
     model.eval()
     return model
+
+
+def _forget_quantisation(config: Any) -> None:
+    """Take out what a config says of quantisation: the weights are dequantised already."""
+    for part in (config, config.get_text_config()):
+        for key in ("quantization_config", "compression_config"):
+            if hasattr(part, key):
+                delattr(part, key)
 
 
 def copied_bytes(model: PreTrainedModel) -> int:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from sensmerge.merging import quantised
 from sensmerge.merging.views import Stack
 from sensmerge.models.layers import DEPTHS, text_config
+from sensmerge.recipe import Dtype
 
 if TYPE_CHECKING:
+    from sensmerge import _core
     from sensmerge.models import Model, Models
     from sensmerge.recipe import Recipe
 
@@ -21,7 +24,7 @@ _NUMBERS_OF_LAYERS = (
 )
 
 
-def merged_config(recipe: Recipe, models: Models) -> dict[str, Any]:
+def merged_config(recipe: Recipe, models: Models, manifest: _core.Manifest) -> dict[str, Any]:
     """The config of the merged model; empty if the base has none.
 
     Raises:
@@ -33,13 +36,14 @@ def merged_config(recipe: Recipe, models: Models) -> dict[str, Any]:
     # The key names the base's weight file, which the output does not have.
     config.pop("transformers_weights", None)
     asked = recipe.out_dtype or recipe.dtype
-    if asked is not None:
+    if asked in get_args(Dtype):
         keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
         config |= dict.fromkeys(keys, asked)
     if recipe.slices is not None:
         stack = Stack.of(recipe, models)
         layers = [layer for place in range(len(recipe.parts)) for layer in stack.layers(place)]
         _restack(text_config(config), layers)
+    quantised.describe(config, recipe, models, manifest)
     return config
 
 

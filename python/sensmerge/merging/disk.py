@@ -102,7 +102,7 @@ def write(
     shard_bytes = parse_size(max_shard_size)
     asked = request(recipe, found, models)
     manifest = asked.manifest()
-    beside = sidecars(recipe, models, found, measured)
+    beside = sidecars(recipe, models, found, measured, manifest)
     known = [*(notes or []), *recipe.notes, *models.notes]
     known += [] if found is None else found.notes()
     with bytes_bar("merging", enabled=progress) as report:

@@ -15,6 +15,7 @@ from sensmerge.models.folders import is_folder, mode_of, own_file, resolve, toke
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sensmerge import _core
     from sensmerge.calibration import Calibration
     from sensmerge.models import Models
     from sensmerge.recipe import Recipe
@@ -48,6 +49,7 @@ def sidecars(
     models: Models,
     found: Coefficients | None,
     calibration: Calibration | None,
+    manifest: _core.Manifest,
 ) -> Sidecars:
     """The files that go beside the weights of a merged model.
 
@@ -67,7 +69,7 @@ def sidecars(
         generation = own_file(home, "generation_config.json")
         files += [generation] if generation is not None else []
         copies = [(path.name, str(path)) for path in files]
-        config, text = own_file(home, "config.json"), config_text(recipe, models)
+        config, text = own_file(home, "config.json"), config_text(recipe, models, manifest)
         if config is None:
             notes.append(f"{home}: has no config.json, so transformers cannot load the result")
         elif text is None:
@@ -123,13 +125,13 @@ def _tokenizer(recipe: Recipe, models: Models) -> Path:
     return resolve(str(source), recipe.folder)
 
 
-def config_text(recipe: Recipe, models: Models) -> str | None:
+def config_text(recipe: Recipe, models: Models, manifest: _core.Manifest) -> str | None:
     """The config of the merged model; None if it is the base's.
 
     Raises:
         InputError: A model does not have the layers of a slice.
     """
-    config = merged_config(recipe, models)
+    config = merged_config(recipe, models, manifest)
     return None if config == models.template.config else json.dumps(config, indent=2) + "\n"
 
 

@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from sensmerge.errors import InputError
 from sensmerge.recipe import checks, mergekit, methods, parameters
-from sensmerge.recipe.fields import Dtype, Model, ModelName, Sensitivity, Strict, section
+from sensmerge.recipe.fields import Dtype, Model, ModelName, OutDtype, Sensitivity, Strict, section
 from sensmerge.recipe.findings import Findings
 from sensmerge.recipe.methods import DEFAULT_SEMANTICS, Method, Semantics
 from sensmerge.recipe.parameters import AUTO, SCALE, Parameters
@@ -38,7 +38,7 @@ class Recipe(Strict):
     base_model: ModelName | None = None
     parameters: Annotated[Parameters, BeforeValidator(section)] = Parameters({})
     dtype: Dtype | None = None
-    out_dtype: Dtype | None = None
+    out_dtype: OutDtype | None = None
     tokenizer_source: ModelName | None = None
     chat_template: Literal["auto"] | None = None
     sensitivity: Annotated[Sensitivity | None, BeforeValidator(section)] = None

@@ -13,7 +13,7 @@ import torch
 
 from sensmerge import _core
 from sensmerge.calibration import loading
-from sensmerge.calibration.mapped import mapped
+from sensmerge.calibration.mapped import torch_dtype
 from sensmerge.calibration.sensitivity import as_bytes
 from sensmerge.errors import InputError
 from sensmerge.models.dtypes import dtype_name
@@ -50,15 +50,15 @@ class Candidate:
         if not self._path.is_dir():
             raise InputError(f"{self._path}: a search runs merged models and needs the folder")
         self._dtype = torch.float32 if dtype == "float32" else _running(self._path)
-        described = [
-            (tensor.name, list(tensor.shape)) for tensor in models.template.checkpoint.tensors
-        ]
+        described = models.template.checkpoint.tensors
         merged = {tensor.name for tensor in asked.manifest().tensors if tensor.merged}
-        stored = mapped(self._path)
         # Tensors that are copied keep their dtype.
         self._tensors = {
-            name: torch.empty(shape, dtype=self._dtype if name in merged else stored[name].dtype)
-            for name, shape in described
+            tensor.name: torch.empty(
+                tensor.shape,
+                dtype=self._dtype if tensor.name in merged else torch_dtype(self._path, tensor),
+            )
+            for tensor in described
         }
         self._outputs = {name: as_bytes(tensor) for name, tensor in self._tensors.items()}
         self._homes = {

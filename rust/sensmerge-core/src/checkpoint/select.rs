@@ -16,7 +16,8 @@ use crate::error::{Error, Result};
 /// File name of the weights of a model that is not sharded.
 pub(super) const SINGLE_FILE: &str = "model.safetensors";
 
-const CONFIG_FILE: &str = "config.json";
+/// File name of a model's config.
+pub(super) const CONFIG_FILE: &str = "config.json";
 
 /// The suffix of every index's file name.
 const INDEX_END: &str = ".safetensors.index.json";

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::inputs::Inputs;
+use super::scaled::Scaled;
 use crate::dtype::{Float, Real};
 use crate::error::{Error, Result};
 use crate::manifest::{Run, Source};
@@ -12,6 +13,8 @@ use crate::processor;
 pub(super) enum Entries<'i> {
     /// A stored tensor.
     Stored { bytes: &'i [u8], dtype: Float },
+    /// A quantised tensor.
+    Scaled(Scaled<'i>),
     /// The same number in every entry.
     Constant(f64),
     /// Rows of other sources.
@@ -33,6 +36,7 @@ impl<'i> Entries<'i> {
     pub(super) fn of(source: &Source, inputs: &'i Inputs) -> Result<Self> {
         match source {
             Source::Constant { value, .. } => Ok(Self::Constant(*value)),
+            Source::Scaled(scaled) => Scaled::of(scaled, inputs).map(Self::Scaled),
             Source::Stored(stored) => {
                 let bytes = inputs.bytes(stored)?;
                 match stored.dtype.float() {
@@ -63,6 +67,7 @@ impl<'i> Entries<'i> {
     pub(super) fn read<T: Real>(&self, entries: Range<usize>, out: &mut [T]) {
         match self {
             Self::Stored { bytes, dtype } => T::widen(*dtype, part(bytes, *dtype, &entries), out),
+            Self::Scaled(scaled) => scaled.read(entries, out),
             Self::Constant(value) => out.fill(T::from_f64(*value)),
             Self::Rows { .. } => {
                 let mut out = out;
@@ -79,6 +84,7 @@ impl<'i> Entries<'i> {
     pub(super) fn prefetch(&self, entries: Range<usize>) {
         match self {
             Self::Stored { bytes, dtype } => processor::prefetch(part(bytes, *dtype, &entries)),
+            Self::Scaled(scaled) => scaled.prefetch(entries),
             Self::Constant(_) => {}
             Self::Rows { .. } => {
                 self.pieces(entries, &mut |source, entries| source.prefetch(entries));
@@ -90,6 +96,8 @@ impl<'i> Entries<'i> {
     pub(super) fn entry_bytes(&self) -> u64 {
         match self {
             Self::Stored { dtype, .. } => dtype.size() as u64,
+            // Two codes of four bits count as one byte each: progress needs no more.
+            Self::Scaled(_) => 1,
             Self::Constant(_) => 0,
             Self::Rows { of, .. } => of.iter().map(Self::entry_bytes).max().unwrap_or(0),
         }

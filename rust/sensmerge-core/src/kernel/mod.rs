@@ -13,6 +13,7 @@ pub mod distance;
 pub mod elect;
 pub mod finite;
 pub mod random_drop;
+pub mod scale;
 pub mod sensitivity;
 pub mod sum;
 pub mod task_vector;

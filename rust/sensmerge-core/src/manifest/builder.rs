@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use super::check::check;
 use super::matching::{Matched, Matcher};
+use super::packing::{OutDtype, OutFormat};
 use super::view::{Checkpoints, View};
 use super::{Content, File, Manifest, Merge, Model, Output, VERSION};
 use crate::checkpoint::Checkpoint;
-use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::method::{Base, Kind, Owner, Schema, Semantics, Settings, find};
 use crate::numbers::{Number, Numbers};
@@ -82,7 +82,7 @@ pub struct Builder {
     switches: BTreeMap<String, bool>,
     numbers: Numbers,
     seed: u64,
-    out_dtype: Option<Float>,
+    format: OutFormat,
 }
 
 impl Builder {
@@ -97,7 +97,7 @@ impl Builder {
             switches: BTreeMap::new(),
             numbers: Numbers::new(),
             seed: 0,
-            out_dtype: None,
+            format: OutFormat::default(),
         }
     }
 
@@ -179,10 +179,18 @@ impl Builder {
         self
     }
 
-    /// The dtype of merged tensors; by default that of the base's tensor (or of the first model's).
+    /// The dtype of merged tensors; by default that of the base's tensor (or of the first model's),
+    /// and where that is quantised, quantised likewise.
     #[must_use]
-    pub fn out_dtype(mut self, dtype: Float) -> Self {
-        self.out_dtype = Some(dtype);
+    pub fn out_dtype(mut self, dtype: impl Into<OutDtype>) -> Self {
+        self.format.dtype = Some(dtype.into());
+        self
+    }
+
+    /// Leave merged tensors unquantised by default, even those that are quantised in the base.
+    #[must_use]
+    pub fn dequantised(mut self) -> Self {
+        self.format.dequantised = true;
         self
     }
 
@@ -233,6 +241,8 @@ impl Builder {
             self.add(&mut built, &schema, part, &checkpoints, operand)?;
         }
         built.tensors.sort_by(|one, other| one.name.cmp(&other.name));
+        let notes = self.format.notes(&built, checkpoints.all())?;
+        built.notes.extend(notes);
         built.notes.sort();
         built.notes.dedup();
         let twice = built.tensors.windows(2).find(|pair| pair[0].name == pair[1].name);
@@ -260,11 +270,11 @@ impl Builder {
     ) -> Result<()> {
         let Part { base, models, tensors: mut numbers } = part;
         let mut matcher = Matcher::new(base.as_ref(), &models, checkpoints);
-        let outputs = matcher.matches(operand == Operand::TaskVectors, self.out_dtype)?;
+        let outputs = matcher.matches(operand == Operand::TaskVectors, self.format)?;
         let (identical, notes) = matcher.findings();
         manifest.identical.extend(identical);
         manifest.notes.extend(notes);
-        for Matched { name, shape, dtype, content } in outputs {
+        for Matched { name, shape, dtype, packing, content } in outputs {
             let own = numbers.remove(&name);
             let content = match content {
                 Ok((base, experts)) => {
@@ -274,7 +284,7 @@ impl Builder {
                 }
                 Err(stored) => Content::Copy(stored),
             };
-            manifest.tensors.push(Output { name, shape, dtype, content });
+            manifest.tensors.push(Output { name, shape, dtype, packing, content });
         }
         match numbers.into_keys().next() {
             None => Ok(()),

@@ -4,10 +4,11 @@
 use std::collections::BTreeSet;
 
 use super::advice::{advice, not_floats};
+use super::packing::{OutFormat, Packing};
 use super::source::{Source, Stored};
 use super::view::{Checkpoints, View};
 use crate::checkpoint::TensorInfo;
-use crate::dtype::{Dtype, Float};
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 
 /// Buffers that old checkpoints store and newer ones compute; they are no parameters.
@@ -18,6 +19,7 @@ pub(super) struct Matched {
     pub(super) name: String,
     pub(super) shape: Vec<usize>,
     pub(super) dtype: Dtype,
+    pub(super) packing: Option<Packing>,
     /// The base and the experts where it is merged, or the tensor that it is a copy of.
     pub(super) content: std::result::Result<(Option<Source>, Vec<Source>), Stored>,
 }
@@ -57,13 +59,13 @@ impl<'v> Matcher<'v> {
     pub(super) fn matches(
         &mut self,
         with_base: bool,
-        out_dtype: Option<Float>,
+        format: OutFormat,
     ) -> Result<Vec<Matched>> {
         for expert in self.experts.clone() {
             self.check_extra_tensors(expert)?;
         }
         let template = self.template;
-        let of_tensor = |(name, tensor)| self.matched(name, tensor, with_base, out_dtype);
+        let of_tensor = |(name, tensor)| self.matched(name, tensor, with_base, format);
         template.tensors().map(of_tensor).collect()
     }
 
@@ -72,14 +74,15 @@ impl<'v> Matcher<'v> {
         name: &str,
         tensor: &TensorInfo,
         with_base: bool,
-        out_dtype: Option<Float>,
+        format: OutFormat,
     ) -> Result<Matched> {
-        let template = self.checkpoints.stored(self.template, tensor);
         let mut sources = Vec::with_capacity(self.experts.len());
         for expert in self.experts.clone() {
             sources.push(self.find(expert, name, tensor)?);
         }
         let sources: Option<Vec<Source>> = sources.into_iter().collect();
+        let copy = || Err(self.checkpoints.stored(self.template, tensor));
+        let mut packing = None;
         let (dtype, content) = match (tensor.dtype.float(), sources) {
             // A computed buffer may be missing in some models: then it is the template's.
             (_, None) => {
@@ -88,18 +91,19 @@ impl<'v> Matcher<'v> {
                     COMPUTED_BUFFERS[0],
                     self.template.path().display()
                 ));
-                (tensor.dtype, Err(template))
+                (tensor.dtype, copy())
             }
             (Some(float), Some(sources)) => {
-                let base = with_base.then_some(Source::Stored(template));
-                (out_dtype.unwrap_or(float).dtype(), Ok((base, sources)))
+                let base = with_base.then(|| self.checkpoints.source(self.template, tensor));
+                packing = format.packing(self.template.checkpoint(), name, tensor);
+                (format.dtype(float), Ok((base, sources)))
             }
             (None, Some(sources)) => {
                 self.require_equal(tensor, &sources)?;
-                (tensor.dtype, Err(template))
+                (tensor.dtype, copy())
             }
         };
-        Ok(Matched { name: name.to_owned(), shape: tensor.shape.clone(), dtype, content })
+        Ok(Matched { name: name.to_owned(), shape: tensor.shape.clone(), dtype, packing, content })
     }
 
     /// A tensor that is not computed with is copied, where all models hold the same bytes.
@@ -151,7 +155,7 @@ impl<'v> Matcher<'v> {
                 ),
             ));
         }
-        let source = Source::Stored(self.checkpoints.stored(expert, found));
+        let source = self.checkpoints.source(expert, found);
         if found.shape == tensor.shape {
             return Ok(Some(source));
         }

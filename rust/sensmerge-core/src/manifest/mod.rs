@@ -11,6 +11,7 @@ mod advice;
 mod builder;
 mod check;
 mod matching;
+mod packing;
 mod source;
 mod view;
 
@@ -19,7 +20,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use builder::{Builder, Part};
-pub use source::{File, Run, Source, Stored};
+pub use packing::{OutDtype, Packing};
+pub use source::{File, Run, Scaled, Source, Stored};
 pub use view::View;
 
 pub use crate::numbers::{Number, Numbers};
@@ -74,8 +76,11 @@ pub struct Output {
     pub name: String,
     /// Its shape.
     pub shape: Vec<usize>,
-    /// The dtype it is stored in.
+    /// The dtype it is stored in; the one that it stands for, if it is quantised.
     pub dtype: Dtype,
+    /// How it is quantised.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packing: Option<Packing>,
     /// The origin of its entries.
     pub content: Content,
 }
@@ -130,15 +135,11 @@ impl Manifest {
             .map_err(|error| Error::setting("manifest", format!("cannot be written: {error}")))
     }
 
-    /// Name, dtype and shape of every output tensor.
+    /// Name, dtype and shape of every tensor that is written, in the order of the output tensors: one
+    /// for each of them, and several for those that are quantised.
     #[must_use]
     pub fn specs(&self) -> Vec<TensorSpec> {
-        let spec = |output: &Output| TensorSpec {
-            name: output.name.clone(),
-            dtype: output.dtype,
-            shape: output.shape.clone(),
-        };
-        self.tensors.iter().map(spec).collect()
+        self.tensors.iter().flat_map(Output::specs).collect()
     }
 
     /// The tensors that are merged.
@@ -180,7 +181,17 @@ impl Output {
     /// Number of bytes.
     #[must_use]
     pub fn nbytes(&self) -> usize {
-        self.elements() * self.dtype.bits() / 8
+        self.specs().iter().map(|spec| spec.nbytes() as usize).sum()
+    }
+
+    /// Name, dtype and shape of the tensors that it is written as.
+    #[must_use]
+    pub fn specs(&self) -> Vec<TensorSpec> {
+        let (name, shape) = (self.name.clone(), self.shape.clone());
+        match &self.packing {
+            None => vec![TensorSpec { name, dtype: self.dtype, shape }],
+            Some(packing) => packing.specs(&name, &shape),
+        }
     }
 }
 

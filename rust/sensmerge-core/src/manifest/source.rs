@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::Encoding;
 use crate::dtype::{Dtype, Float};
 
 /// An input of an output tensor. Sources may be nested.
@@ -12,6 +13,8 @@ use crate::dtype::{Dtype, Float};
 pub enum Source {
     /// A tensor in a file or in the caller's memory.
     Stored(Stored),
+    /// A quantised tensor: codes, each times the scale of its tile.
+    Scaled(Scaled),
     /// The same number in every entry, as for an output head that a model lacks.
     Constant {
         /// The number.
@@ -46,6 +49,20 @@ pub struct Stored {
     pub bytes: [usize; 2],
 }
 
+/// A quantised tensor of one of the manifest's models.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scaled {
+    /// The codes.
+    pub values: Stored,
+    /// The scales.
+    pub scales: Stored,
+    /// How the entries are computed from them.
+    pub encoding: Encoding,
+    /// The shape of the tensor that they stand for.
+    pub shape: Vec<usize>,
+}
+
 /// Consecutive rows of one source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -70,6 +87,7 @@ impl Source {
     pub fn shape(&self) -> Vec<usize> {
         match self {
             Self::Stored(stored) => stored.shape.clone(),
+            Self::Scaled(scaled) => scaled.shape.clone(),
             Self::Constant { shape, .. } => shape.clone(),
             Self::Rows { of, runs } => {
                 let mut shape = of.first().map(Self::shape).unwrap_or_default();
@@ -86,6 +104,7 @@ impl Source {
     pub fn stored(&self) -> Vec<&Stored> {
         match self {
             Self::Stored(stored) => vec![stored],
+            Self::Scaled(Scaled { values, scales, .. }) => vec![values, scales],
             Self::Constant { .. } => Vec::new(),
             Self::Rows { of, .. } => of.iter().flat_map(Self::stored).collect(),
         }

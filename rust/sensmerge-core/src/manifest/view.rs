@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::source::{Source, Stored};
+use super::source::{Scaled, Source, Stored};
 use crate::checkpoint::{Checkpoint, TensorInfo};
 
 /// A model to be merged: a checkpoint, and rules for tensors that it has under another name, lacks, or
@@ -136,7 +136,20 @@ impl Checkpoints {
         &self.0
     }
 
-    /// The description of a tensor of a view's checkpoint.
+    /// The source of a tensor of a view's checkpoint: stored as it is, or quantised.
+    pub(super) fn source(&self, view: &View, tensor: &TensorInfo) -> Source {
+        match view.checkpoint().packed(&tensor.name) {
+            None => Source::Stored(self.stored(view, tensor)),
+            Some(packed) => Source::Scaled(Scaled {
+                values: self.stored(view, &packed.values),
+                scales: self.stored(view, &packed.scales),
+                encoding: packed.encoding,
+                shape: tensor.shape.clone(),
+            }),
+        }
+    }
+
+    /// The description of a tensor of a view's checkpoint that is stored as it is.
     pub(super) fn stored(&self, view: &View, tensor: &TensorInfo) -> Stored {
         let number = self.0.iter().position(|known| Arc::ptr_eq(known, view.checkpoint()));
         Stored {

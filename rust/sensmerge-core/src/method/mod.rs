@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::program::Program;
+pub(crate) use passthrough::PASSTHROUGH;
 pub use schema::{Base, Count, Kind, Owner, Parameter, Range, Schema, Search};
 
 /// A merge method.

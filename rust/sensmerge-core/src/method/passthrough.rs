@@ -6,6 +6,9 @@ use super::{Base, Count, Kind, Method, Owner, Parameter, Range, Schema, Semantic
 use crate::program::sum::Scaled;
 use crate::program::{Operand, Program};
 
+/// Its name, for who reads a model as it is.
+pub(crate) const PASSTHROUGH: &str = "passthrough";
+
 pub(super) struct Passthrough;
 
 impl Method for Passthrough {
@@ -22,7 +25,7 @@ impl Method for Passthrough {
             },
         };
         Schema {
-            name: "passthrough",
+            name: PASSTHROUGH,
             title: "Passthrough",
             summary: "one model as it is, or scaled",
             source: "mergekit",
