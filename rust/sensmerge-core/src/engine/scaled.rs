@@ -105,8 +105,8 @@ impl<'i> Scaled<'i> {
         let mut scales = [T::ZERO; SCALES];
         while !values.is_empty() {
             let first = run - column % run;
-            let most = first + (SCALES - 1) * run;
-            let (now, later) = std::mem::take(&mut values).split_at_mut(most.min(values.len()));
+            let length = values.len().min(first + (SCALES - 1) * run);
+            let (now, later) = std::mem::take(&mut values).split_at_mut(length);
             let count = 1 + now.len().saturating_sub(first).div_ceil(run);
             self.scales_of(row, column / run, &mut scales[..count]);
             multiply_runs(now, first, run, &scales[..count]);
