@@ -16,8 +16,11 @@ import pytest
 
 import sensmerge
 from sensmerge import Recipe
+from sensmerge.recipe import methods
 
-METHODS = ["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"]
+METHODS = [
+    "linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "breadcrumbs", "della",
+]  # fmt: skip
 EXPERTS = 3
 
 # Around one chunk of 1 MiB of float32, several of them, around one block, one entry, none.
@@ -45,6 +48,15 @@ CASES: dict[str, dict[str, Any]] = {
     "dare_ties, not rescaled": {
         "merge_method": "dare_ties", "semantics": "mergekit", "parameters": {"rescale": False},
     },
+    "breadcrumbs_ties, rescaled": {
+        "merge_method": "breadcrumbs_ties", "parameters": {"rescale": True},
+    },
+    "sce": {"merge_method": "sce", "parameters": {"select_topk": 0.3}},
+    "ramplus_tl": {"merge_method": "ramplus_tl", "parameters": {"epsilon": 1e-3}},
+    "multislerp": {"merge_method": "multislerp"},
+    "karcher": {"merge_method": "karcher"},
+    "nearswap": {"merge_method": "nearswap", "parameters": {"t": 1e-3}},
+    "arcee_fusion": {"merge_method": "arcee_fusion"},
 }  # fmt: skip
 
 
@@ -86,9 +98,11 @@ def recipe_of(case: str) -> dict[str, Any]:
     ]
     said = CASES[case]
     parameters = {"ties_density": 0.6, "lambda": 1.0 if "linear" in case else 0.9}
+    found = methods.find(said["merge_method"])
+    assert found is not None
     return said | {
         "base_model": "base",
-        "models": models,
+        "models": models[: found.most],
         "parameters": parameters | said.get("parameters", {}),
     }
 

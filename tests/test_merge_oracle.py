@@ -15,7 +15,10 @@ from sensmerge import Calibration, Recipe, _core, reference
 from sensmerge.calibration.record import Expert, TaskRecord
 from sensmerge.models.layers import layer_of
 
-METHODS = ["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"]
+METHODS = [
+    "linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "breadcrumbs",
+    "breadcrumbs_ties", "della", "della_linear",
+]  # fmt: skip
 BLOCKS = ["model.layers.0", "model.layers.1", "model.layers.10"]
 
 # Entries where a sum cancels to noise before its sign is taken, or a magnitude lies on the trim
@@ -24,6 +27,7 @@ EXCEPTIONS = 1 / 2000
 
 WEIGHTS = [1.0, 0.75, 1.25, 0.5]
 DENSITIES = [0.3, 0.55, 0.8, 1.0]
+GAMMA, EPSILON = 0.05, 0.15
 SEED = 11
 
 
@@ -65,7 +69,7 @@ def merged_and_expected(
             }
             for i in range(count)
         ],
-        "parameters": {"lambda": lambda_},
+        "parameters": {"lambda": lambda_, "gamma": GAMMA, "epsilon": EPSILON},
         "semantics": semantics,
         "seed": SEED,
         "sensitivity": {"mode": mode, "temperature": 0.3},
@@ -93,6 +97,8 @@ def merged_and_expected(
         weights=weights,
         densities=DENSITIES[:count],
         ties_densities=[0.7] * count,
+        gamma=GAMMA,
+        epsilon=EPSILON,
         lambda_=lambda_,
         seed=SEED,
     )

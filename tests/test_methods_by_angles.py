@@ -1,4 +1,4 @@
-"""SLERP, NuSLERP, Model Stock and passthrough against their float64 references."""
+"""Methods that depend on angles, and passthrough, against their float64 references."""
 
 from __future__ import annotations
 
@@ -154,6 +154,123 @@ def test_model_stock(filter_wise: bool, count: int) -> None:
         for name in base
     }
     close(merged(data, models), expected)
+
+
+@pytest.mark.parametrize("with_base", [False, True], ids=["models", "task vectors"])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize(
+    "weights", [(1.0, 1.0, 1.0), (0.3, 0.9, 0.5), (1.0, -0.4), (2.0,)], ids=str
+)
+def test_multislerp(with_base: bool, normalize: bool, weights: tuple[float, ...]) -> None:
+    names = [f"e{place}" for place in range(len(weights))]
+    models = family(6, ["base", *names])
+    data: dict[str, Any] = {
+        "merge_method": "multislerp",
+        "models": [
+            {"model": model, "parameters": {"weight": weight}}
+            for model, weight in zip(names, weights, strict=True)
+        ],
+        "parameters": {"normalize_weights": normalize},
+    }
+    if with_base:
+        data["base_model"] = "base"
+    base = wide(models["base"])
+    experts = [wide(models[name]) for name in names]
+    expected = {
+        name: reference.multislerp(
+            [expert[name] for expert in experts],
+            weights,
+            base=base[name] if with_base else None,
+            normalize_weights=normalize,
+        )
+        for name in base
+    }
+    given_models = models if with_base else {name: models[name] for name in names}
+    close(merged(data, given_models), expected)
+
+
+def test_multislerp_is_a_sum_where_directions_cancel() -> None:
+    base = np.array([1.0, 2.0, 3.0], np.float32)
+    delta = np.array([0.5, -1.0, 0.25], np.float32)
+    models = {
+        "base": {"w": base}, "one": {"w": base + delta}, "two": {"w": base - 2 * delta},
+        "same": {"w": base},
+    }  # fmt: skip
+    for names, expected in (
+        # Opposite directions, and none at all.
+        (["one", "two"], base - 0.5 * delta),
+        (["same", "same2", "same3"], base),
+    ):
+        given_models = {**models, "same2": models["same"], "same3": models["same"]}
+        data = {
+            "merge_method": "multislerp",
+            "base_model": "base",
+            "models": [{"model": name} for name in names],
+        }
+        out = {"w": np.empty(3, np.float32)}
+        sensmerge.merge_into(
+            out, Recipe.from_dict(data), {name: given_models[name] for name in ["base", *names]}
+        )
+        np.testing.assert_allclose(out["w"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"max_iter": 1}, {"max_iter": 0}, {"tol": 0.1}], ids=str)
+@pytest.mark.parametrize("listed", ["base listed", "base unlisted", "no base", "one model"])
+def test_karcher(options: dict[str, float], listed: str) -> None:
+    names = ["one", "two", "three"][: 1 if listed == "one model" else 3]
+    models = family(7, ["base", *names])
+    draw = np.random.default_rng(8)
+    for model in models.values():
+        # Far apart, so that the first step is not the last.
+        model["model.layers.1.conv"] = np.asarray(draw.standard_normal((4, 5, 6)), np.float32)
+    models["two" if len(names) > 1 else "one"]["model.norm"][:] = 0.0
+    with_base = listed.startswith("base")
+    data: dict[str, Any] = {
+        "merge_method": "karcher",
+        "models": [
+            {"model": name} for name in [*names, *(["base"] if listed == "base listed" else [])]
+        ],
+        "parameters": options,
+    }
+    if with_base:
+        data["base_model"] = "base"
+    merged_models = ["base", *names] if with_base else names
+    arrays = [wide(models[name]) for name in merged_models]
+    said: dict[str, Any] = options | {key: int(options[key]) for key in options if key != "tol"}
+    expected = {
+        name: reference.karcher([array[name] for array in arrays], **said) for name in SHAPES
+    }
+    close(merged(data, {name: models[name] for name in merged_models}), expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 4), st.floats(0.05, 1.5), st.integers(0, 2**32 - 1))
+def test_the_karcher_mean_is_where_its_gradient_is_0(count: int, spread: float, seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    center = draw.standard_normal(12)
+    points = [center + spread * draw.standard_normal(12) for _ in range(count)]
+    models = {
+        f"m{place}": {"w": np.asarray(point / np.linalg.norm(point), np.float32)}
+        for place, point in enumerate(points)
+    }
+    data = {
+        "merge_method": "karcher",
+        "models": [{"model": name} for name in models],
+        "parameters": {"max_iter": 500, "tol": 1e-7},
+    }
+    out = {"w": np.empty(12, np.float32)}
+    sensmerge.merge_into(out, Recipe.from_dict(data), models)
+    mean = out["w"].astype(np.float64)
+    assert np.linalg.norm(mean) == pytest.approx(1, abs=1e-5)
+    units = [model["w"].astype(np.float64) for model in models.values()]
+    if min(unit @ mean for unit in units) < 0:
+        return  # Beyond a half of the sphere the mean need not be unique.
+    gradient = np.zeros(12)
+    for unit in units:
+        angle = np.arccos(np.clip(unit @ mean, -1, 1))
+        if angle > 1e-6:
+            gradient += angle / np.sin(angle) * (unit - (unit @ mean) * mean)
+    assert np.linalg.norm(gradient) < 1e-4
 
 
 @pytest.mark.parametrize("scale", [None, 0, 0.5, [{"filter": "w", "value": 3}]], ids=str)

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+import sensmerge
 from families import llama_family
 from sensmerge import InputError, Recipe, workflow
 
@@ -46,17 +47,35 @@ def planned(folder: Path, *names: str, method: str = "linear") -> str:
     return str(refused.value).replace(f"{folder}/", "")
 
 
-def test_names_that_differ_by_a_prefix(tmp_path: Path) -> None:
-    # GPT-2 as published, and as transformers saves it; the old one has masks beside.
-    old = tensors(BODY) | {"model.layers.0.attn.bias": torch.ones(1, 1, 3, 3)}
-    new = tensors(BODY, "transformer.")
-    said = refusal(tmp_path, old, new)
-    assert said == (
-        "one: tensor 'transformer.model.layers.0.attn.weight': is not in base, like 3 more; names "
-        "in one start with 'transformer.', and those in base are the same without it: save both "
-        f"alike {AGAIN}"
-    )
-    assert "names in one start with 'transformer.'" in planned(tmp_path, "one", "base")
+def merged(folder: Path, *names: str, **keys: Any) -> tuple[Tensors, list[str]]:
+    """The mean of these models, and the notes on it."""
+    data = {"merge_method": "linear", "models": [{"model": name} for name in names]} | keys
+    recipe = Recipe.from_dict(data, folder=folder)
+    done = sensmerge.merge(recipe, folder / "merged", progress=False, overwrite=True)
+    return load_file(folder / "merged" / "model.safetensors"), done.notes
+
+
+def numbered(names: list[str], prefix: str = "", start: float = 0.0) -> Tensors:
+    """A different number in every tensor."""
+    return {prefix + name: torch.full((2, 2), start + at) for at, name in enumerate(sorted(names))}
+
+
+@pytest.mark.parametrize("prefix", ["transformer.", "model.language_model.", "_orig_mod."])
+def test_names_that_differ_by_a_prefix_are_the_same_tensors(tmp_path: Path, prefix: str) -> None:
+    head = {"lm_head.weight": torch.full((2, 2), 3.0)}
+    write(tmp_path / "bare", numbered(BODY) | head)
+    write(tmp_path / "long", numbered(BODY, prefix, 2.0) | head)
+    of_bare, notes = merged(tmp_path, "bare", "long")
+    assert {name: float(tensor[0, 0]) for name, tensor in of_bare.items()} == {
+        "lm_head.weight": 3.0,
+        **{name: at + 1.0 for at, name in enumerate(sorted(BODY))},
+    }
+    assert any(f"names start with '{prefix}'" in note for note in notes)
+    if prefix != "_orig_mod.":
+        of_long, notes = merged(tmp_path, "long", "bare")
+        assert set(of_long) == {"lm_head.weight", *(prefix + name for name in BODY)}
+        assert all(torch.equal(of_long[prefix + name], of_bare[name]) for name in BODY)
+        assert any(f"names lack the '{prefix}'" in note for note in notes)
 
 
 @pytest.mark.parametrize(
@@ -65,16 +84,29 @@ def test_names_that_differ_by_a_prefix(tmp_path: Path) -> None:
         ("_orig_mod.", "torch.compile"),
         ("module.", "a data-parallel run"),
         ("base_model.model.", "PEFT"),
-        ("module._orig_mod.", "a data-parallel run"),
     ],
 )
-def test_names_that_carry_a_wrapping(tmp_path: Path, prefix: str, wrapper: str) -> None:
-    said = refusal(tmp_path, tensors(), tensors(prefix=prefix))
-    assert said == (
-        f"one: tensor '{prefix}lm_head.weight': is not in base, like 5 more; names in one start "
-        f"with '{prefix}', which {wrapper} left there: save the model inside the wrapper, or take "
-        "the prefix off"
-    )
+def test_an_output_does_not_get_a_wrappers_names(tmp_path: Path, prefix: str, wrapper: str) -> None:
+    said = refusal(tmp_path, tensors(prefix=prefix), tensors())
+    assert f"; names in base start with '{prefix}', which {wrapper} left there: save the" in said
+
+
+def test_tensors_that_only_some_models_have(tmp_path: Path) -> None:
+    names = ["a.weight", "b.weight", "mtp.weight"]
+    write(tmp_path / "one", numbered(names))
+    write(tmp_path / "two", numbered([*names[:2], "vision.weight"], "", 4.0))
+    with_base, notes = merged(tmp_path, "one", "two", missing="base")
+    assert {name: float(tensor[0, 0]) for name, tensor in with_base.items()} == {
+        "a.weight": 2.0, "b.weight": 3.0, "mtp.weight": 2.0,
+    }  # fmt: skip
+    one, two = tmp_path / "one", tmp_path / "two"
+    left_out = f"{two}: 'vision.weight' that {one} lacks; left out"
+    assert left_out in notes
+    assert f"{two}: lacks 'mtp.weight' that {one} has; those of {one} stand in for them" in notes
+    skipped, notes = merged(tmp_path, "one", "two", missing="skip")
+    assert set(skipped) == {"a.weight", "b.weight"}
+    assert left_out in notes
+    assert f"{two}: lacks 'mtp.weight' that {one} has; the output has none of them" in notes
 
 
 def test_an_adapter_is_no_wrapping(tmp_path: Path) -> None:
@@ -101,11 +133,12 @@ def test_layers_for_multi_token_prediction(tmp_path: Path, layers: str, names: l
     assert said == (
         f"one: tensor '{min(dropped)}': is missing, like {len(names) - 1} more that base has; "
         f"'{layers}' is for multi-token prediction, which transformers leaves out when it loads a "
-        f"model, so that fine-tunes lack it: save base again {AGAIN}, which leaves it out there too"
+        "model, so that fine-tunes lack it: write missing: base to keep it as it is, or missing: "
+        "skip to leave it out"
     )
     said = planned(tmp_path, "one", "base")
     assert said.startswith(f"base: tensor '{min(dropped)}': is not in one, like ")
-    assert "save base again" in said
+    assert "missing: skip to leave it out" in said
 
 
 def test_causal_masks(tmp_path: Path) -> None:
@@ -117,7 +150,7 @@ def test_causal_masks(tmp_path: Path) -> None:
     assert said == (
         "one: tensor 'model.layers.0.attn.bias': is missing, like 1 more that base has; it is a "
         "causal mask, which old checkpoints store and which is no parameter: save base again "
-        f"{AGAIN}, which leaves it out"
+        f"{AGAIN}, which leaves it out, or write missing: skip"
     )
     bias = {"model.layers.0.attn.bias": torch.ones(4)}
     write(tmp_path / "biased", tensors() | bias)
@@ -146,7 +179,8 @@ def test_models_that_have_little_in_common(tmp_path: Path) -> None:
     said = refusal(tmp_path, tensors(), tensors(["encoder.weight", "decoder.weight"]))
     assert said == (
         "one: tensor 'decoder.weight': is not in base, like 1 more; the two are models of "
-        "different architectures, or one was saved in part"
+        "different architectures, or one was saved in part; missing: base or missing: skip in the "
+        "recipe merge what both have"
     )
 
 

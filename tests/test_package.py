@@ -32,9 +32,11 @@ PYTHON_ROOMS = [
     {"", "_core", "errors", "files", "progress", "refusals"},
     {"recipe"},
     {"models"},
+    {"unpickling"},
     {"calibration"},
     {"scaling"},
     {"merging"},
+    {"comparison"},
     {"report"},
     {"search"},
     {"workflow"},
@@ -43,8 +45,8 @@ PYTHON_ROOMS = [
 ]
 # The oracle of the tests: it imports no room, and no room imports it.
 APART = "reference"
-# The rooms that run models.
-TORCH_ROOMS = {"calibration", "demo", "search"}
+# The rooms that run models, and the process that reads pickles.
+TORCH_ROOMS = {"calibration", "demo", "search", "unpickling.py"}
 
 UNSAFE_FILES = {
     "rust/sensmerge-core/src/checkpoint/mapping.rs",
@@ -239,7 +241,7 @@ def test_python_rooms_import_only_those_before_them() -> None:
         for other in imported:
             one, two = room_of(module), room_of(other)
             if APART in (one, two):
-                assert module == other, f"{module} imports {other}"
+                assert one == two, f"{module} imports {other}"
             else:
                 assert rank[two] <= rank[one], f"{module} imports {other}, which is above it"
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sensmerge import InputError, Recipe
-from sensmerge.models.folders import resolve
+from sensmerge.models.references import resolve
 
 PLAIN = """
 models:
@@ -162,16 +162,11 @@ def test_the_source_is_the_recipes_own() -> None:
             {"models": [{"model": "x", "parameters": {"wieght": 1}}]},
             "models[0].parameters.wieght: unknown key; did you mean 'weight'?",
         ),
-        ({"models": [{"model": "x", "weight": 1}]}, "did you mean 'models[0].parameters.weight'?"),
-        (
-            {"models": [{"model": "x", "parameters": {"normalize": True}}]},
-            "models[0].parameters.normalize: unknown key; did you mean 'parameters.normalize'?",
-        ),
         ({"temperature": 1}, "temperature: unknown key; did you mean 'sensitivity.temperature'?"),
         ({"parameters": {"lambda_": 1}}, "parameters.lambda_: unknown key; did you mean 'lambda'?"),
         ({"models": [{"model": {"path": 5}}]}, "models[0].model: expected a path"),
         (
-            {"models": [{"model": {"model": "x", "override": 1}}]},
+            {"models": [{"model": {"model": "x", "overide_architecture": "LlamaForCausalLM"}}]},
             "models[0].model: expected a path",
         ),
         ({"models": ["x"]}, "models[0]: expected a mapping"),
@@ -219,7 +214,7 @@ def test_the_source_is_the_recipes_own() -> None:
             {"merge_method": "linear", "parameters": {"lambda": "auto"}},
             "auto: linear has no lambda",
         ),
-        ({"merge_method": "karcher"}, "merge_method: 'karcher' is mergekit's and not available"),
+        ({"merge_method": "regmean"}, "merge_method: unknown value 'regmean'"),
         ({"merge_method": None}, "merge_method: is missing"),
         ({"merge_method": ["ties"]}, "merge_method: unknown value '['ties']'"),
         ({"merge_method": "Dare-Ties"}, "did you mean 'dare_ties'?"),
@@ -227,7 +222,6 @@ def test_the_source_is_the_recipes_own() -> None:
         ({"models": None}, "models: input should be a valid list"),
         ({"parameters": {"lamda": 1}}, "parameters.lamda: unknown key; did you mean 'lambda'?"),
         ({"lamda": 1}, "lamda: unknown key; did you mean 'parameters.lambda'?"),
-        ({"parameters": {"dtype": "x"}}, "parameters.dtype: unknown key; did you mean 'dtype'?"),
         ({"parameters": {"normalize": "maybe"}}, "parameters.normalize: expected true or false"),
         ({"parameters": {"weight": "auto"}}, "parameters.weight: expected a number"),
         (
@@ -258,11 +252,9 @@ def test_refusals_name_the_key(change: dict[str, Any], said: str) -> None:
     ("text", "said"),
     [
         ("models: [", "line 1"),
-        ("a: 1\na: 2\n", "line 2: 'a' stands here a second time; keep one of the two"),
-        ("parameters:\n  t: 1\n  t: 1\n", "line 3: 't' stands here a second time"),
         ("- just a list", "mapping"),
         ("", "mapping"),
-        ("a: 1\n---\nb: 2\n", "holds several documents"),
+        ("a: 1\n---\nb: 2\n", "holds several documents (stages, with --- between them); `sens"),
         ("!!python/object/apply:os.system [x]", "recipe.yaml"),
     ],
 )
@@ -290,9 +282,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(
-        "models: [{model: x, weight: 1}, {model: y, parameters: {wieght: 1, density: 2}}]\n"
+        "models: [{model: x, wieght: 1}, {model: y, parameters: {wieght: 1, density: 2}}]\n"
         "dtype: int8\n"
-        "merge_method: karcher\n"
+        "merge_method: regmean\n"
         "tokenizer_source: union\n"
         "chat_template: chatml\n"
         "parameters: {normalize: 3, lambda: heavy, unheard_of: 1}\n"
@@ -304,7 +296,7 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
     assert all(line.startswith(f"{path}: ") for line in lines)
     assert [line.removeprefix(f"{path}: ").split(": ")[0] for line in lines] == [
         "merge_method",
-        "models[0].weight",
+        "models[0].wieght",
         "models[1].parameters.wieght",
         "models[1].parameters.density",
         "dtype",
@@ -324,23 +316,16 @@ def test_what_is_not_supported_does_not_hide_the_rest(tmp_path: Path) -> None:
     path.write_text(
         f"slices: [{{sources: {sources}}}, {{sources: {sources}}}]\n"
         "base_model: b\n"
-        "merge_method: sce\n"
+        "merge_method: regmean\n"
         "tokenizer_source: union\n"
-        "tokenizer_source: union\n"
-        "---\n"
-        "merge_method: tie\n"
-        "models: [{model: x}]\n"
     )
     with pytest.raises(InputError) as refused:
         Recipe.load(path)
     lines = [line.removeprefix(str(path)) for line in str(refused.value).splitlines()]
     assert [line.split(" is ")[0].split("; ")[0] for line in lines] == [
-        ", line 5: 'tokenizer_source' stands here a second time",
-        ": holds several documents (stages, with --- between them), which are not supported",
-        ": document 1: merge_method: 'sce'",
-        ": document 1: slices[0].sources[1].model: 'l'",
-        ": document 1: tokenizer_source: 'union'",
-        ": document 2: merge_method: unknown value 'tie'",
+        ": merge_method: unknown value 'regmean'",
+        ": slices[0].sources[1].model: 'l'",
+        ": tokenizer_source: 'union'",
     ]
 
 
@@ -372,7 +357,8 @@ def test_a_key_that_cannot_be_read_does_not_hide_the_others() -> None:
             ["models[0].parameters.weight and 1 more like it: model_stock does not use it"],
         ),
         ({"out_path": "x"}, ["out_path: unknown key, not used"]),
-        ({"parameters": {"random_seed": 5}}, ["parameters.random_seed: unknown key, not used"]),
+        ({"parameters": {"random_seed": 5}},
+         ["parameters.random_seed: unknown key, not used; the nearest known key is 'seed'"]),
         ({"semantics": "original", "parameters": {"rescale": False}},
          ["parameters.rescale: ties does not use it"]),
         (
@@ -472,7 +458,7 @@ def test_names_on_the_hub_are_told_apart_by_revision() -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.sampled_from(
-        ["auto", "ties", "slerp", "karcher", "x", "", "base", "union", "original", "1e-3"]
+        ["auto", "ties", "slerp", "regmean", "x", "", "base", "union", "original", "1e-3"]
     ),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
         st.sampled_from([

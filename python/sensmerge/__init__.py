@@ -19,6 +19,9 @@ from sensmerge.errors import InputError
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration, calibrate
+    from sensmerge.comparison.differences import diff
+    from sensmerge.comparison.extraction import extract_lora
+    from sensmerge.merging.conversion import convert
     from sensmerge.merging.disk import MergeResult
     from sensmerge.merging.memory import merge_into, merge_tensors
     from sensmerge.models import Models, open_models
@@ -39,6 +42,9 @@ __all__ = [
     "Recipe",
     "calibrate",
     "coefficients",
+    "convert",
+    "diff",
+    "extract_lora",
     "learn",
     "merge",
     "merge_into",
@@ -55,6 +61,9 @@ _HOMES = {
     "Recipe": "sensmerge.recipe",
     "calibrate": "sensmerge.calibration",
     "coefficients": "sensmerge.scaling.sigma",
+    "convert": "sensmerge.merging.conversion",
+    "diff": "sensmerge.comparison.differences",
+    "extract_lora": "sensmerge.comparison.extraction",
     "learn": "sensmerge.search.descent",
     "merge": "sensmerge.workflow",
     "merge_into": "sensmerge.merging.memory",

@@ -11,6 +11,7 @@ from _typeshed import SupportsGetItem
 
 __all__ = [
     "Checkpoint",
+    "Difference",
     "Manifest",
     "OutputTensor",
     "Packing",
@@ -18,11 +19,15 @@ __all__ = [
     "Quantised",
     "TensorInfo",
     "check_output",
+    "differences",
     "merge",
     "merge_into",
     "methods",
+    "pickle_files",
     "row_distances",
     "sum_abs_product",
+    "task_vector",
+    "weight_files",
 ]
 
 @final
@@ -75,6 +80,12 @@ class Checkpoint:
         """Notes for the user on the choice of files, one sentence each."""
 
     @property
+    def origin(self, /) -> tuple[str, str] | None:
+        """The repository on the Hub and the commit that it was downloaded from; None if it does not lie
+        in a Hub cache.
+        """
+
+    @property
     def path(self, /) -> str:
         """The folder or file that was opened; the name of a checkpoint in memory."""
 
@@ -118,6 +129,50 @@ class Checkpoint:
         """
 
 @final
+class Difference:
+    """The comparison of one tensor of two checkpoints, entry by entry.
+
+    Sums are float64, of a fixed shape. With a base, task vectors stand for ``a`` and ``b`` in all but
+    ``changed``, ``largest`` and ``squared_difference``, which a base does not change.
+    """
+
+    @property
+    def agreeing(self, /) -> int:
+        """Number of those that have one sign in both."""
+
+    @property
+    def changed(self, /) -> int:
+        """Number of entries that differ."""
+
+    @property
+    def entries(self, /) -> int:
+        """Number of entries."""
+
+    @property
+    def largest(self, /) -> float:
+        """Largest absolute difference; NaN is passed over."""
+
+    @property
+    def product(self, /) -> float:
+        """Scalar product of ``a`` and ``b``."""
+
+    @property
+    def signed(self, /) -> int:
+        """Number of entries that are zero in neither."""
+
+    @property
+    def squared_a(self, /) -> float:
+        """Squared L2 norm of ``a``."""
+
+    @property
+    def squared_b(self, /) -> float:
+        """Squared L2 norm of ``b``."""
+
+    @property
+    def squared_difference(self, /) -> float:
+        """Squared L2 norm of ``b - a``."""
+
+@final
 class Manifest:
     """A merge as plain data: every output tensor with its inputs and its numbers.
 
@@ -138,6 +193,19 @@ class Manifest:
 
         Raises:
             InputError: The request is malformed, or the models cannot be merged as asked.
+        """
+
+    @staticmethod
+    def conversion(view: str, model: Checkpoint, dtype: str | None) -> Manifest:
+        """Build the manifest of a conversion: one model as it is, its floats stored in another dtype.
+
+        Args:
+            view: JSON: the rules for the model's tensors, as in the request of a merge.
+            model: The model.
+            dtype: The dtype, such as ``bfloat16``; None keeps every tensor's own.
+
+        Raises:
+            InputError: The rules are malformed, or the dtype is unknown.
         """
 
     def files(self, /, max_shard_bytes: SupportsIndex) -> list[tuple[str, list[str]]]:
@@ -358,6 +426,33 @@ def check_output(
         OSError: The folder or an input cannot be examined.
     """
 
+def differences(
+    a: Checkpoint,
+    b: Checkpoint,
+    base: Checkpoint | None,
+    tensors: collections.abc.Sequence[str],
+    *,
+    threads: SupportsIndex | None = None,
+    progress: collections.abc.Callable[[int, int], object] | None = None,
+) -> list[Difference]:
+    """Compare tensors of two checkpoints.
+
+    Args:
+        a: One checkpoint.
+        b: The other.
+        base: The model that both were tuned from; None compares the weights themselves.
+        tensors: Names of tensors that all of them have, in one shape and as floats.
+        threads: Threads to use; all cores by default. The result does not depend on it.
+        progress: Called several times a second with the bytes read and the bytes to read.
+
+    Returns:
+        The comparison of every tensor, in the order of ``tensors``.
+
+    Raises:
+        InputError: A tensor is missing, of another shape, or not of floats.
+        KeyboardInterrupt: Ctrl-C was pressed.
+    """
+
 def merge(
     manifest: Manifest,
     output: str | PathLike[str],
@@ -439,6 +534,22 @@ def methods() -> str:
         their parameters, ranges and defaults.
     """
 
+def pickle_files(folder: str | PathLike[str], names: collections.abc.Set[str]) -> list[str]:
+    """Choose the pickled files that hold the weights of a model without safetensors files.
+
+    Args:
+        folder: The model's folder, which must hold the index, where there is one.
+        names: Names of the model's files, whether the folder holds them or not.
+
+    Returns:
+        Names of the files: of the index first, where there is one. Empty where there are safetensors
+        files, which are read instead, or no pickles of a model.
+
+    Raises:
+        InputError: The index is malformed.
+        OSError: The index cannot be read.
+    """
+
 def row_distances(
     a: numpy.typing.NDArray[numpy.uint8],
     b: numpy.typing.NDArray[numpy.uint8],
@@ -484,4 +595,44 @@ def sum_abs_product(
 
     Raises:
         InputError: Lengths differ, a view is not contiguous, or a dtype is unknown.
+    """
+
+def task_vector(
+    expert: Checkpoint,
+    base: Checkpoint,
+    tensor: str,
+    first: SupportsIndex,
+    output: numpy.typing.NDArray[numpy.uint8],
+    *,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """Write entries of the task vector of one tensor, ``expert - base``, as float32.
+
+    Args:
+        expert: The model that was tuned.
+        base: The model that it was tuned from.
+        tensor: Name of the tensor.
+        first: Index of the first entry.
+        output: A contiguous, writable uint8 view of as many float32 entries as are wanted.
+        threads: Threads to use; all cores by default.
+
+    Raises:
+        InputError: The tensor is missing, of another shape, or not of floats; or the output
+            reaches beyond it or is read-only.
+    """
+
+def weight_files(folder: str | PathLike[str], names: collections.abc.Set[str]) -> list[str]:
+    """Choose the files that hold the weights of a model.
+
+    Args:
+        folder: The model's folder. It must hold the config and the index, and may lack weights, as
+            before a download.
+        names: Names of the model's files, whether the folder holds them or not.
+
+    Returns:
+        Names of the files that are read: of the index first, where there is one.
+
+    Raises:
+        InputError: The files hold no model, more than one, or one of another format.
+        OSError: The config or the index cannot be read.
     """

@@ -94,21 +94,31 @@ def meant(location: Location, root: type[BaseModel]) -> str | None:
     In this order: a key of the same name in another section; one of a similar name in the same
     section; one of a similar name elsewhere.
     """
-    name, place = str(location[-1]), _model_at(location[:-1], root)
+    name, known = str(location[-1]), _known(location, root)
+    if name in known:
+        return known[name]
+    near = nearest(name, _keys(_model_at(location[:-1], root)))
+    if near is not None:
+        return near
+    elsewhere = nearest(name, known)
+    return None if elsewhere is None else known[elsewhere]
+
+
+def known_elsewhere(location: Location, root: type[BaseModel]) -> str | None:
+    """The place at which a key of just this name is known; None if there is none."""
+    return _known(location, root).get(str(location[-1]))
+
+
+def _known(location: Location, root: type[BaseModel]) -> dict[str, str]:
+    """The keys of all sections, and of those around a location, each with its place."""
+    place = _model_at(location[:-1], root)
     beside = key_of(location[:-1]) if len(location) > 1 else ""
-    known = {
+    return {
         key: ".".join(part for part in (prefix, section, key) if part)
         for start, prefix in ((root, ""), (place, beside))
         for section, model in reversed(list(_sections(start)))
         for key in _keys(model)
     }
-    if name in known:
-        return known[name]
-    near = nearest(name, _keys(place))
-    if near is not None:
-        return near
-    elsewhere = nearest(name, known)
-    return None if elsewhere is None else known[elsewhere]
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -5,17 +5,29 @@ The rooms that do the work do not depend on the order of the steps; it is set he
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from sensmerge import _core
+from sensmerge.errors import InputError
 from sensmerge.merging import disk
 from sensmerge.merging.disk import DEFAULT_SHARD_SIZE, MergeResult
 from sensmerge.merging.manifest import request
 from sensmerge.merging.plan import MergePlan, parse_size
-from sensmerge.merging.sidecars import check_vocabulary
+from sensmerge.merging.sidecars import check_vocabulary, sidecars
+from sensmerge.merging.stages import (
+    StagedPlan,
+    folder_of,
+    is_merged,
+    sketch,
+    stage_folders,
+    with_names,
+)
 from sensmerge.models import Models, open_models
-from sensmerge.recipe import DEFAULT_TEMPERATURE, Recipe
+from sensmerge.models.pickles import unpickled, unpickling
+from sensmerge.recipe import DEFAULT_TEMPERATURE, Recipe, StagedRecipe, load
 from sensmerge.scaling.matching import matching, needs_calibration
 from sensmerge.scaling.required import coefficients_for
 
@@ -25,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def merge(
-    recipe: Recipe | str | Path,
+    recipe: Recipe | StagedRecipe | str | Path,
     out: str | Path,
     calibration: Calibration | str | Path | None = None,
     threads: int | None = None,
@@ -36,6 +48,11 @@ def merge(
     overwrite: bool = False,
     allow_nan: bool = False,
     chunk_bytes: int | None = None,
+    unpickle: bool = False,
+    tokenizer: bool = True,
+    card: bool = True,
+    stages: str | Path | None = None,
+    reuse: bool = True,
 ) -> MergeResult:
     """Merge the models of a recipe into a Hugging Face model folder.
 
@@ -43,9 +60,9 @@ def merge(
     calibration is given.
 
     Args:
-        recipe: The recipe, or its path.
+        recipe: The recipe, of one stage or of several, or its path.
         out: The folder to write. It must not exist, or be empty, unless ``overwrite`` is set.
-        calibration: A calibration of these experts, or its path.
+        calibration: A calibration of these experts, or its path; of several stages, the result's.
         threads: Threads to use; all cores by default. The output does not depend on it.
         progress: Show a progress bar on a terminal and plain lines elsewhere.
         max_shard_size: Largest size of a weight file's data, in bytes or as text such as ``5GB``.
@@ -53,6 +70,13 @@ def merge(
         overwrite: Replace the output of an earlier merge in ``out``; inputs are never replaced.
         allow_nan: Write NaN and infinite values instead of refusing them.
         chunk_bytes: Bytes that a thread works on at a time. The output does not depend on it.
+        unpickle: Read models that are stored as pickles (``pytorch_model.bin``) in a process of
+            their own, through a temporary copy beside ``out``. Needs torch.
+        tokenizer: Write the tokenizer's files beside the weights.
+        card: Write the model card.
+        stages: A folder in which the models of earlier stages stay; None: they are removed at the
+            end.
+        reuse: Take a model of an earlier stage that lies there already, merged by the same recipe.
 
     Returns:
         A description of the written model.
@@ -62,19 +86,56 @@ def merge(
         OSError: A file cannot be read or written.
         KeyboardInterrupt: Ctrl-C was pressed; nothing is left behind.
     """
-    recipe = Recipe.of(recipe)
+    asked = recipe if isinstance(recipe, Recipe | StagedRecipe) else load(recipe)
     parse_size(max_shard_size)
-    models = open_models(recipe)
+    how = _How(
+        threads, progress, max_shard_size, sync, overwrite, allow_nan, chunk_bytes, tokenizer, card
+    )
+    with unpickling(out, enabled=unpickle, progress=progress):
+        if isinstance(asked, StagedRecipe):
+            kept = None if stages is None else Path(stages)
+            return _merge_stages(asked, Path(out), calibration, how, kept, reuse=reuse)
+        return _merge(asked, out, calibration, how, [])
+
+
+@dataclass(frozen=True)
+class _How:
+    """The arguments of :func:`merge` that do not change what is merged."""
+
+    threads: int | None
+    progress: bool
+    max_shard_size: str | int
+    sync: bool
+    overwrite: bool
+    allow_nan: bool
+    chunk_bytes: int | None
+    tokenizer: bool
+    card: bool
+
+
+def _merge(
+    recipe: Recipe,
+    out: str | Path,
+    calibration: Calibration | str | Path | None,
+    how: _How,
+    earlier: list[str],
+) -> MergeResult:
+    """Merge one recipe; ``earlier`` are notes of the stages before it."""
+    models = open_models(recipe, progress=how.progress)
+    pickled = unpickled()
+    _core.check_output(str(out), [str(path) for path in pickled.copies], how.overwrite)
     if recipe.auto or (calibration is None and needs_calibration(recipe)):
         # Refuse a merge that is bound to fail before the long measurement rather than after it.
         request(_provisional(recipe), None, models).manifest()
         check_vocabulary(recipe, models)
-        _core.check_output(str(out), [str(model.path) for model in models.all], overwrite)
-    measured, notes = _measured(recipe, models, calibration, threads=threads, progress=progress)
+        _core.check_output(str(out), [str(model.path) for model in models.all], how.overwrite)
+    measured, notes = _measured(
+        recipe, models, calibration, threads=how.threads, progress=how.progress
+    )
     if recipe.auto:
         from sensmerge.search.auto import choose
 
-        recipe, chosen = choose(recipe, measured, threads=threads, progress=progress)
+        recipe, chosen = choose(recipe, measured, threads=how.threads, progress=how.progress)
         notes += chosen
     return disk.write(
         recipe,
@@ -82,27 +143,71 @@ def merge(
         out,
         measured,
         _coefficients(measured, recipe),
-        notes=notes,
-        threads=threads,
-        progress=progress,
-        max_shard_size=max_shard_size,
-        sync=sync,
-        overwrite=overwrite,
-        allow_nan=allow_nan,
-        chunk_bytes=chunk_bytes,
+        notes=[*earlier, *pickled.notes, *notes],
+        **asdict(how),
     )
 
 
+def _merge_stages(
+    asked: StagedRecipe,
+    out: Path,
+    calibration: Calibration | str | Path | None,
+    how: _How,
+    kept: Path | None,
+    *,
+    reuse: bool,
+) -> MergeResult:
+    # Refuse what is bound to fail in any stage before the first is merged.
+    planned = _plan_stages(asked, None, how.max_shard_size)
+    inputs = {
+        str(model.path)
+        for _, each in planned.stages
+        for model in each.models
+        if model.path not in planned.places.values()
+    }
+    _core.check_output(str(out), sorted(inputs), how.overwrite)
+    places, notes = dict[str, Path](), list(asked.notes)
+    with stage_folders(out, kept) as folder:
+        for stage in asked.stages[:-1]:
+            place, name = folder_of(stage, folder), str(stage.name)
+            recipe, places[name] = stage.placed(places), place
+            if reuse and is_merged(recipe, place):
+                notes.append(
+                    f"stage '{name}': was merged into {folder} earlier, and is used as it is"
+                )
+                continue
+            # A stage's tokenizer may be the result's; a kept folder may hold an older merge of it.
+            on_the_way = replace(how, sync=False, overwrite=kept is not None, tokenizer=True)
+            done = _merge(recipe, place, None, on_the_way, [])
+            notes += [f"stage '{name}': {note}" for note in done.notes]
+        return _merge(asked.result.placed(places), out, calibration, how, notes)
+
+
+@overload
 def plan(
-    recipe: Recipe | str | Path,
+    recipe: Recipe,
     *,
     calibration: Calibration | str | Path | None = None,
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
-) -> MergePlan:
+) -> MergePlan: ...
+@overload
+def plan(
+    recipe: StagedRecipe | str | Path,
+    *,
+    calibration: Calibration | str | Path | None = None,
+    max_shard_size: str | int = DEFAULT_SHARD_SIZE,
+) -> MergePlan | StagedPlan: ...
+def plan(
+    recipe: Recipe | StagedRecipe | str | Path,
+    *,
+    calibration: Calibration | str | Path | None = None,
+    max_shard_size: str | int = DEFAULT_SHARD_SIZE,
+) -> MergePlan | StagedPlan:
     """Plan a merge without calibrating, merging or writing anything.
 
     Args:
-        recipe: The recipe, or its path. For ``auto`` values the plan shows defaults.
+        recipe: The recipe, of one stage or of several, or its path. For ``auto`` values the plan
+            shows defaults.
         calibration: A calibration of the experts, or its path. Without one, the plan shows the
             weights before coefficients.
         max_shard_size: Largest size of a weight file's data, in bytes or as text such as ``5GB``.
@@ -110,7 +215,45 @@ def plan(
     Raises:
         InputError: Recipe, calibration or checkpoints cannot be used as they are.
     """
-    recipe = Recipe.of(recipe)
+    asked = recipe if isinstance(recipe, Recipe | StagedRecipe) else load(recipe)
+    if isinstance(asked, StagedRecipe):
+        return _plan_stages(asked, calibration, max_shard_size)
+    return _plan(asked, calibration, max_shard_size)
+
+
+def _plan_stages(
+    asked: StagedRecipe,
+    calibration: Calibration | str | Path | None,
+    max_shard_size: str | int,
+) -> StagedPlan:
+    """Plan each stage by sketches of the models of the stages before it."""
+    planned: list[tuple[str | None, MergePlan]] = []
+    places: dict[str, Path] = {}
+    with tempfile.TemporaryDirectory(prefix="sensmerge-plan-") as folder:
+        for stage in asked.stages:
+            recipe = stage.placed(places)
+            last = stage is asked.result
+            try:
+                made = _plan(recipe, calibration if last else None, max_shard_size)
+                if not last:
+                    place = folder_of(stage, Path(folder))
+                    sketch(made, sidecars(recipe, open_models(recipe), None, None), place)
+                    places[str(stage.name)] = place
+            except InputError as error:
+                label = f"document {stage.document}"
+                said = with_names(str(error), places)
+                raise InputError(
+                    "\n".join(f"{label}: {line}" for line in said.splitlines())
+                ) from None
+            planned.append((stage.name, made))
+        return StagedPlan(planned, places, asked.notes)
+
+
+def _plan(
+    recipe: Recipe,
+    calibration: Calibration | str | Path | None,
+    max_shard_size: str | int,
+) -> MergePlan:
     models = open_models(recipe)
     found, notes = None, list(recipe.notes)
     if recipe.auto:

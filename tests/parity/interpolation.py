@@ -1,4 +1,4 @@
-"""Recipes for slerp, nuslerp, model_stock and passthrough, and their merges by the reference."""
+"""Recipes for methods that the reference has tensor by tensor, and their merges by it."""
 
 from __future__ import annotations
 
@@ -59,6 +59,33 @@ def cases() -> Iterator[tuple[str, dict[str, Any]]]:
             yield name, recipe("model_stock", experts, options)
     yield "model_stock base listed", recipe("model_stock", ["e0", "base", "e1"], {})
 
+    for options in ({}, {"normalize_weights": False}):
+        keys = " ".join(f"{key}={options[key]}" for key in options)
+        for base in ("", "base"):
+            for weights in ((0.6, 0.9), (0.6, 0.9, 1.3), (1.0, -0.4)):
+                name = f"multislerp {len(weights)} {min(weights)} {base} {keys}".strip()
+                yield name, weighted("multislerp", weights, options, base)
+    for count in (2, 3):
+        experts = [f"e{place}" for place in range(count)]
+        for base in ("", "base"):
+            yield f"karcher of {count} {base}".strip(), recipe("karcher", experts, {}, base)
+    long = recipe("karcher", ["e0", "e1", "e2"], {"max_iter": 999, "tol": 1e-10}, "")
+    yield "karcher long", long
+    for bound in (0.0, 0.01, 0.05, [0.0, 0.1]):
+        yield f"nearswap t={bound}", recipe("nearswap", ["e0"], {"t": bound})
+    yield "arcee_fusion", recipe("arcee_fusion", ["e0"], {})
+    for count in (1, 2, 3):
+        experts = [f"e{place}" for place in range(count)]
+        for select in (None, 0.9, 0.5, 0.1):
+            chosen = {} if select is None else {"select_topk": select}
+            yield f"sce of {count} select={select}", recipe("sce", experts, chosen)
+        for epsilon in (1e-5, 0.05):
+            name = f"of {count} epsilon={epsilon}"
+            yield f"ram {name}", recipe("ram", experts, {"epsilon": epsilon})
+            yield f"ramplus_tl {name}", recipe("ramplus_tl", experts, {"epsilon": epsilon})
+    strong = {"epsilon": 0.05, "r": 0.7, "alpha": 2.0}
+    yield "ramplus_tl strong", recipe("ramplus_tl", ["e0", "e1", "e2"], strong)
+
     yield "passthrough", recipe("passthrough", ["e0"], {}, base="")
     yield "passthrough scale=0.3", recipe("passthrough", ["e0"], {"scale": 0.3}, base="")
     own = recipe("passthrough", ["e0"], {"scale": 0.3}, base="")
@@ -81,10 +108,22 @@ def recipe(
 
 
 def nuslerp(first: Any, second: Any, options: dict[str, Any], base: str) -> dict[str, Any]:
-    data = recipe("nuslerp", ["e0", "e1"], options, base)
-    for model, weight in zip(data["models"], (first, second), strict=True):
+    return weighted("nuslerp", (first, second), options, base)
+
+
+def weighted(
+    method: str, weights: tuple[Any, ...], options: dict[str, Any], base: str
+) -> dict[str, Any]:
+    data = recipe(method, [f"e{place}" for place in range(len(weights))], options, base)
+    for model, weight in zip(data["models"], weights, strict=True):
         model["parameters"] = {"weight": weight}
     return data
+
+
+def exceptions(data: dict[str, Any]) -> float:
+    """The fraction of entries that may lie on a threshold, where float32 and float64 differ."""
+    selects = data["merge_method"] == "arcee_fusion" or "select_topk" in data["parameters"]
+    return 1 / 100 if selects else 0.0
 
 
 # A family with the special cases of these methods ------------------------------------------------
@@ -173,7 +212,23 @@ def one_tensor(
             flatten=options.get("nuslerp_flatten", True),
             row_wise=options.get("nuslerp_row_wise", False),
         )
+    if method == "multislerp":
+        weights = [number("weight", expert) for expert in experts]
+        return reference.multislerp(values, weights, base=base, **options)
+    if method == "karcher":
+        return reference.karcher(values if base is None else [base, *values], **options)
     assert base is not None
+    if method == "nearswap":
+        return reference.nearswap(base, values[0], number("t", {}))
+    if method == "arcee_fusion":
+        return reference.arcee_fusion(base, values[0])
+    if method == "sce":
+        return reference.sce(base, values, **options)
+    if method.startswith("ram"):
+        least = options.get("epsilon", 1e-5)
+        strengthen = (options.get("r", 0.1), options.get("alpha", 0.2))
+        plus = strengthen if method == "ramplus_tl" else None
+        return reference.ram(base, values, epsilon=least, strengthen=plus)
     if method == "slerp":
         return reference.slerp(base, values[0], number("t", {}))
     return reference.model_stock(base, values, filter_wise=options.get("filter_wise", False))
@@ -190,7 +245,7 @@ def position_of(name: str, model: Arrays) -> float:
 
 
 def by_reference(
-    found: dict[str, torch.Tensor], wanted: Arrays, largest: Arrays
+    found: dict[str, torch.Tensor], wanted: Arrays, largest: Arrays, exceptions: float
 ) -> tuple[str, bool]:
     """The largest distance of bfloat16 tensors from the reference's, in units of the last place.
 
@@ -211,4 +266,4 @@ def by_reference(
         f"{total} entries, {different} differ, {apart} by more than one unit, "
         f"furthest {furthest:.3f} units"
     )
-    return said, found.keys() == wanted.keys() and apart == 0
+    return said, found.keys() == wanted.keys() and apart <= exceptions * total

@@ -4,14 +4,13 @@ All cases are run or, with NAMEs, those whose name contains one of them. mergeki
 an environment of its own, a sharded bfloat16 Llama family is made, and both programs merge it with
 the same recipes (``dtype: float32, out_dtype: bfloat16``). The merges are compared entry by entry:
 
-- linear, task_arithmetic and ties, and the dare methods at density 1: within one unit in the last
-  place of bfloat16, but for ties between equal magnitudes at the trim's threshold, whose order in
-  mergekit is undefined;
-- the dare methods at density 0.5: by tensor, the fraction of kept entries and their mean and
-spread,
-  since the random generators differ;
-- slerp, nuslerp, model_stock and passthrough (``interpolation.py``): within one unit, and both
-  within one unit of the float64 reference too.
+- linear, task_arithmetic, ties and breadcrumbs, and the dare and della methods at density 1: within
+  one unit in the last place of bfloat16, but for ties between equal magnitudes at a threshold,
+  whose order in mergekit is undefined;
+- the dare and della methods at density 0.5: by tensor, the fraction of kept entries and their mean
+  and spread, since the random generators differ;
+- the others (``interpolation.py``): within one unit, and both within one unit of the float64
+  reference too; where entries are selected by a threshold, but for those at it.
 """
 
 from __future__ import annotations
@@ -118,11 +117,15 @@ def run_mergekit(python: Path, folders: list[Path]) -> None:
 
 def cases() -> Iterator[tuple[str, dict[str, Any], Comparison]]:
     """Name, recipe and comparison of every case."""
-    for method in ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"):
+    methods = (
+        "linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "breadcrumbs",
+        "breadcrumbs_ties", "della_linear", "della",
+    )  # fmt: skip
+    for method in methods:
         for normalize in (None, True, False):
-            for density in (1.0, 0.5) if method.startswith(("ties", "dare")) else (1.0,):
-                options = {} if normalize is None else {"normalize": normalize}
-                random = method.startswith("dare") and density < 1
+            for density in (1.0,) if method in methods[:2] else (1.0, 0.5):
+                options: dict[str, Any] = {} if normalize is None else {"normalize": normalize}
+                random = method.startswith(("dare", "della")) and density < 1
                 if random and normalize is not None:
                     continue
                 name = f"{method} normalize={normalize} density={density}"
@@ -137,6 +140,17 @@ def cases() -> Iterator[tuple[str, dict[str, Any], Comparison]]:
         {"value": 0.25},
     ]
     yield "task_arithmetic gradient and filter", gradient, by_entry
+    for density, gamma in ((0.9, 0.01), (0.5, 0.2), (0.5, 0.8), (0.1, 0.0)):
+        for method in ("breadcrumbs", "breadcrumbs_ties"):
+            name = f"{method} density={density} gamma={gamma}"
+            yield name, recipe(method, density, {"gamma": gamma}), partial(by_entry, gamma=gamma)
+    rescaled = recipe("breadcrumbs", 0.5, {"gamma": 0.1, "rescale": True})
+    yield "breadcrumbs rescale", rescaled, partial(by_entry, gamma=0.1)
+    for epsilon in (0.4, 0.0):
+        name = f"della_linear epsilon={epsilon}"
+        yield name, recipe("della_linear", 0.5, {"epsilon": epsilon}), in_distribution
+    unscaled = recipe("della_linear", 0.5, {"rescale": False})
+    yield "della_linear rescale=False", unscaled, in_distribution
     yield "ties rescale", recipe("ties", 0.5, {"rescale": True, "lambda": 0.7}), by_entry
 
 
@@ -188,12 +202,13 @@ def by_interpolation(folder: Path, family: Path, data: dict[str, Any]) -> Verdic
     """mergekit's merge against the reference, and ours against both."""
     wanted, largest = interpolation.expected(data, family)
     theirs = tensors(folder / "theirs")
-    said, good = interpolation.by_reference(theirs, wanted, largest)
+    allowed = interpolation.exceptions(data)
+    said, good = interpolation.by_reference(theirs, wanted, largest, allowed)
     said = f"mergekit, reference: {said}"
     made = ours(folder)
     for peer, (more, fine) in (
-        ("reference", interpolation.by_reference(made, wanted, largest)),
-        ("mergekit", by_entry(family, 1.0, theirs, made)),
+        ("reference", interpolation.by_reference(made, wanted, largest, allowed)),
+        ("mergekit", by_entry(family, 1.0, theirs, made, exceptions=max(allowed, 1 / 2000))),
     ):
         said, good = f"{said}; sensmerge, {peer}: {more}", good and fine
     return said, good
@@ -215,14 +230,25 @@ def by_exported_recipe(python: Path, folder: Path, family: Path) -> Verdict:
     return by_entry(family, 0.5, tensors(folder / "theirs"), made)
 
 
-def at_threshold(delta: torch.Tensor, density: float) -> torch.Tensor:
-    """Entries whose magnitude is the trim's threshold: mergekit does not define which are kept."""
+def at_threshold(delta: torch.Tensor, density: float, gamma: float) -> torch.Tensor:
+    """Entries whose magnitude is a threshold: mergekit does not define which of them are kept."""
     kept = max(1, int(density * delta.numel()))
+    dropped = min(int(gamma * delta.numel()), delta.numel() - kept)
     magnitude = delta.abs()
-    return magnitude == magnitude.flatten().sort(descending=True).values[kept - 1]
+    ordered = magnitude.flatten().sort(descending=True).values
+    found = magnitude == ordered[kept + dropped - 1]
+    return found | (magnitude == ordered[dropped - 1]) if dropped else found
 
 
-def by_entry(family: Path, density: float, theirs: Tensors, ours: Tensors) -> Verdict:
+def by_entry(
+    family: Path,
+    density: float,
+    theirs: Tensors,
+    ours: Tensors,
+    *,
+    gamma: float = 0.01,
+    exceptions: float = 1 / 2000,
+) -> Verdict:
     apart = different = total = 0
     missing = theirs.keys() ^ ours.keys()
     base = tensors(family / "base")
@@ -232,12 +258,12 @@ def by_entry(family: Path, density: float, theirs: Tensors, ours: Tensors) -> Ve
         unit = 2.0 ** (torch.floor(torch.log2(their_values.abs().clamp(min=2.0**-126))) - 7)
         decided = torch.ones_like(their, dtype=torch.bool)
         for expert in experts if density < 1 else []:
-            decided &= ~at_threshold(expert[name].float() - base[name].float(), density)
+            decided &= ~at_threshold(expert[name].float() - base[name].float(), density, gamma)
         apart += int(((our - their_values).abs() > unit)[decided].sum())
         different += int((our != their_values)[decided].sum())
         total += int(decided.sum())
     said = f"{total} entries, {different} differ, {apart} by more than one unit"
-    return said, not missing and apart <= total / 2000
+    return said, not missing and apart <= total * exceptions
 
 
 def in_distribution(family: Path, density: float, theirs: Tensors, ours: Tensors) -> Verdict:

@@ -7,21 +7,26 @@ use std::hint::black_box;
 
 use sensmerge_core::dtype::{Float, Real};
 use sensmerge_core::kernel::bracket::{Bracket, Counts, count_and_collect};
+use sensmerge_core::kernel::changed::{count_changed, mean_of_changed};
 use sensmerge_core::kernel::derivative::{disjoint_derivative, dot};
 use sensmerge_core::kernel::disjoint::{Agreement, Divisor, disjoint};
 use sensmerge_core::kernel::distance::{squared_distance, squared_distance_stored};
+use sensmerge_core::kernel::divergence::{importance, keep_important, softmax_divergence};
 use sensmerge_core::kernel::elect::{elect_sign, sum_of_signs};
 use sensmerge_core::kernel::finite::{all_finite, has_infinite, has_nan};
+use sensmerge_core::kernel::near::near;
 use sensmerge_core::kernel::random_drop::drop_and_rescale;
+use sensmerge_core::kernel::rank::{keep_ranks, sort_by_magnitude};
 use sensmerge_core::kernel::sensitivity::{sum_abs_product, sum_abs_product_stored};
 use sensmerge_core::kernel::sum::l1;
 use sensmerge_core::kernel::task_vector::subtract;
-use sensmerge_core::kernel::trim::{count_equal, trim, trim_exact};
+use sensmerge_core::kernel::trim::{count_equal, drop_exact, trim, trim_exact};
+use sensmerge_core::kernel::variance::{keep_scored, variance};
 use sensmerge_core::kernel::weighted_sum::{
     add_product, divide, multiply, scale_and_add, weighted_sum,
 };
 use sensmerge_core::processor::level;
-use sensmerge_core::random::Stream;
+use sensmerge_core::random::{Stream, chance};
 
 /// Entries that every kernel processes: four blocks of a merge.
 const ENTRIES: usize = 4096;
@@ -46,6 +51,7 @@ const KERNELS: &[(&str, Kernel)] = &[
     ("has_infinite", |b| keep_result(has_infinite(&b.delta))),
     ("keep, density 0.5", |b| Stream::new(1, 2, "w").keep(0, black_box(0.5), &mut b.keep)),
     ("keep, density 0.9", |b| Stream::new(1, 2, "w").keep(0, black_box(0.9), &mut b.keep)),
+    ("keep_each", |b| Stream::new(1, 2, "w").keep_each(0, &b.chances, &mut b.keep)),
     ("drop_and_rescale", |b| drop_and_rescale(&mut b.delta, &b.keep, b.factor)),
     ("count_and_collect", |b| {
         keep_result(count_and_collect(&b.delta, b.bracket, &mut Counts::default(), &mut b.inside));
@@ -57,6 +63,21 @@ const KERNELS: &[(&str, Kernel)] = &[
         trim_exact(&mut b.delta, b.threshold, &mut black_box(ENTRIES as u64));
     }),
     ("trim_exact, no tie stays", |b| trim_exact(&mut b.delta, b.threshold, &mut black_box(0))),
+    ("drop_exact", |b| drop_exact(&mut b.delta, b.threshold, &mut b.ties)),
+    ("sort_by_magnitude", |b| sort_by_magnitude(&b.delta, &mut b.order)),
+    ("keep_ranks", |b| keep_ranks(&mut b.delta, &b.order, black_box(1000)..black_box(4000))),
+    ("variance", |b| variance(&b.rows, &mut b.out)),
+    ("keep_scored", |b| keep_scored(&mut b.delta, &b.signs)),
+    ("softmax_divergence", |b| keep_result(softmax_divergence(&b.base, &b.delta))),
+    ("importance", |b| importance(&mut b.delta, b.factor)),
+    ("keep_important", |b| keep_important(&mut b.delta, b.factor, black_box(0.01))),
+    ("near", |b| near(&b.delta, black_box(0.01), &mut b.out)),
+    ("mean_of_changed", |b| mean_of_changed(&b.rows, &b.least, &b.weights, &mut b.out)),
+    ("count_changed", |b| {
+        let (mut alone, mut shared) = ([0; EXPERTS], [0; EXPERTS]);
+        count_changed(&b.rows, &b.least, ENTRIES, &mut alone, &mut shared);
+        keep_result((alone, shared));
+    }),
     ("l1", |b| keep_result(l1(&b.delta))),
     ("multiply", |b| multiply(&mut b.delta, b.factor)),
     ("add_product", |b| add_product(&b.base, &b.delta, &mut b.out)),
@@ -65,6 +86,10 @@ const KERNELS: &[(&str, Kernel)] = &[
     ("sum_of_signs", |b| keep_result(sum_of_signs(&b.rows, &b.weights, b.out.len()))),
     ("disjoint, weighted by weights", |b| {
         let (agreement, divisor) = black_box((Agreement::Weighted, Divisor::Weights));
+        disjoint(&b.rows, &b.weights, &b.signs, agreement, divisor, &mut b.out);
+    }),
+    ("disjoint, unweighted by positive weights", |b| {
+        let (agreement, divisor) = black_box((Agreement::Unweighted, Divisor::AtLeastSmallest));
         disjoint(&b.rows, &b.weights, &b.signs, agreement, divisor, &mut b.out);
     }),
     ("disjoint, unweighted by count", |b| {
@@ -101,7 +126,11 @@ struct Block {
     weights: Vec<f32>,
     signs: Vec<f32>,
     out: Vec<f32>,
+    /// The magnitude up to which an entry of an expert counts as unchanged.
+    least: Vec<f32>,
     keep: Vec<u8>,
+    chances: Vec<u64>,
+    order: Vec<(i32, u32)>,
     inside: Vec<i32>,
     float16: Vec<u8>,
     bfloat16: Vec<u8>,
@@ -143,6 +172,9 @@ impl Block {
             delta,
             rows,
             weights: vec![1.0, 0.75, 0.5],
+            least: vec![0.01; EXPERTS],
+            chances: (0..ENTRIES).map(|place| chance(place as f64 / ENTRIES as f64)).collect(),
+            order: (0..ENTRIES as u32).map(|place| (0, place)).collect(),
             out: vec![0.0; ENTRIES],
             inside: vec![0; ENTRIES],
             factor: 1.25,

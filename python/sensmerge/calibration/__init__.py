@@ -5,6 +5,7 @@ Only measuring imports torch: a calibration that was saved can be read and used 
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ def calibrate(
     memory: str = "auto",
     device: str = "cpu",
     keep: str | Path | None = None,
+    unpickle: bool = False,
 ) -> Calibration:
     """Measure sensitivity and alignment of a recipe's experts (Sens-Merging, Eq. 1 to 4).
 
@@ -38,6 +40,9 @@ def calibrate(
         keep: A calibration file, which need not exist yet. Its measurements of the same weights
             and samples are used again. Those of this run are written to ``FILE.partial`` beside it
             one by one, so that a run that was stopped can go on.
+        unpickle: Read models that are stored as pickles (``pytorch_model.bin``) in a process of
+            their own, through a temporary copy beside ``keep`` or, without that, in the system's
+            folder of temporary files.
 
     Returns:
         The calibration, experts in the recipe's order. It is not saved.
@@ -46,16 +51,19 @@ def calibrate(
         InputError: A model or its samples cannot be used as they are, or torch is not installed.
     """
     from sensmerge.calibration.run import run
+    from sensmerge.models.pickles import unpickling
     from sensmerge.recipe import Recipe
 
-    return run(
-        Recipe.of(recipe),
-        progress=progress,
-        threads=threads,
-        memory=memory,
-        device=device,
-        keep=None if keep is None else Path(keep),
-    )
+    beside = Path(tempfile.gettempdir(), "model") if keep is None else Path(keep)
+    with unpickling(beside, enabled=unpickle, progress=progress):
+        return run(
+            Recipe.of(recipe),
+            progress=progress,
+            threads=threads,
+            memory=memory,
+            device=device,
+            keep=None if keep is None else Path(keep),
+        )
 
 
 def forget(path: Path) -> None:

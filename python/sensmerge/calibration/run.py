@@ -16,8 +16,8 @@ from sensmerge.calibration import samples
 from sensmerge.calibration.kept import Kept, Part
 from sensmerge.calibration.record import Calibration, Expert
 from sensmerge.errors import InputError
-from sensmerge.models.folders import resolve
 from sensmerge.models.layers import block_of, blocks
+from sensmerge.models.references import resolve
 from sensmerge.progress import bar
 from sensmerge.recipe import Sensitivity
 
@@ -53,7 +53,7 @@ def run(
     runner = Runner(memory, device, options.dtype)
     kept = Kept(keep, options.model_dump())
     with quiet_transformers(), torch_threads(threads):
-        sources = open_sources(recipe)
+        sources = open_sources(recipe, progress=progress)
         tasks = [
             samples.task(recipe, place, source.tokenizer, options)
             for place, source in enumerate(sources)
@@ -96,12 +96,15 @@ def run(
 _MEASURED = {"positions", "distance", "dtype", "samples", "max_length", "seed"}
 
 
-def open_sources(recipe: Recipe) -> list[loading.Source]:
+def open_sources(recipe: Recipe, *, progress: bool = True) -> list[loading.Source]:
     """The files and the tokenizer of every expert of a recipe."""
-    base = None if recipe.base_model is None else resolve(recipe.base_model, recipe.folder)
+
+    def found(name: str) -> Path:
+        return resolve(name, recipe.places, progress=progress)
+
+    base = None if recipe.base_model is None else found(recipe.base_model)
     return [
-        loading.open_source(expert.model, resolve(expert.model, recipe.folder), base)
-        for expert in recipe.experts
+        loading.open_source(expert.model, found(expert.model), base) for expert in recipe.experts
     ]
 
 

@@ -8,7 +8,7 @@ import sys
 import click
 
 from sensmerge import InputError, __version__
-from sensmerge.cli import describing, measuring, merging, searching
+from sensmerge.cli import comparing, converting, describing, measuring, merging, searching
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -17,6 +17,8 @@ EXIT_INTERRUPTED = 130
 _HINTS = {
     "allow_nan": "--allow-nan writes such values instead of refusing them",
     "overwrite": "--force replaces what an earlier merge wrote",
+    "unpickle": "merge, calibrate and convert read pickles with --unpickle; torch opens them in a "
+    "process of their own and takes tensors alone",
 }
 
 
@@ -29,11 +31,15 @@ def commands() -> None:
 for _command in (
     merging.merge,
     merging.plan,
+    converting.convert,
     measuring.calibrate,
     measuring.coefficients,
     searching.learn,
     searching.tune,
     measuring.report,
+    comparing.diff,
+    comparing.extract_lora,
+    describing.explain,
     describing.inspect,
     describing.methods,
     describing.schema,

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from sensmerge.cli.options import FILE, FOLDER, PATH, check_writable, threads_option
+from sensmerge.cli.options import (
+    FILE,
+    FOLDER,
+    PATH,
+    check_writable,
+    leniency_options,
+    load_staged,
+    threads_option,
+)
+
+if TYPE_CHECKING:
+    from sensmerge.recipe import Leniency
 
 
 @click.command()
@@ -37,6 +48,19 @@ def methods(name: str | None, semantics: Any) -> None:
         click.echo(tables.listed(semantics))
     else:
         click.echo(tables.described(name, semantics))
+
+
+@click.command()
+@click.argument("recipe", type=FILE)
+@leniency_options
+def explain(recipe: Path, leniency: Leniency | None) -> None:
+    """Say in words what a merge of RECIPE does, and what mergekit would do otherwise.
+
+    No weights are read; the models need not be here.
+    """
+    from sensmerge.merging.explained import explain as explained
+
+    click.echo(explained(load_staged(recipe, leniency)))
 
 
 @click.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,12 +12,17 @@ from sensmerge.cli.options import (
     PATH,
     calibration_option,
     check_writable,
+    leniency_options,
     load_recipe,
     quiet_option,
     require_calibration,
     threads_option,
+    unpickle_option,
 )
 from sensmerge.errors import InputError
+
+if TYPE_CHECKING:
+    from sensmerge.recipe import Leniency
 
 
 @click.command()
@@ -31,9 +37,18 @@ from sensmerge.errors import InputError
 )
 @click.option("--device", default="cpu", show_default=True, help="A torch device, such as cuda.")
 @threads_option
+@unpickle_option
+@leniency_options
 @quiet_option
 def calibrate(
-    recipe: Path, output: Path, memory: str, device: str, threads: int | None, quiet: bool
+    recipe: Path,
+    output: Path,
+    memory: str,
+    device: str,
+    threads: int | None,
+    unpickle: bool,
+    leniency: Leniency | None,
+    quiet: bool,
 ) -> None:
     """Measure sensitivity and alignment of the experts of RECIPE.
 
@@ -42,10 +57,16 @@ def calibrate(
     from sensmerge.calibration import calibrate as run
     from sensmerge.calibration import forget
 
-    loaded = load_recipe(recipe, say=not quiet)
+    loaded = load_recipe(recipe, leniency, say=not quiet)
     check_writable(output)
     calibration = run(
-        loaded, progress=not quiet, threads=threads, memory=memory, device=device, keep=output
+        loaded,
+        progress=not quiet,
+        threads=threads,
+        memory=memory,
+        device=device,
+        keep=output,
+        unpickle=unpickle,
     )
     calibration.save(output)
     forget(output)
@@ -65,13 +86,16 @@ def calibrate(
     default="table",
     show_default=True,
 )
-def coefficients(recipe: Path, calibration: Path | None, form: str) -> None:
+@leniency_options
+def coefficients(
+    recipe: Path, calibration: Path | None, form: str, leniency: Leniency | None
+) -> None:
     """Print the coefficients of every expert and layer."""
     from sensmerge import workflow
     from sensmerge.scaling import sigma
     from sensmerge.scaling.matching import matching
 
-    loaded = load_recipe(recipe, say=True)
+    loaded = load_recipe(recipe, leniency, say=True)
     if calibration is None:
         raise InputError("--calibration: name the file that `sensmerge calibrate` wrote")
     measured = matching(loaded, require_calibration(calibration))
@@ -89,11 +113,15 @@ def coefficients(recipe: Path, calibration: Path | None, form: str) -> None:
 @click.option("-o", "--output", type=FILE, required=True, help="The HTML file to write.")
 @click.option("--png", type=FILE, help="Also write the figure as a picture.")
 @click.option("--recipe", type=FILE, help="The recipe whose coefficients are shown.")
-def report(source: Path, output: Path, png: Path | None, recipe: Path | None) -> None:
+@leniency_options
+def report(
+    source: Path, output: Path, png: Path | None, recipe: Path | None, leniency: Leniency | None
+) -> None:
     """Write a report of a calibration file or of a merged model's folder."""
+    from sensmerge.recipe import DEFAULT_LENIENCY
     from sensmerge.report import write_for
 
-    write_for(source, output, png=png, recipe=recipe)
+    write_for(source, output, png=png, recipe=recipe, leniency=leniency or DEFAULT_LENIENCY)
     for written in (output, png):
         if written is not None:
             click.echo(f"wrote {written}")

@@ -3,72 +3,104 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from sensmerge.cli import mergekit
 from sensmerge.cli.options import (
     FILE,
     FOLDER,
     calibration_option,
     check_writable,
+    force_option,
+    leniency_options,
     load_calibration,
-    load_recipe,
+    load_staged,
     quiet_option,
+    shard_option,
     threads_option,
+    unpickle_option,
 )
 
+if TYPE_CHECKING:
+    from sensmerge.recipe import Leniency, Recipe, StagedRecipe
 
-@click.command()
+
+@click.command(epilog="mergekit's options are understood too: see docs/recipes.md.")
 @click.argument("recipe", type=FILE)
-@click.argument("out", type=FOLDER)
+@click.argument("out", type=FOLDER, required=False)
 @calibration_option
 @threads_option
-@click.option(
-    "--max-shard-size",
-    default="5GB",
-    show_default=True,
-    help="Largest size of a weight file, such as 5GB or 500MiB.",
-)
+@shard_option
 @click.option("--no-sync", is_flag=True, help="Do not flush the output to disk.")
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan; write nothing.")
-@click.option("--force", is_flag=True, help="Replace the output of an earlier merge in OUT.")
+@force_option
 @click.option("--allow-nan", is_flag=True, help="Write NaN and infinity instead of refusing them.")
+@unpickle_option
+@click.option(
+    "-I",
+    "--intermediate-dir",
+    "stages",
+    type=FOLDER,
+    help="Keep the models of a recipe's stages here, and use those that are here already.",
+)
+@leniency_options
 @quiet_option
+@mergekit.options
 def merge(
     recipe: Path,
-    out: Path,
+    out: Path | None,
     calibration: Path | None,
-    threads: int | None,
-    max_shard_size: str,
+    max_shard_size: str | int,
     no_sync: bool,
     dry_run: bool,
     force: bool,
-    allow_nan: bool,
+    unpickle: bool,
+    leniency: Leniency | None,
     quiet: bool,
+    out_path: Path | None,
+    out_shard_size: int | None,
+    random_seed: int | None,
+    copy_tokenizer: bool,
+    write_model_card: bool,
+    lazy: bool,
+    **same: Any,
 ) -> None:
     """Merge the models of RECIPE into the folder OUT.
 
     Calibrates first if the recipe has a `sensitivity:` section and no --calibration is given.
     """
     from sensmerge import workflow
+    from sensmerge.models.pickles import unpickling
 
-    loaded = load_recipe(recipe)
-    measured = load_calibration(calibration)
+    out = out or out_path
+    if out is None:
+        raise click.UsageError("Missing argument 'OUT'.")
+    without_effect = mergekit.note()
+    if without_effect is not None and not quiet:
+        click.echo(f"note: {without_effect}", err=True)
+    loaded = _seeded(load_staged(recipe, leniency), random_seed)
+    measured, size = load_calibration(calibration), out_shard_size or max_shard_size
     if dry_run:
-        plan = workflow.plan(loaded, calibration=measured, max_shard_size=max_shard_size)
-        if not quiet:
-            click.echo(plan.describe())
+        with unpickling(out, enabled=unpickle, progress=not quiet):
+            plan = workflow.plan(loaded, calibration=measured, max_shard_size=size)
+            if not quiet:
+                click.echo(plan.describe())
         return
     result = workflow.merge(
         loaded,
         out,
         calibration=measured,
-        threads=threads,
         progress=not quiet,
-        max_shard_size=max_shard_size,
+        max_shard_size=size,
         sync=not no_sync,
         overwrite=force,
-        allow_nan=allow_nan,
+        unpickle=unpickle,
+        tokenizer=copy_tokenizer,
+        card=write_model_card,
+        reuse=lazy,
+        **same,
     )
     if not quiet:
         for note in result.notes:
@@ -76,12 +108,24 @@ def merge(
         click.echo(result.describe())
 
 
+def _seeded(recipe: Recipe | StagedRecipe, seed: int | None) -> Recipe | StagedRecipe:
+    """The recipe with the seed of the command line, if there is one."""
+    return recipe if seed is None else recipe.seeded(seed)
+
+
 @click.command()
 @click.argument("recipe", type=FILE)
 @click.option("-o", "--output", type=FILE, required=True, help="The plan.json to write.")
 @calibration_option
+@leniency_options
 @quiet_option
-def plan(recipe: Path, output: Path, calibration: Path | None, quiet: bool) -> None:
+def plan(
+    recipe: Path,
+    output: Path,
+    calibration: Path | None,
+    leniency: Leniency | None,
+    quiet: bool,
+) -> None:
     """Write the plan of the merge of RECIPE: every output tensor, its inputs and its numbers.
 
     No tensor is merged. The plan names the models' files with digests, so that changes are noticed.
@@ -90,7 +134,9 @@ def plan(recipe: Path, output: Path, calibration: Path | None, quiet: bool) -> N
     from sensmerge.files import write_atomically
 
     check_writable(output)
-    planned = workflow.plan(load_recipe(recipe), calibration=load_calibration(calibration))
+    planned = workflow.plan(
+        load_staged(recipe, leniency), calibration=load_calibration(calibration)
+    )
     write_atomically(output, planned.to_json())
     if not quiet:
         for note in planned.notes:

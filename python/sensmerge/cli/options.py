@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,19 +13,51 @@ from sensmerge.errors import InputError
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
-    from sensmerge.recipe import Recipe
+    from sensmerge.recipe import Leniency, Recipe, StagedRecipe
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 PATH = click.Path(path_type=Path)
 
 threads_option = click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads to use; all cores by default."
+    "-j",
+    "--threads",
+    "--num-threads",
+    "threads",
+    type=click.IntRange(min=1),
+    help="Threads to use; all cores by default.",
 )
 quiet_option = click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+force_option = click.option(
+    "--force", is_flag=True, help="Replace the output of an earlier merge in OUT."
+)
+shard_option = click.option(
+    "--max-shard-size",
+    default="5GB",
+    show_default=True,
+    help="Largest size of a weight file, such as 5GB or 500MiB.",
+)
+unpickle_option = click.option(
+    "--unpickle",
+    is_flag=True,
+    help="Read models stored as pickles (.bin): torch opens them in a process of their own.",
+)
 calibration_option = click.option(
     "--calibration", type=FILE, help="A calibration.json made earlier for these experts."
 )
+
+
+def leniency_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a command that reads a recipe be told what to do with unknown keys.
+
+    The command gets ``leniency``: ``strict``, ``lenient``, or None.
+    """
+    for name, help_ in (
+        ("lenient", "Note unknown keys of the recipe, slips too, and go on."),
+        ("strict", "Refuse every unknown key of the recipe, and keys that stand twice."),
+    ):
+        command = click.option(f"--{name}", "leniency", flag_value=name, help=help_)(command)
+    return command
 
 
 def check_writable(output: Path) -> None:
@@ -34,11 +67,18 @@ def check_writable(output: Path) -> None:
         raise InputError(f"{output}: cannot be written there")
 
 
-def load_recipe(path: Path, *, say: bool = False) -> Recipe:
-    """Read a recipe; with ``say``, print its notes, for commands whose result lacks them."""
-    from sensmerge.recipe import Recipe
+def load_staged(path: Path, leniency: Leniency | None) -> Recipe | StagedRecipe:
+    """Read a recipe of one document or of several."""
+    from sensmerge.recipe import DEFAULT_LENIENCY, load
 
-    recipe = Recipe.load(path)
+    return load(path, leniency=leniency or DEFAULT_LENIENCY)
+
+
+def load_recipe(path: Path, leniency: Leniency | None, *, say: bool = False) -> Recipe:
+    """Read a recipe; with ``say``, print its notes, for commands whose result lacks them."""
+    from sensmerge.recipe import DEFAULT_LENIENCY, Recipe
+
+    recipe = Recipe.load(path, leniency=leniency or DEFAULT_LENIENCY)
     for note in recipe.notes if say else []:
         click.echo(f"note: {note}", err=True)
     return recipe

@@ -11,6 +11,7 @@ from sensmerge.cli.options import (
     FILE,
     calibration_option,
     check_writable,
+    leniency_options,
     load_calibration,
     load_recipe,
     quiet_option,
@@ -20,7 +21,7 @@ from sensmerge.errors import InputError
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
-    from sensmerge.recipe import Recipe
+    from sensmerge.recipe import Leniency, Recipe
 
 
 @click.command()
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 )
 @calibration_option
 @threads_option
+@leniency_options
 @quiet_option
 def learn(
     recipe: Path,
@@ -72,6 +74,7 @@ def learn(
     pull: float,
     calibration: Path | None,
     threads: int | None,
+    leniency: Leniency | None,
     quiet: bool,
 ) -> None:
     """Learn the weights of RECIPE from its samples, by gradient descent.
@@ -84,7 +87,7 @@ def learn(
 
     options = Options(steps, groups, loss, validation, learning_rate, pull)
     check_writable(output)
-    loaded = load_recipe(recipe, say=not quiet)
+    loaded = load_recipe(recipe, leniency, say=not quiet)
     found = run(
         loaded,
         options,
@@ -147,6 +150,7 @@ def learn(
 @click.option("--seed", type=int, default=0, show_default=True, help="The sampler's seed.")
 @calibration_option
 @threads_option
+@leniency_options
 @quiet_option
 def tune(
     recipe: Path,
@@ -162,6 +166,7 @@ def tune(
     seed: int,
     calibration: Path | None,
     threads: int | None,
+    leniency: Leniency | None,
     quiet: bool,
 ) -> None:
     """Search temperature, lambda and the rest of RECIPE for the lowest loss on its samples.
@@ -183,7 +188,7 @@ def tune(
         seed=seed,
     )
     check_writable(output)
-    loaded = load_recipe(recipe, say=not quiet)
+    loaded = load_recipe(recipe, leniency, say=not quiet)
     found = run(
         loaded,
         options,

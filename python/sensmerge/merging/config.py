@@ -33,18 +33,26 @@ def merged_config(recipe: Recipe, models: Models, manifest: _core.Manifest) -> d
     config = copy.deepcopy(models.template.config)
     if not config:
         return config
-    # The key names the base's weight file, which the output does not have.
-    config.pop("transformers_weights", None)
-    asked = recipe.out_dtype or recipe.dtype
-    if asked in get_args(Dtype):
-        keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
-        config |= dict.fromkeys(keys, asked)
+    config = with_dtype(config, recipe.out_dtype or recipe.dtype)
     if recipe.slices is not None:
         stack = Stack.of(recipe, models)
         layers = [layer for place in range(len(recipe.parts)) for layer in stack.layers(place)]
         _restack(text_config(config), layers)
-    quantised.describe(config, recipe, models, manifest)
+    as_template = recipe.out_dtype is None and recipe.dtype is None and recipe.slices is None
+    template = models.template.checkpoint
+    quantised.describe(config, template, manifest, as_template=as_template)
     return config
+
+
+def with_dtype(config: dict[str, Any], dtype: str | None) -> dict[str, Any]:
+    """A model's config for its weights in other files and, if one is given, of another dtype."""
+    # The key names the model's weight file, which the output does not have.
+    changed = {key: value for key, value in config.items() if key != "transformers_weights"}
+    # A quantised model's dtype is the one that it is run in.
+    if dtype in get_args(Dtype) and config:
+        keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
+        changed |= dict.fromkeys(keys, dtype)
+    return changed
 
 
 def _restack(config: dict[str, Any], layers: list[tuple[Model, int]]) -> None:

@@ -6,14 +6,15 @@ The compiled core does the computation.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sensmerge import _core
 from sensmerge.merging.manifest import request
 from sensmerge.merging.plan import parse_size
-from sensmerge.merging.sidecars import sidecars
+from sensmerge.merging.sidecars import Sidecars, sidecars
+from sensmerge.merging.stages import with_names
 from sensmerge.models.inspection import human_size
 from sensmerge.progress import bytes_bar
 
@@ -76,6 +77,8 @@ def write(
     overwrite: bool = False,
     allow_nan: bool = False,
     chunk_bytes: int | None = None,
+    tokenizer: bool = True,
+    card: bool = True,
 ) -> MergeResult:
     """Merge the models of a recipe without ``auto`` values; see :func:`sensmerge.merge`.
 
@@ -93,6 +96,8 @@ def write(
         overwrite: Replace the output of an earlier merge in ``out``; inputs are never replaced.
         allow_nan: Write NaN and infinite values instead of refusing them.
         chunk_bytes: Bytes that a thread works on at a time.
+        tokenizer: Write the tokenizer's files beside the weights.
+        card: Write the model card.
 
     Raises:
         InputError: Recipe, checkpoints or output folder cannot be used as they are.
@@ -102,20 +107,72 @@ def write(
     shard_bytes = parse_size(max_shard_size)
     asked = request(recipe, found, models)
     manifest = asked.manifest()
-    beside = sidecars(recipe, models, found, measured, manifest)
+    beside = sidecars(
+        recipe, models, found, measured, manifest, tokenizer=tokenizer, card=card
+    )
     known = [*(notes or []), *recipe.notes, *models.notes]
     known += [] if found is None else found.notes()
-    with bytes_bar("merging", enabled=progress) as report:
+    result = carry_out(
+        manifest,
+        asked.checkpoints,
+        out,
+        shard_bytes,
+        beside,
+        [with_names(note, recipe.places.stages) for note in [*known, *beside.notes]],
+        threads=threads,
+        progress=progress,
+        sync=sync,
+        overwrite=overwrite,
+        allow_nan=allow_nan,
+        chunk_bytes=chunk_bytes,
+    )
+    return replace(result, calibration=measured, coefficients=found)
+
+
+def carry_out(
+    manifest: _core.Manifest,
+    checkpoints: list[_core.Checkpoint],
+    out: str | Path,
+    shard_bytes: int,
+    beside: Sidecars,
+    notes: list[str],
+    *,
+    action: str = "merging",
+    threads: int | None,
+    progress: bool,
+    sync: bool,
+    overwrite: bool,
+    allow_nan: bool,
+    chunk_bytes: int | None = None,
+) -> MergeResult:
+    """Carry a manifest out; see :func:`write` for most arguments.
+
+    Args:
+        manifest: The manifest.
+        checkpoints: Its models, in its order.
+        out: The folder to write.
+        shard_bytes: Largest size of a weight file's data, in bytes.
+        beside: The files beside the weights.
+        notes: Notes for the user; those on the files beside the weights too.
+        action: What the progress bar says.
+        threads: Threads to use; all cores by default.
+        progress: Show progress.
+        sync: Flush the output to disk before returning.
+        overwrite: Replace the output of an earlier merge.
+        allow_nan: Write NaN and infinite values instead of refusing them.
+        chunk_bytes: Bytes that a thread works on at a time.
+    """
+    with bytes_bar(action, enabled=progress) as report:
         written = json.loads(
             _core.merge(
                 manifest,
                 str(out),
                 shard_bytes,
-                asked.checkpoints,
+                checkpoints,
                 copies=beside.copies,
                 texts=beside.texts,
                 cards=beside.cards,
-                notes=[*known, *beside.notes],
+                notes=notes,
                 threads=threads,
                 chunk_bytes=chunk_bytes,
                 sync=sync,
@@ -132,6 +189,4 @@ def write(
         shards=written["shards"],
         seconds=written["seconds"],
         notes=written["notes"],
-        calibration=measured,
-        coefficients=found,
     )

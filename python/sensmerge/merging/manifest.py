@@ -146,6 +146,7 @@ def request(recipe: Recipe, found: Coefficients | None, models: Models) -> Reque
         "method": method.name,
         "semantics": method.semantics,
         "switches": switches,
+        "missing": recipe.missing,
         "seed": recipe.seed,
         "out_dtype": recipe.out_dtype or recipe.dtype,
     }

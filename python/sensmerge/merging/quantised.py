@@ -8,8 +8,6 @@ from sensmerge.models.layers import text_config
 
 if TYPE_CHECKING:
     from sensmerge import _core
-    from sensmerge.models import Models
-    from sensmerge.recipe import Recipe
 
 _KEYS = ("quantization_config", "compression_config")
 
@@ -21,35 +19,37 @@ _EMBEDDINGS = ("embed", "wte", "wpe")
 
 
 def describe(
-    config: dict[str, Any], recipe: Recipe, models: Models, manifest: _core.Manifest
+    config: dict[str, Any],
+    template: _core.Checkpoint,
+    manifest: _core.Manifest,
+    *,
+    as_template: bool,
 ) -> None:
-    """Change what the config of a merged model says of quantisation.
+    """Change what the config of an output says of quantisation.
 
     Args:
-        config: The config.
-        recipe: The recipe.
-        models: Its models.
+        config: The config of the template, the model whose tensors the output has.
+        template: The template's tensors.
         manifest: Every output tensor, and how it is quantised.
+        as_template: Whether the tensors that are quantised are the template's, in the same way.
     """
     said = _said(config)
     packings = [tensor.packing for tensor in manifest.tensors]
     packing = next((packing for packing in packings if packing is not None), None)
     if packing is None:
-        found = models.template.checkpoint.quantised
+        found = template.quantised
         # Tensors of a way that is not read are copied, and need what their config says.
         if found is None or found.advice is None:
             _remove(config)
         return
-    as_stored = recipe.out_dtype is None and recipe.dtype is None and recipe.slices is None
-    if as_stored and said is not None:
+    if as_template and said is not None:
         # Scales of inputs are not kept, so that they are found at run time.
         if said.get("activation_scheme") == "static":
             said["activation_scheme"] = "dynamic"
         return
     _remove(config)
-    left = _left(manifest)
     write = _int4 if packing.code == "int4" else _float8
-    config["quantization_config"] = write(packing, left)
+    config["quantization_config"] = write(packing, _left(manifest))
 
 
 def _said(config: dict[str, Any]) -> dict[str, Any] | None:

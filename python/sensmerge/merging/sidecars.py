@@ -10,14 +10,15 @@ from sensmerge import __version__
 from sensmerge.errors import InputError
 from sensmerge.merging.config import merged_config
 from sensmerge.models import vocabulary
-from sensmerge.models.folders import is_folder, mode_of, own_file, resolve, tokenizer_files
+from sensmerge.models.folders import is_folder, own_file, tokenizer_files
+from sensmerge.models.references import resolve
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from sensmerge import _core
     from sensmerge.calibration import Calibration
-    from sensmerge.models import Models
+    from sensmerge.models import Model, Models
     from sensmerge.recipe import Recipe
     from sensmerge.scaling.sigma import Coefficients
 
@@ -50,8 +51,19 @@ def sidecars(
     found: Coefficients | None,
     calibration: Calibration | None,
     manifest: _core.Manifest,
+    *,
+    tokenizer: bool = True,
+    card: bool = True,
 ) -> Sidecars:
     """The files that go beside the weights of a merged model.
+
+    Args:
+        recipe: The recipe.
+        models: Its models.
+        found: The coefficients; None for a plain merge.
+        calibration: The calibration; None for a plain merge.
+        tokenizer: Whether the tokenizer's files are among them.
+        card: Whether the model card is among them.
 
     Raises:
         InputError: A file of the base's folder is a link that leads outside it, or not a regular
@@ -61,11 +73,11 @@ def sidecars(
     home = models.template.path
     copies, texts, notes = [], [], []
     if is_folder(home):
-        tokenizer = _tokenizer(recipe, models)
-        files = tokenizer_files(tokenizer)
+        source = _tokenizer(recipe, models)
+        files = tokenizer_files(source) if tokenizer else []
         notes += check_vocabulary(recipe, models)
-        if not files:
-            notes.append(f"{tokenizer}: has no tokenizer files, so the merged model has none")
+        if not files and tokenizer:
+            notes.append(f"{source}: has no tokenizer files, so the merged model has none")
         generation = own_file(home, "generation_config.json")
         files += [generation] if generation is not None else []
         copies = [(path.name, str(path)) for path in files]
@@ -79,7 +91,8 @@ def sidecars(
     texts.append((RECIPE_FILE, recipe.to_yaml()))
     if calibration is not None:
         texts.append((CALIBRATION_FILE, calibration.to_json()))
-    return Sidecars(copies, texts, [("README.md", model_card(recipe, models, found))], notes)
+    cards = [("README.md", model_card(recipe, models, found))] if card else []
+    return Sidecars(copies, texts, cards, notes)
 
 
 def notes_of(folder: Path) -> list[str]:
@@ -122,7 +135,7 @@ def _tokenizer(recipe: Recipe, models: Models) -> Path:
     source = recipe.tokenizer_source
     if source in (None, "base"):
         return models.template.path
-    return resolve(str(source), recipe.folder)
+    return resolve(str(source), recipe.places)
 
 
 def config_text(recipe: Recipe, models: Models, manifest: _core.Manifest) -> str | None:
@@ -139,26 +152,30 @@ def model_card(recipe: Recipe, models: Models, found: Coefficients | None) -> st
     """The README.md of the merged model, with the front matter that the Hub reads."""
     method = recipe.merge_method + (" with Sens-Merging" if found is not None else "")
     lines = ["---", "library_name: transformers", "tags:", "- merge", "- sensmerge"]
-    hub_names = [
-        model.name
-        for model in models.all
-        if mode_of(recipe.folder / model.name) is None and not model.path.samefile(recipe.folder)
-    ]
-    if hub_names:
-        lines += ["base_model:", *(f"- {json.dumps(name)}" for name in hub_names)]
+    origins = [model.checkpoint.origin for model in models.all]
+    repositories = dict.fromkeys(origin[0] for origin in origins if origin is not None)
+    if repositories:
+        lines += ["base_model:", *(f"- {json.dumps(name)}" for name in repositories)]
     lines += ["---", "", "# Merged model", "", f"Merged by sensmerge {__version__}: {method}."]
-    lines += ["", f"Semantics: {recipe.semantics}. Seed: {recipe.seed}.", "", "| model | role |"]
-    lines += ["|---|---|"]
+    lines += ["", f"Semantics: {recipe.semantics}. Seed: {recipe.seed}.", ""]
+    lines += ["| model | role | commit |", "|---|---|---|"] if repositories else []
+    lines += [] if repositories else ["| model | role |", "|---|---|"]
     base = models.base
-    lines += [] if base is None else [f"| {_cell(base.name)} | base |"]
+    lines += [] if base is None else [_row(base, "base", bool(repositories))]
     experts = [model for model in models.experts if base is None or model.path != base.path]
-    lines += [f"| {_cell(model.name)} | expert |" for model in experts]
+    lines += [_row(model, "expert", bool(repositories)) for model in experts]
     if found is not None:
         lines += ["", "## Coefficients", "", *(f"{sentence}." for sentence in found.sentences())]
         lines += ["", f"What was measured is in `{CALIBRATION_FILE}`."]
     lines += ["", "## Recipe", "", f"The same text is in `{RECIPE_FILE}`.", "", "```yaml"]
     lines += [recipe.to_yaml().rstrip("\n"), "```", ""]
     return "\n".join(lines)
+
+
+def _row(model: Model, role: str, with_commit: bool) -> str:
+    origin = model.checkpoint.origin
+    commit = [] if not with_commit else ["" if origin is None else f"`{origin[1]}`"]
+    return f"| {' | '.join([_cell(model.name), role, *commit])} |"
 
 
 def _cell(text: str) -> str:

@@ -1,19 +1,13 @@
-"""Finding a model's folder, and its files other than weights."""
+"""The files of a model's folder other than weights."""
 
 from __future__ import annotations
 
 import json
-import re
 import stat
 from pathlib import Path
 from typing import Any
 
 from sensmerge.errors import InputError
-from sensmerge.recipe.places import path_of
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
-
-_HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 
 TOKENIZER_FILES = (
     "added_tokens.json",
@@ -61,54 +55,6 @@ def is_folder(path: Path) -> bool:
     """
     mode = mode_of(path)
     return mode is not None and stat.S_ISDIR(mode)
-
-
-def resolve(model: str, folder: Path) -> Path:
-    """Find the local folder (or single safetensors file) of a model.
-
-    Args:
-        model: A path, relative to ``folder``; or a Hub id such as ``org/name`` or
-            ``org/name@revision``, read from the local cache or downloaded where
-            ``huggingface_hub`` is installed.
-        folder: The folder that relative paths start from, usually the recipe's.
-
-    Raises:
-        InputError: There is no such folder here or on the Hub, or the name asks for an adapter.
-        OSError: The path cannot be examined.
-    """
-    path = path_of(model, folder)
-    if mode_of(path) is not None:
-        return path
-    if "+" in model:
-        whole, adapter = model.split("+", 1)
-        raise InputError(
-            f"model '{model}': the LoRA adapter '{adapter}' has to be merged into '{whole}' first; "
-            "load both with PEFT, call merge_and_unload() and save the result"
-        )
-    if _HUB_ID.fullmatch(model):
-        return _from_hub(model)
-    raise InputError(f"model '{model}': no such folder: {path}")
-
-
-def _from_hub(model: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise InputError(
-            f"model '{model}': no such folder; to read it from the Hugging Face Hub, "
-            "pip install 'sensmerge[hub]'"
-        ) from None
-    name, _, revision = model.partition("@")
-    try:
-        return Path(
-            snapshot_download(name, revision=revision or None, allow_patterns=_HUB_PATTERNS)
-        )
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"model '{model}': no such folder, and reading it from the Hugging Face Hub failed: "
-            f"{reason}"
-        ) from None
 
 
 def read_config(model: Path) -> dict[str, Any]:

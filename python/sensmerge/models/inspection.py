@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 from sensmerge import _core
-from sensmerge.models.folders import resolve
 from sensmerge.models.layers import block_of, blocks, layer_of
+from sensmerge.models.references import resolve
 
 _BYTES_PER_UNIT = 1000
 

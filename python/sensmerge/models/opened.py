@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from sensmerge import _core
 from sensmerge.errors import InputError
-from sensmerge.models.folders import read_config, resolve
+from sensmerge.models.folders import read_config
+from sensmerge.models.references import resolve
 from sensmerge.recipe.places import place_of
 
 if TYPE_CHECKING:
     from sensmerge.recipe import Recipe
+    from sensmerge.recipe.places import Places
 
 
 @dataclass(frozen=True)
@@ -49,17 +51,17 @@ class Models:
         base: The base; None if the recipe has none.
         experts: The experts, in the recipe's order.
         places: Every model by the place that its name resolves to.
-        folder: The folder that relative names start from.
+        home: The recipe's places, by which names are resolved.
     """
 
     base: Model | None
     experts: list[Model]
     places: dict[str, Model]
-    folder: Path
+    home: Places
 
     def find(self, name: str) -> Model:
         """The model of a name in the recipe."""
-        return self.places[place_of(name, self.folder)]
+        return self.places[place_of(name, self.home)]
 
     @property
     def all(self) -> list[Model]:
@@ -93,12 +95,18 @@ class Models:
         return list(dict.fromkeys(said))
 
 
-def open_models(recipe: Recipe, given: Mapping[str, _core.Checkpoint] | None = None) -> Models:
+def open_models(
+    recipe: Recipe,
+    given: Mapping[str, _core.Checkpoint] | None = None,
+    *,
+    progress: bool = True,
+) -> Models:
     """Open the models of a recipe.
 
     Args:
         recipe: The recipe.
         given: Checkpoints that are open already, by the models' names in the recipe.
+        progress: Show progress of downloads from the Hub.
 
     Raises:
         InputError: A model is missing or malformed, or ``given`` names one that the recipe does not
@@ -110,27 +118,27 @@ def open_models(recipe: Recipe, given: Mapping[str, _core.Checkpoint] | None = N
     experts = [expert.model for expert in recipe.experts]
     names = list(dict.fromkeys([*([] if base is None else [base]), *bases, *experts]))
     # One model may have several spellings; it is opened once.
-    places = {name: place_of(name, recipe.folder) for name in names}
+    places = {name: place_of(name, recipe.places) for name in names}
     held = {}
     for name, checkpoint in (given or {}).items():
-        held[place_of(name, recipe.folder)] = checkpoint
-        if place_of(name, recipe.folder) not in places.values():
+        held[place_of(name, recipe.places)] = checkpoint
+        if place_of(name, recipe.places) not in places.values():
             raise InputError(f"'{name}' is not a model of the recipe; it has {', '.join(names)}")
     opened: dict[str, Model] = {}
     for name, place in places.items():
         if place not in opened:
-            opened[place] = _open(recipe, name, held.get(place))
+            opened[place] = _open(recipe, name, held.get(place), progress)
     return Models(
         base=None if base is None else opened[places[base]],
         experts=[opened[places[expert]] for expert in experts],
         places=opened,
-        folder=recipe.folder,
+        home=recipe.places,
     )
 
 
-def _open(recipe: Recipe, name: str, checkpoint: _core.Checkpoint | None) -> Model:
+def _open(recipe: Recipe, name: str, checkpoint: _core.Checkpoint | None, progress: bool) -> Model:
     if checkpoint is None:
-        path = resolve(name, recipe.folder)
+        path = resolve(name, recipe.places, progress=progress)
         return Model(name, path, _core.Checkpoint(str(path)), read_config(path))
     path = Path(checkpoint.path)
     return Model(name, path, checkpoint, {} if checkpoint.in_memory else read_config(path))

@@ -15,7 +15,7 @@ from typing import Any
 from sensmerge import _core
 
 # Names of decoders' input embeddings in the Hugging Face layout.
-_INPUT_EMBEDDINGS = (
+INPUT_EMBEDDINGS = (
     "embed_tokens.weight",
     "wte.weight",
     "embed_in.weight",
@@ -79,7 +79,7 @@ def _rows(model: Path) -> int | None:
     shapes = [
         tensor.shape
         for tensor in _core.Checkpoint(str(model)).tensors
-        if ".".join(tensor.name.split(".")[-2:]) in _INPUT_EMBEDDINGS
+        if ".".join(tensor.name.split(".")[-2:]) in INPUT_EMBEDDINGS
     ]
     return max((shape[0] for shape in shapes if len(shape) > 1), default=None)
 

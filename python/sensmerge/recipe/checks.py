@@ -121,7 +121,7 @@ def _models(recipe: Recipe, method: Method, found: Findings) -> None:
     if recipe.slices is not None:
         if recipe.models:
             found.refuse(("models",), "stands beside 'slices'; keep one of the two")
-        slices.check(recipe.slices, recipe.folder, found)
+        slices.check(recipe.slices, recipe.places, found)
         for place, part in enumerate(recipe.slices):
             _count(recipe, method, part, ("slices", place, "sources"), found)
         return
@@ -149,7 +149,7 @@ def _count(recipe: Recipe, method: Method, part: Slice, at: Location, found: Fin
 
 def _same(recipe: Recipe, found: Findings) -> None:
     """Note models that are listed twice."""
-    places = [place_of(model.model, recipe.folder) for model in recipe.models]
+    places = [place_of(model.model, recipe.places) for model in recipe.models]
     for place, same in enumerate(places):
         first = places.index(same)
         if first < place:
@@ -167,11 +167,11 @@ def _tokenizer(recipe: Recipe, found: Findings) -> None:
     for _, value in _named(recipe.source):
         with suppress(ValueError):
             names.append(model_name(value))
-    known = {place_of(name, recipe.folder) for name in names}
-    if place_of(str(source), recipe.folder) in known:
+    known = {place_of(name, recipe.places) for name in names}
+    if place_of(str(source), recipe.places) in known:
         return
     plain = str(source).removeprefix("model:")
-    right = plain if plain != source and place_of(plain, recipe.folder) in known else None
+    right = plain if plain != source and place_of(plain, recipe.places) in known else None
     advice = "use 'base' or name one" if right is None else f"write '{right}'"
     found.refuse(at, f"'{source}' is not a model of the recipe; {advice}")
 

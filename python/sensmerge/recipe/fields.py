@@ -22,12 +22,15 @@ _A_MODEL = "expected a path, a Hub id, or {model: {path, revision}}"
 def model_name(value: Any) -> str:
     """A model's name; mergekit also takes a mapping: {model: {path, revision}, lora: {path}}.
 
+    ``override_architecture``, which says after which architecture mergekit looks for tensors, is
+    left out.
+
     Raises:
         ValueError: The value is not a model's name.
     """
     if not isinstance(value, dict) or "model" not in value:
         return _path(value)
-    if not set(value) <= {"model", "lora"}:
+    if not set(value) <= {"model", "lora", "override_architecture"}:
         raise ValueError(_A_MODEL)
     adapter = value.get("lora")
     return _path(value["model"]) + ("" if adapter is None else f"+{_path(adapter)}")

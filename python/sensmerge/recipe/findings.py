@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sensmerge.errors import InputError
+from sensmerge.recipe.leniency import DEFAULT_LENIENCY, Leniency
 from sensmerge.recipe.methods import Method
 from sensmerge.refusals import Location, Refusal, key_of
 
@@ -12,7 +13,8 @@ from sensmerge.refusals import Location, Refusal, key_of
 class Findings:
     """Refusals and notes, collected so that one run reports them all."""
 
-    def __init__(self) -> None:
+    def __init__(self, leniency: Leniency = DEFAULT_LENIENCY) -> None:
+        self.leniency = leniency
         self._refusals: list[Refusal] = []
         self._notes: list[str] = []
         self._unread: set[str] = set()

@@ -10,9 +10,10 @@ from pydantic import BaseModel, RootModel
 
 from sensmerge.recipe import mergekit, methods
 from sensmerge.recipe.findings import Findings
+from sensmerge.recipe.leniency import stray
 from sensmerge.recipe.methods import Method, Parameter
 from sensmerge.recipe.numbers import numbers
-from sensmerge.refusals import Location, unknown_key
+from sensmerge.refusals import Location
 
 # The scale of the merged task vector. For a method without it, a value other than 1 is refused
 # rather than ignored, since ignoring it would change the result by that factor.
@@ -74,10 +75,7 @@ def read_all(
             if parameter is None and key in mergekit.OTHER_PARAMETERS:
                 found.unused(at, method)
             elif parameter is None:
-                if mergekit.ignores(at, root, method):
-                    found.unused(at, method, "unknown key, not used")
-                else:
-                    found.refuse(at, unknown_key(at, root))
+                stray(at, root, method, found)
             else:
                 _read(at, value, parameter, method, read, found)
         _put(result, location, read)

@@ -3,35 +3,55 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
-def place_of(model: str, folder: Path) -> str:
+@dataclass(frozen=True)
+class Places:
+    """Where a recipe's models lie.
+
+    Attributes:
+        folder: The folder that relative paths start from.
+        stages: The folders of models that earlier stages of the recipe wrote, by their names.
+    """
+
+    folder: Path
+    stages: Mapping[str, Path] = field(default_factory=dict)
+
+
+def place_of(model: str, places: Path | Places) -> str:
     """The place that a model's name resolves to: the same for every spelling of one model.
 
     Args:
-        model: A path, relative to ``folder``; or a Hub id, with a revision if one is named.
-        folder: The recipe's folder.
+        model: A path; a Hub id, with a revision if one is named; or a stage's name.
+        places: The recipe's folder, or its places.
 
     Returns:
         The absolute path with links followed, if it exists; otherwise the name, normalised (without
         doubled slashes and the like).
     """
-    path = path_of(model, folder)
+    path = path_of(model, places)
     if path.exists():
         return os.path.realpath(path)
     return os.path.normpath(path_of(model, Path()))
 
 
-def path_of(model: str, folder: Path) -> Path:
+def path_of(model: str, places: Path | Places) -> Path:
     """The path that a model's name is, if it is one; ``~`` is the user's home.
 
     Args:
         model: The name.
-        folder: What it is relative to, if it is not whole.
+        places: What it is relative to, if it is not whole; or a recipe's places, whose stages come
+            before paths.
     """
+    if isinstance(places, Places):
+        if model in places.stages:
+            return places.stages[model]
+        places = places.folder
     try:
-        return folder / Path(model).expanduser()
+        return places / Path(model).expanduser()
     except RuntimeError:
         # There is no such user: the name stays what it is.
-        return folder / model
+        return places / model

@@ -6,6 +6,8 @@ Every refusal names the key and says what would be right; one run reports all of
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,12 +15,14 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 from pydantic_core import ErrorDetails
 
 from sensmerge.errors import InputError
-from sensmerge.recipe import checks, mergekit, methods, parameters
+from sensmerge.recipe import checks, methods, parameters
 from sensmerge.recipe.fields import Dtype, Model, ModelName, OutDtype, Sensitivity, Strict, section
 from sensmerge.recipe.findings import Findings
+from sensmerge.recipe.leniency import DEFAULT_LENIENCY, Leniency, stray
 from sensmerge.recipe.methods import DEFAULT_SEMANTICS, Method, Semantics
 from sensmerge.recipe.parameters import AUTO, SCALE, Parameters
-from sensmerge.recipe.places import place_of
+from sensmerge.recipe.places import Places, place_of
+from sensmerge.recipe.references import overrides
 from sensmerge.recipe.slices import Slice, hoisted, whole
 from sensmerge.recipe.yaml import read_yaml, to_yaml
 from sensmerge.refusals import Location, refusal
@@ -27,12 +31,28 @@ from sensmerge.refusals import Location, refusal
 _STRAY = "extra_forbidden"
 
 
+@dataclass(frozen=True)
+class Others:
+    """The documents of a file of recipes around one that is a stage.
+
+    Attributes:
+        name: The name of the stage itself.
+        before: Documents before it.
+        after: Documents after it.
+    """
+
+    name: str | None = None
+    before: tuple[dict[str, Any], ...] = ()
+    after: tuple[dict[str, Any], ...] = ()
+
+
 class Recipe(Strict):
     """A merge as the user wrote it. Paths are relative to ``folder``."""
 
     # Required keys have defaults too, so that the rest of a recipe that lacks one is checked as
     # well.
     merge_method: str = ""
+    name: str | None = None
     models: list[Model] = Field(default_factory=list, min_length=1)
     slices: list[Slice] | None = Field(default=None, min_length=1)
     base_model: ModelName | None = None
@@ -41,64 +61,86 @@ class Recipe(Strict):
     out_dtype: OutDtype | None = None
     tokenizer_source: ModelName | None = None
     chat_template: Literal["auto"] | None = None
+    missing: Literal["error", "base", "skip"] = "error"
     sensitivity: Annotated[Sensitivity | None, BeforeValidator(section)] = None
     semantics: Semantics = DEFAULT_SEMANTICS
     seed: int = Field(default=0, ge=0, lt=2**64)
 
     _source: dict[str, Any] = PrivateAttr(default_factory=dict)
-    _folder: Path = PrivateAttr(default_factory=Path)
+    _places: Places = PrivateAttr(default=Places(Path()))
     _path: Path | None = PrivateAttr(default=None)
+    _leniency: Leniency = PrivateAttr(default=DEFAULT_LENIENCY)
+    _others: Others = PrivateAttr(default=Others())
     _slices: list[Slice] = PrivateAttr(default_factory=list)
     _experts: list[Model] = PrivateAttr(default_factory=list)
     _notes: list[str] = PrivateAttr(default_factory=list)
 
     @classmethod
-    def load(cls, path: str | Path) -> Recipe:
+    def load(cls, path: str | Path, *, leniency: Leniency = DEFAULT_LENIENCY) -> Recipe:
         """Read a recipe from a YAML file.
 
+        Args:
+            path: The file.
+            leniency: Which unknown keys are noted and ignored: those that mergekit ignores too and
+                that are no slips (``mergekit``), all (``lenient``), or none (``strict``, which also
+                refuses a key that stands twice).
+
         Raises:
-            InputError: The file cannot be read, is not YAML, or is not a recipe; a line for each
+            InputError: The file cannot be read, is not YAML, or is not one recipe; a line for each
                 key that is wrong.
         """
         path = Path(path)
-        documents, wrong = read_yaml(path)
-        recipe = None
-        for place, data in enumerate(documents or [None], start=1):
-            stage = f"document {place}: " if len(documents) > 1 else ""
-            try:
-                recipe = cls.from_dict(data, folder=path.parent)
-            except InputError as error:
-                wrong += [f"{path}: {stage}{line}" for line in str(error).splitlines()]
-        if wrong or recipe is None:
-            raise InputError("\n".join(wrong))
+        read = read_yaml(path)
+        if len(read.documents) > 1:
+            raise InputError(
+                f"{path}: holds several documents (stages, with --- between them); `sensmerge "
+                "merge`, `plan` and `explain` take such a recipe, this takes a single one"
+            )
+        wrong = read.twice if leniency == "strict" else []
+        try:
+            recipe = cls.from_dict(
+                next(iter(read.documents), None), folder=path.parent, leniency=leniency
+            )
+        except InputError as error:
+            wrong = [*wrong, *str(error).splitlines()]
+        if wrong:
+            raise InputError("\n".join(f"{path}: {line}" for line in wrong))
         recipe._path = path
+        recipe._notes = [*read.twice, *recipe._notes]
         return recipe
 
     @classmethod
-    def from_dict(cls, data: Any, folder: str | Path = ".") -> Recipe:
+    def from_dict(
+        cls, data: Any, folder: str | Path = ".", *, leniency: Leniency = DEFAULT_LENIENCY
+    ) -> Recipe:
         """Check a recipe that is already parsed.
 
         Args:
             data: The recipe's keys and values.
             folder: The folder that relative paths start from.
+            leniency: Which unknown keys are noted and ignored; see :meth:`load`.
 
         Raises:
             InputError: It is not a recipe; the message has a line for each key that is wrong.
         """
         if not isinstance(data, dict):
             raise InputError("a recipe is a mapping with merge_method and models")
-        found = Findings()
+        found = Findings(leniency)
         method = checks.method(data, found)
         known = checks.supported(data, found)
         checks.adapters(data, Path(folder), found)
+        for location in overrides(data):
+            found.unused(location, method, "not used; tensors are matched by their names")
         known = hoisted(known, found)
         known = parameters.read_all(known, method, cls, found)
         recipe = cls._read(known, method, found)
         recipe._source = copy.deepcopy(data)
-        recipe._folder = Path(folder)
+        recipe._places, recipe._leniency = Places(Path(folder)), leniency
         recipe._slices = recipe.slices or [whole(recipe.models)]
         recipe._experts = [] if method is None else recipe._all_merged(method)
         checks.whole(recipe, method, found)
+        if data.get("name") is not None:
+            found.note("name: names a stage in a file of several documents; this is the only one")
         found.check(map(str, data))
         recipe._notes = found.notes
         return recipe
@@ -123,13 +165,13 @@ class Recipe(Strict):
         cls, wrong: ErrorDetails, data: dict[Any, Any], method: Method | None, found: Findings
     ) -> None:
         location: Location = wrong["loc"]
-        stray = wrong["type"] == _STRAY
-        if stray and mergekit.ignores(location, cls, method):
-            found.unused(location, method, "unknown key, not used")
+        unknown = wrong["type"] == _STRAY
+        if unknown:
+            stray(location, cls, method, found)
         else:
             said = refusal(wrong, cls)
             found.refuse(said.location, said.reason)
-        if not stray:
+        if not unknown:
             data.pop(location[0], None)
             found.leave_out(str(location[0]))
             return
@@ -150,7 +192,12 @@ class Recipe(Strict):
     @property
     def folder(self) -> Path:
         """The folder that relative paths start from."""
-        return self._folder
+        return self._places.folder
+
+    @property
+    def places(self) -> Places:
+        """Where its models lie."""
+        return self._places
 
     @property
     def path(self) -> Path | None:
@@ -201,18 +248,18 @@ class Recipe(Strict):
         found: dict[str, Model] = {}
         for part in self._slices:
             for model in self._merged(method, part):
-                found.setdefault(place_of(model.model, self._folder), model)
+                found.setdefault(place_of(model.model, self._places), model)
         return list(found.values())
 
     def _merged(self, method: Method, part: Slice) -> list[Model]:
         named, sources = self.base_of(part), list(part.sources)
         if method.base == "unused" or named is None:
             return list[Model](sources)
-        base = place_of(named, self._folder)
+        base = place_of(named, self._places)
         listed: list[Model] = []
         others: list[Model] = []
         for model in sources:
-            same = place_of(model.model, self._folder) == base
+            same = place_of(model.model, self._places) == base
             (listed if same else others).append(model)
         if method.base != "merged":
             return others
@@ -278,10 +325,39 @@ class Recipe(Strict):
         ):
             if isinstance(data.get(part), dict) and data[part].get(key) == AUTO:
                 data[part][key] = value
-        recipe = Recipe.from_dict(data, folder=self._folder)
-        recipe._path = self._path
+        return self.replaced(data)
+
+    def replaced(self, data: dict[str, Any]) -> Recipe:
+        """Other keys and values, read in place of this recipe's and as it was read.
+
+        Raises:
+            InputError: As :meth:`from_dict`.
+        """
+        recipe = Recipe.from_dict(data, folder=self.folder, leniency=self._leniency)
+        recipe._path, recipe._places, recipe._others = self._path, self._places, self._others
+        return recipe
+
+    def seeded(self, seed: int) -> Recipe:
+        """The recipe with another seed."""
+        return self.replaced(self._source | {"seed": seed})
+
+    def staged(self, stages: Mapping[str, Path], others: Others) -> Recipe:
+        """The recipe as one stage of several.
+
+        Args:
+            stages: The folders of models that earlier stages wrote, by their names.
+            others: The documents around this one.
+        """
+        recipe = self.model_copy()
+        recipe._places, recipe._others = Places(self.folder, stages), others
         return recipe
 
     def to_yaml(self) -> str:
-        """The recipe as YAML, with the keys that the user wrote."""
-        return to_yaml(self._source)
+        """The recipe as YAML, with the keys that the user wrote; a stage with those it needs."""
+        own = (
+            self._source
+            if self._others.name is None
+            else {"name": self._others.name, **self._source}
+        )
+        documents = [*self._others.before, own, *self._others.after]
+        return "---\n".join(map(to_yaml, documents))

@@ -8,8 +8,10 @@ from sensmerge.recipe import mergekit, methods
 from sensmerge.recipe.methods import Method, Parameter
 from sensmerge.recipe.parameters import AUTO, SCALE
 from sensmerge.recipe.recipe import Recipe
+from sensmerge.recipe.slices import WHOLE
 from sensmerge.recipe.tables import values
 
+_TEXT = {"type": "string"}
 _SETTING = {"$ref": "#/$defs/Setting"}
 
 
@@ -22,25 +24,31 @@ def recipe_schema() -> dict[str, Any]:
     sections["Parameters"] = _parameters("parameters of all models and of the merge", None)
     sections["ModelParameters"] = _parameters("a model's own parameters", "model")
     sections["ModelName"] = _model_name()
-    for place in (sections["Model"], schema):
+    for place in (sections["Model"], sections["Source"], sections["Slice"], schema):
         place["properties"] |= {
             key: {"$ref": "#/$defs/ModelName"}
             for key in ("model", "base_model", "tokenizer_source")
             if key in place["properties"]
         }
-    sections["Model"]["properties"]["parameters"] = _or_empty("ModelParameters")
-    samples = {"type": "string"}
-    sections["Model"]["properties"]["calibration"] = {
-        "description": "the samples: a file, several, or a mapping",
-        "anyOf": [samples, {"type": "array", "items": samples}, {"$ref": "#/$defs/Task"}],
-    }
-    sections["Task"]["properties"]["path"] = {
-        "anyOf": [samples, {"type": "array", "items": samples}]
-    }
+    samples: dict[str, Any] = {"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]}
+    sections["Task"]["properties"]["path"] = samples
+    for name in ("Model", "Source"):
+        sections[name]["properties"] |= {
+            "parameters": _or_empty("ModelParameters"),
+            "calibration": {
+                "description": "the samples: a file, several, or a mapping",
+                "anyOf": [*samples["anyOf"], {"$ref": "#/$defs/Task"}],
+            },
+        }
+    sections["Slice"]["properties"]["parameters"] = _or_empty("Parameters")
     sections["Sensitivity"]["properties"]["temperature"] = {
         "anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"const": AUTO}],
         "default": sections["Sensitivity"]["properties"]["temperature"]["default"],
     }
+    schema["properties"]["name"] |= {
+        "description": "of a stage, in a file of several recipes with --- between them"
+    }
+    schema["properties"]["modules"] = _modules(schema["properties"])
     schema["properties"]["parameters"] = _or_empty("Parameters")
     schema["properties"]["sensitivity"] = _or_empty("Sensitivity")
     schema["properties"]["merge_method"] = {
@@ -54,7 +62,23 @@ def recipe_schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **schema,
         "title": "Recipe of a merge",
-        "required": ["merge_method", "models"],
+        "required": ["merge_method"],
+        "anyOf": [{"required": [key]} for key in ("models", "slices", "modules")],
+    }
+
+
+def _modules(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The only module of a model, with the keys that a module may have of a recipe's."""
+    keys = ("models", "slices", "base_model")
+    module = {
+        "type": "object",
+        "properties": {key: recipe[key] for key in keys} | {"parameters": _or_empty("Parameters")},
+        "additionalProperties": False,
+    }
+    return {
+        "type": ["object", "null"],
+        "properties": dict.fromkeys(WHOLE, module),
+        "additionalProperties": False,
     }
 
 
@@ -130,7 +154,11 @@ def _model_name() -> dict[str, Any]:
     }
     model = {
         "type": "object",
-        "properties": {"model": {"anyOf": [text, path]}, "lora": {"anyOf": [text, path]}},
+        "properties": {
+            "model": {"anyOf": [text, path]},
+            "lora": {"anyOf": [text, path, {"type": "null"}]},
+            "override_architecture": {"type": ["string", "null"], "description": "not used"},
+        },
         "required": ["model"],
         "additionalProperties": False,
     }

@@ -15,7 +15,7 @@ from sensmerge.recipe.parameters import Parameters
 from sensmerge.recipe.places import place_of
 
 # The name under which mergekit has all of a model that is only a decoder.
-_WHOLE = ("default", "text_decoder")
+WHOLE = ("default", "text_decoder")
 
 
 def _range(value: Any) -> tuple[int, int] | None:
@@ -86,7 +86,7 @@ def hoisted(data: dict[str, Any], found: Findings) -> dict[str, Any]:
     if not isinstance(given, dict) or not given or not all(map(_is_module, given.values())):
         found.refuse(("modules",), "expected a mapping of modules, each with models or slices")
         return result
-    others = [name for name in given if name not in _WHOLE]
+    others = [name for name in given if name not in WHOLE]
     if others or len(given) > 1:
         found.refuse(
             ("modules", str((others or list(given))[0])),

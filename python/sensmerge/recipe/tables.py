@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sensmerge.errors import InputError
-from sensmerge.recipe import mergekit, methods
+from sensmerge.recipe import methods
 from sensmerge.recipe.methods import DEFAULT_SEMANTICS, SEMANTICS, Method, Parameter, Semantics
 from sensmerge.refusals import unknown_value
 
@@ -60,9 +60,6 @@ def described(name: str, semantics: Semantics = DEFAULT_SEMANTICS) -> str:
 
 def no_method(name: object) -> str:
     """That there is no method of this name, and which are there."""
-    if isinstance(name, str) and mergekit.has(name):
-        available = ", ".join(methods.names())
-        return f"'{name}' is mergekit's and not available here; available: {available}"
     return unknown_value(name, methods.names())
 
 

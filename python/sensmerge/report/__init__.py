@@ -1,4 +1,4 @@
-"""Calibrations and coefficients as a page and a picture.
+"""Calibrations, coefficients and comparisons as pages and pictures.
 
 Needs matplotlib and jinja2, which come with ``sensmerge[report]``; neither is loaded before a
 report is written.
@@ -6,7 +6,8 @@ report is written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +16,11 @@ from sensmerge.files import write_atomically
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
+    from sensmerge.comparison.differences import Comparison
+    from sensmerge.recipe import Leniency
     from sensmerge.scaling.sigma import Coefficients
 
-__all__ = ["write", "write_for"]
+__all__ = ["write", "write_comparison", "write_for"]
 
 
 def write(
@@ -42,20 +45,42 @@ def write(
     Raises:
         InputError: matplotlib or jinja2 is missing, or a file cannot be written.
     """
-    try:
+    with _needs():
         from sensmerge.report import figures, page
-    except ImportError as error:
-        raise InputError(
-            f"a report needs matplotlib and jinja2 ({error}); pip install 'sensmerge[report]'"
-        ) from None
     text = page.render(calibration, coefficients, title, notes)
     write_atomically(Path(output), text)
     if png is not None:
         write_atomically(Path(png), figures.overview_png(coefficients))
 
 
+def write_comparison(comparison: Comparison, output: str | Path) -> None:
+    """Write one self-contained HTML file of two models compared.
+
+    Raises:
+        InputError: matplotlib or jinja2 is missing, or the file cannot be written.
+    """
+    with _needs():
+        from sensmerge.report import page
+    write_atomically(Path(output), page.render_comparison(comparison))
+
+
+@contextmanager
+def _needs() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise InputError(
+            f"a report needs matplotlib and jinja2 ({error}); pip install 'sensmerge[report]'"
+        ) from None
+
+
 def write_for(
-    source: Path, output: Path, *, png: Path | None = None, recipe: Path | None = None
+    source: Path,
+    output: Path,
+    *,
+    png: Path | None = None,
+    recipe: Path | None = None,
+    leniency: Leniency = "mergekit",
 ) -> None:
     """Write the report of a calibration file, or of a merged model's folder.
 
@@ -65,13 +90,14 @@ def write_for(
         png: The picture, if wanted.
         recipe: The recipe whose coefficients are shown; by default the folder's own, and for a
             calibration file the default options.
+        leniency: Which unknown keys of ``recipe`` are ignored.
 
     Raises:
         InputError: The source is neither, or cannot be read.
     """
     from sensmerge.calibration import Calibration
     from sensmerge.merging.sidecars import CALIBRATION_FILE, RECIPE_FILE, notes_of
-    from sensmerge.recipe import Recipe, Sensitivity
+    from sensmerge.recipe import Sensitivity, StagedRecipe, load
     from sensmerge.scaling.sigma import coefficients
 
     options, notes = Sensitivity(), []
@@ -81,10 +107,14 @@ def write_for(
             raise InputError(
                 f"{source}: has no {CALIBRATION_FILE}; a plain merge has nothing to report"
             )
-        recipe = recipe or source / RECIPE_FILE
+        if recipe is None:
+            # Whatever was noted then need not be noted again.
+            recipe, leniency = source / RECIPE_FILE, "lenient"
         notes = notes_of(source)
         source = measured
     calibration = Calibration.load(source)
     if recipe is not None:
-        options = Recipe.load(recipe).sensitivity or options
+        asked = load(recipe, leniency=leniency)
+        asked = asked.result.recipe if isinstance(asked, StagedRecipe) else asked
+        options = asked.sensitivity or options
     write(calibration, coefficients(calibration, options), output, png=png, notes=notes)

@@ -52,7 +52,7 @@ def sensitivity_svg(coefficients: Coefficients) -> str:
         rows = len(coefficients.experts)
         figure = Figure(figsize=(_width(coefficients), 1.25 * rows + 0.6), layout="constrained")
         _draw_sensitivity(figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0], coefficients)
-        return _svg(figure, "Sensitivity by layer")
+        return svg(figure, "Sensitivity by layer")
 
 
 def scale_svg(coefficients: Coefficients) -> str:
@@ -61,7 +61,7 @@ def scale_svg(coefficients: Coefficients) -> str:
         rows = len(coefficients.experts)
         figure = Figure(figsize=(_width(coefficients), 0.34 * rows + 1.1), layout="constrained")
         _draw_scale(figure, figure.subplots(), coefficients)
-        return _svg(figure, "K times sigma by expert and layer")
+        return svg(figure, "K times sigma by expert and layer")
 
 
 def alignment_svg(alignment: Matrix, experts: list[str]) -> str:
@@ -81,7 +81,7 @@ def alignment_svg(alignment: Matrix, experts: list[str]) -> str:
         axes.set_xlabel("on the samples of expert j")
         axes.set_ylabel("model i")
         axes.spines[:].set_visible(False)
-        return _svg(figure, "Logit distances between experts")
+        return svg(figure, "Logit distances between experts")
 
 
 def overview_png(coefficients: Coefficients) -> bytes:
@@ -172,7 +172,8 @@ def _tick(layer: str) -> str:
     return last if last.isdecimal() else short(last, 14)
 
 
-def _svg(figure: Figure, label: str) -> str:
+def svg(figure: Figure, label: str) -> str:
+    """A figure as an SVG for a page; the same figure gives the same text."""
     file = io.StringIO()
     figure.patch.set_alpha(0)
     for axes in figure.axes:

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from sensmerge.report import figures
+from sensmerge.report import figures, heatmaps
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
+    from sensmerge.comparison.differences import Comparison, Sums
     from sensmerge.scaling.sigma import Coefficients
 
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
+_COMPARISON = Path(__file__).with_name("comparison.html.j2")
+_STYLE = Path(__file__).with_name("style.css")
 
 
 def render(
@@ -23,11 +26,8 @@ def render(
 ) -> str:
     """The page's text; everything that comes from files is escaped."""
     sentences = coefficients.sentences()
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
+    return _rendered(
+        _TEMPLATE,
         title=title,
         sentences=sentences,
         # A merge that calibrated has the calibration's notes too, and what the sentences say.
@@ -43,6 +43,43 @@ def render(
         sensitivity=Markup(figures.sensitivity_svg(coefficients)),
         scale=Markup(figures.scale_svg(coefficients)),
         alignment=Markup(figures.alignment_svg(calibration.alignment, coefficients.experts)),
+    )
+
+
+def render_comparison(comparison: Comparison) -> str:
+    """The page's text for two models compared; everything that comes from files is escaped."""
+    of = "" if comparison.base is None else f", as task vectors of {comparison.base}"
+    maps = heatmaps.heat_maps(comparison)
+    return _rendered(
+        _COMPARISON,
+        title=f"{comparison.b} against {comparison.a}{of}",
+        notes=comparison.notes,
+        maps=[(title, said, Markup(svg)) for title, said, svg in maps],
+        with_base=comparison.base is not None,
+        whole=_measured(comparison.whole),
+        layers=[(name, _measured(sums)) for name, sums in comparison.layers.items()],
+        tensors=[(name, _measured(sums)) for name, sums in comparison.tensors.items()],
+    )
+
+
+def _measured(sums: Sums) -> list[str]:
+    """The measures as text: changed, relative L2, cosine, largest, same sign."""
+    return [
+        f"{100 * sums.changed_share:.2f} %",
+        f"{sums.relative:.5f}",
+        f"{sums.cosine:.5f}",
+        f"{sums.largest:.3g}",
+        f"{sums.agreement:.4f}",
+    ]
+
+
+def _rendered(template: Path, **values: Any) -> str:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    style = Markup(_STYLE.read_text(encoding="utf-8"))
+    return environment.from_string(template.read_text(encoding="utf-8")).render(
+        style=style, **values
     )
 
 

@@ -293,8 +293,9 @@ def started(recipe: Recipe) -> tuple[Recipe, list[str]]:
     share = 1 / len(recipe.experts)
     data = dict(recipe.source)
     data["parameters"] = (data.get("parameters") or {}) | {"weight": share}
-    other = Recipe.from_dict(data, folder=recipe.folder)
-    return other, [f"the recipe gives neither weight nor lambda: weights start at {share:.3g}"]
+    return recipe.replaced(data), [
+        f"the recipe gives neither weight nor lambda: weights start at {share:.3g}"
+    ]
 
 
 def _descend(

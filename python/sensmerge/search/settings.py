@@ -80,7 +80,7 @@ class Settings:
         Raises:
             InputError: A recipe with these settings is not valid.
         """
-        return Recipe.from_dict(self.apply(recipe, recipe.source), folder=recipe.folder)
+        return recipe.replaced(self.apply(recipe, recipe.source))
 
     def apply(self, recipe: Recipe, source: dict[str, Any]) -> dict[str, Any]:
         """The keys and values of ``source`` with these settings; ``recipe`` is the one searched."""

@@ -25,6 +25,8 @@ pub enum Hint {
     Overwrite,
     /// [`Options::allow_nan`](crate::engine::Options::allow_nan).
     AllowNan,
+    /// Reading pickles in a process of their own. The front end does that: this crate reads none.
+    Unpickle,
 }
 
 /// Everything that can go wrong between a recipe and a written model.
@@ -47,6 +49,8 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong and what to do about it.
         reason: String,
+        /// The option that would have avoided the error.
+        hint: Option<Hint>,
     },
 
     /// A tensor of a checkpoint cannot be used, or a merged tensor cannot be written.
@@ -108,14 +112,19 @@ impl Error {
     #[must_use]
     pub fn hint(&self) -> Option<Hint> {
         match self {
-            Self::Tensor { hint, .. } | Self::Output { hint, .. } => *hint,
+            Self::File { hint, .. } | Self::Tensor { hint, .. } | Self::Output { hint, .. } => {
+                *hint
+            }
             _ => None,
         }
     }
 
-    /// Add the option that would have avoided the error, to an error of a tensor or an output folder.
+    /// Add the option that would have avoided the error, to an error of a file, a tensor or an output
+    /// folder.
     pub(crate) fn with_hint(mut self, option: Hint) -> Self {
-        if let Self::Tensor { hint, .. } | Self::Output { hint, .. } = &mut self {
+        if let Self::File { hint, .. } | Self::Tensor { hint, .. } | Self::Output { hint, .. } =
+            &mut self
+        {
             *hint = Some(option);
         }
         self
@@ -127,7 +136,7 @@ impl Error {
     }
 
     pub(crate) fn file(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
-        Self::File { path: path.as_ref().to_path_buf(), reason: reason.into() }
+        Self::File { path: path.as_ref().to_path_buf(), reason: reason.into(), hint: None }
     }
 
     pub(crate) fn tensor(

@@ -94,7 +94,7 @@ impl Stream {
     /// Set `keep` to 1 for every entry of `first..first + keep.len()` that is kept, and to 0 for the
     /// others. Each is kept with probability `density`.
     pub fn keep(&self, first: u64, density: f64, keep: &mut [u8]) {
-        let threshold = (density * (1_u64 << 40) as f64).round() as u64;
+        let threshold = chance(density);
         if threshold >= 1 << 40 {
             keep.fill(1);
             return;
@@ -116,6 +116,33 @@ impl Stream {
             }
             entry += length as u64;
             rest = later;
+        }
+    }
+
+    /// The same where every entry has a [`chance`] of its own.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn keep_each(&self, first: u64, chances: &[u64], keep: &mut [u8]) {
+        assert_eq!(chances.len(), keep.len());
+        let fine_stream = Self { stream: self.stream ^ FINE, ..*self };
+        let mut bytes = [0; GROUP];
+        let mut done = 0;
+        while done < keep.len() {
+            let entry = first + done as u64;
+            let skipped = (entry % PER_BLOCK as u64) as usize;
+            coarse_bytes(*self, entry / PER_BLOCK as u64, &mut bytes);
+            let end = keep.len().min(done + GROUP - skipped);
+            let (chances, keep) = (&chances[done..end], &mut keep[done..end]);
+            let bytes = &bytes[skipped..skipped + keep.len()];
+            compare_each(bytes, chances, keep);
+            for (place, (&byte, &chance)) in bytes.iter().zip(chances).enumerate() {
+                if u64::from(byte) == chance >> 32 {
+                    let drawn = fine_stream.word(entry + place as u64);
+                    keep[place] = u8::from(drawn < chance as u32);
+                }
+            }
+            done = end;
         }
     }
 
@@ -151,6 +178,21 @@ widest! {
             for (word, out) in words.iter().zip(out.chunks_exact_mut(4)) {
                 out.copy_from_slice(&word[lane].to_le_bytes());
             }
+        }
+    }
+}
+
+/// The number `D` of the module's documentation for a probability.
+#[must_use]
+pub fn chance(probability: f64) -> u64 {
+    (probability * (1_u64 << 40) as f64).round() as u64
+}
+
+widest! {
+    /// Set `keep` where a byte is below the upper bits of its chance.
+    fn compare_each(bytes: &[u8], chances: &[u64], keep: &mut [u8]) {
+        for ((keep, &byte), &chance) in keep.iter_mut().zip(bytes).zip(chances) {
+            *keep = u8::from(u64::from(byte) < chance >> 32);
         }
     }
 }
@@ -208,6 +250,20 @@ mod tests {
                 stream.keep(start as u64, density, &mut mask);
                 assert_eq!(mask, expected[start..start + length], "{density} {start} {length}");
             }
+        }
+    }
+
+    #[test]
+    fn every_entry_can_have_a_chance_of_its_own() {
+        let stream = Stream::new(9, 1, "w");
+        let density = |entry: u64| (entry % 257) as f64 / 256.0;
+        let chances: Vec<u64> = (0..3000).map(|entry| chance(density(entry))).collect();
+        let expected: Vec<u8> =
+            (0..3000).map(|entry| kept(stream, entry, density(entry))).collect();
+        for (start, length) in [(0, 3000), (0, 1), (1, 15), (17, 1000), (2999, 1)] {
+            let mut mask = vec![9; length];
+            stream.keep_each(start as u64, &chances[start..start + length], &mut mask);
+            assert_eq!(mask, expected[start..start + length], "{start} {length}");
         }
     }
 

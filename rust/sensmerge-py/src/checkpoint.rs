@@ -180,6 +180,13 @@ impl Checkpoint {
         enter(py, &monitor, None, || read_into(&self.inner, slices, threads, &monitor))
     }
 
+    /// The repository on the Hub and the commit that it was downloaded from; None if it does not lie
+    /// in a Hub cache.
+    #[getter]
+    fn origin(&self) -> Option<(String, String)> {
+        self.inner.origin().map(|origin| (origin.repository, origin.commit))
+    }
+
     /// Its tensors, by name. Quantised ones have the name and shape of what they stand for.
     #[getter]
     fn tensors(&self) -> Vec<TensorInfo> {

@@ -22,6 +22,7 @@ fn keyword(hint: Hint) -> Option<&'static str> {
     match hint {
         Hint::Overwrite => Some("overwrite"),
         Hint::AllowNan => Some("allow_nan"),
+        Hint::Unpickle => Some("unpickle"),
         _ => None,
     }
 }

@@ -5,6 +5,7 @@
 
 mod buffers;
 mod checkpoint;
+mod difference;
 mod distance;
 mod door;
 mod error;
@@ -13,9 +14,12 @@ mod memory;
 mod merge;
 mod methods;
 mod output;
+mod pickle_files;
 mod pool;
 mod prepared;
 mod sensitivity;
+mod task_vector;
+mod weight_files;
 
 use pyo3::pymodule;
 
@@ -24,6 +28,8 @@ use pyo3::pymodule;
 mod _core {
     #[pymodule_export]
     use crate::checkpoint::{Checkpoint, Quantised, TensorInfo};
+    #[pymodule_export]
+    use crate::difference::{Difference, differences};
     #[pymodule_export]
     use crate::distance::row_distances;
     #[pymodule_export]
@@ -37,7 +43,13 @@ mod _core {
     #[pymodule_export]
     use crate::output::check_output;
     #[pymodule_export]
+    use crate::pickle_files::pickle_files;
+    #[pymodule_export]
     use crate::prepared::Prepared;
     #[pymodule_export]
     use crate::sensitivity::sum_abs_product;
+    #[pymodule_export]
+    use crate::task_vector::task_vector;
+    #[pymodule_export]
+    use crate::weight_files::weight_files;
 }

@@ -6,7 +6,7 @@ use sensmerge_core::checkpoint;
 use sensmerge_core::checkpoint::layout::layout;
 use sensmerge_core::engine::Inputs;
 use sensmerge_core::error::{Error, Result};
-use sensmerge_core::manifest::{self, Builder, Content, Numbers, OutDtype, Part, View};
+use sensmerge_core::manifest::{self, Builder, Content, Missing, Numbers, OutDtype, Part, View};
 use sensmerge_core::method::Semantics;
 use serde::Deserialize;
 
@@ -81,6 +81,8 @@ struct Request {
     semantics: Semantics,
     switches: BTreeMap<String, bool>,
     parts: Vec<RequestedPart>,
+    #[serde(default)]
+    missing: Missing,
     seed: u64,
     out_dtype: Option<OutDtype>,
     /// Whether merged tensors are left unquantised where `out_dtype` says nothing.
@@ -117,7 +119,10 @@ struct RequestedView {
 
 impl Request {
     fn build(self, checkpoints: Vec<Arc<checkpoint::Checkpoint>>) -> Result<manifest::Manifest> {
-        let mut builder = Builder::new(self.method).semantics(self.semantics).seed(self.seed);
+        let mut builder = Builder::new(self.method)
+            .semantics(self.semantics)
+            .seed(self.seed)
+            .missing(self.missing);
         if let Some(dtype) = self.out_dtype {
             builder = builder.out_dtype(dtype);
         }
@@ -176,7 +181,8 @@ impl Manifest {
     ///
     /// Args:
     ///     request: JSON: ``method``, ``semantics``, ``switches``, ``seed``, ``out_dtype``,
-    ///         ``dequantised`` and ``parts``, which are output tensors that are merged from the same models: ``base`` (or
+    ///         ``dequantised``, ``missing`` (``error``, ``base`` or ``skip``: what becomes of tensors that
+    ///         only some models have) and ``parts``, which are output tensors that are merged from the same models: ``base`` (or
     ///         null), ``models`` (the index of the ``checkpoint`` of each, and rules for its tensors:
     ///         ``names``, ``aliases``, ``leading_rows``), and ``tensors``: the numbers of every output
     ///         tensor, by parameter.
@@ -194,6 +200,37 @@ impl Manifest {
             .map_err(|error| bad_input(format!("request: {error}")))?;
         let checkpoints = opened(&checkpoints);
         let inner = py.detach(|| request.build(checkpoints)).map_err(to_python)?;
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Build the manifest of a conversion: one model as it is, its floats stored in another dtype.
+    ///
+    /// Args:
+    ///     view: JSON: the rules for the model's tensors, as in the request of a merge.
+    ///     model: The model.
+    ///     dtype: The dtype, such as ``bfloat16`` or ``int4``; None keeps every tensor's own, and
+    ///         quantised ones as they are stored.
+    ///
+    /// Raises:
+    ///     InputError: The rules are malformed, or the dtype is unknown.
+    #[staticmethod]
+    fn conversion(
+        py: Python<'_>,
+        view: &str,
+        model: PyRef<'_, Checkpoint>,
+        dtype: Option<&str>,
+    ) -> PyResult<Self> {
+        let view: RequestedView =
+            serde_json::from_str(view).map_err(|error| bad_input(format!("view: {error}")))?;
+        let parse = |dtype: &str| {
+            let unknown = |_| bad_input(format!("dtype: unknown dtype '{dtype}'"));
+            dtype.parse::<OutDtype>().map_err(unknown)
+        };
+        let dtype = dtype.map(parse).transpose()?;
+        let model = model.inner();
+        let inner = py
+            .detach(|| manifest::Manifest::conversion(view.build(&[model])?, dtype))
+            .map_err(to_python)?;
         Ok(Self { inner: Arc::new(inner) })
     }
 

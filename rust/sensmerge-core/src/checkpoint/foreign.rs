@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use super::mapping;
+use crate::error::Hint;
 
 /// The settings of a PEFT adapter.
 pub(super) const ADAPTER_CONFIG: &str = "adapter_config.json";
@@ -15,20 +16,21 @@ pub(super) const GGUF: &str = "GGUF is llama.cpp's format, mostly of quantized w
                                made from";
 
 /// Advice on files written by `torch.save`.
-pub(super) const PICKLE: &str = "a pickle can run code and is not read; convert it to safetensors \
-                                 (transformers' from_pretrained, then save_pretrained)";
+pub(super) const PICKLE: &str = "a pickle can run code, and is read only where that is asked for; \
+                                 convert it to safetensors once, or ask for it";
 
-/// The format of a file that is not safetensors, as a refusal, recognised by its first bytes; `None`
-/// where they are not known.
-pub(super) fn kind(file: &[u8]) -> Option<String> {
+/// The format of a file that is not safetensors, as a refusal, recognised by its first bytes, and the
+/// option that would have avoided it; `None` where they are not known.
+pub(super) fn kind(file: &[u8]) -> Option<(String, Option<Hint>)> {
     // Zip archives, and torch's older format, which starts with a pickled magic number.
     let pickles: [&[u8]; 2] = [b"PK\x03\x04", b"\x80\x02\x8a\x0a"];
     if file.starts_with(b"GGUF") {
-        Some(format!("is a GGUF file: {GGUF}"))
+        Some((format!("is a GGUF file: {GGUF}"), None))
     } else if pickles.iter().any(|start| file.starts_with(start)) {
-        Some(format!("is a file of torch.save: {PICKLE}"))
+        Some((format!("is a file of torch.save: {PICKLE}"), Some(Hint::Unpickle)))
     } else if file.starts_with(b"version https://git-lfs") {
-        Some("is a pointer of Git LFS, not the weights; run git lfs pull in its folder".into())
+        let reason = "is a pointer of Git LFS, not the weights; run git lfs pull in its folder";
+        Some((reason.into(), None))
     } else {
         None
     }

@@ -89,8 +89,9 @@ fn data_start(path: &Path, file: &[u8]) -> Result<usize> {
         return Err(Error::file(path, format!("is truncated: {length} bytes hold no header")));
     };
     let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
-    if let Some(kind) = foreign::kind(file).filter(|_| length > rest.len()) {
-        return Err(Error::file(path, kind));
+    if let Some((kind, hint)) = foreign::kind(file).filter(|_| length > rest.len()) {
+        let error = Error::file(path, kind);
+        return Err(hint.into_iter().fold(error, Error::with_hint));
     }
     if length > LONGEST_HEADER {
         let reason = format!("the header claims {length} bytes; this is not a safetensors file");

@@ -10,6 +10,7 @@ mod index;
 pub mod layout;
 mod mapping;
 mod memory;
+mod origin;
 pub mod output;
 mod quantised;
 mod select;
@@ -25,7 +26,9 @@ use foreign::enumerate;
 pub use index::INDEX_FILE;
 use index::Index;
 pub use memory::MemoryTensor;
+pub use origin::Origin;
 pub use quantised::{Encoding, Format, Packed, Quantised, Scheme, Tile};
+pub use select::{pickle_files, weight_files};
 
 /// A tensor as its header describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -179,6 +182,12 @@ impl Checkpoint {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The place on the Hub that it was downloaded from; `None` if it does not lie in a Hub cache.
+    #[must_use]
+    pub fn origin(&self) -> Option<Origin> {
+        origin::origin(&self.path)
     }
 
     /// Whether the tensors lie in memory rather than in files.

@@ -11,10 +11,16 @@ use std::path::{Path, PathBuf};
 use super::foreign::{self, enumerate};
 use super::index::{self, INDEX_FILE, Index, is_bare};
 use super::mapping;
-use crate::error::{Error, Result};
+use crate::error::{Error, Hint, Result};
 
 /// File name of the weights of a model that is not sharded.
 pub(super) const SINGLE_FILE: &str = "model.safetensors";
+
+/// File name of the pickled weights of a model that is not sharded.
+const PICKLE_FILE: &str = "pytorch_model.bin";
+
+/// File name of the index of pickled shards.
+const PICKLE_INDEX: &str = "pytorch_model.bin.index.json";
 
 /// File name of a model's config.
 pub(super) const CONFIG_FILE: &str = "config.json";
@@ -38,14 +44,7 @@ pub(super) struct Selection {
 /// [`Error::File`] for a folder that holds no model, or more than one; [`Error::Io`].
 pub(super) fn select(folder: &Path) -> Result<Selection> {
     let names = names(folder)?;
-    let chosen = chosen_by_config(folder, &names)?;
-    let by_config = chosen.is_some();
-    let entry = match chosen {
-        Some(chosen) => chosen,
-        None if names.contains(SINGLE_FILE) => SINGLE_FILE.to_owned(),
-        None if names.contains(INDEX_FILE) => INDEX_FILE.to_owned(),
-        None => only_safetensors(folder, &names)?,
-    };
+    let (entry, by_config) = entry(folder, &names)?;
     let path = folder.join(&entry);
     let (mut read, index) = if entry.ends_with(INDEX_END) {
         let index = index::read(&path)?;
@@ -60,6 +59,55 @@ pub(super) fn select(folder: &Path) -> Result<Selection> {
     let over: Vec<&str> = over.collect();
     let notes = passed_over(folder, &entry, by_config, &over).into_iter().collect();
     Ok(Selection { files, index, notes })
+}
+
+/// The files, among those called `names`, that hold the weights of the model in `folder`: the index
+/// first, where there is one. The folder may lack weights that are named, as before a download, but
+/// must hold the config and the index.
+///
+/// # Errors
+/// As for [`Checkpoint::open`](super::Checkpoint::open).
+pub fn weight_files(folder: &Path, names: &BTreeSet<String>) -> Result<Vec<String>> {
+    let (entry, _) = entry(folder, names)?;
+    if !entry.ends_with(INDEX_END) {
+        return Ok(vec![entry]);
+    }
+    let shards: BTreeSet<String> = index::read(&folder.join(&entry))?.files.into_values().collect();
+    Ok([entry].into_iter().chain(shards).collect())
+}
+
+/// The files, among those called `names`, that hold the weights of the model in `folder` as pickles:
+/// the index first, where there is one. None where there are safetensors files, which are read
+/// instead.
+///
+/// # Errors
+/// [`Error::File`] or [`Error::Tensor`] for a malformed index, [`Error::Io`].
+pub fn pickle_files(folder: &Path, names: &BTreeSet<String>) -> Result<Vec<String>> {
+    if names.iter().any(|name| name.ends_with(".safetensors") || name.ends_with(INDEX_END)) {
+        return Ok(Vec::new());
+    }
+    if names.contains(PICKLE_FILE) {
+        return Ok(vec![PICKLE_FILE.to_owned()]);
+    }
+    if !names.contains(PICKLE_INDEX) {
+        return Ok(Vec::new());
+    }
+    let shards = index::read(&folder.join(PICKLE_INDEX))?.files.into_values();
+    let shards: BTreeSet<String> = shards.collect();
+    Ok([PICKLE_INDEX.to_owned()].into_iter().chain(shards).collect())
+}
+
+/// The file that says where the weights are: the only weight file, or the index; and whether the
+/// config names it.
+fn entry(folder: &Path, names: &BTreeSet<String>) -> Result<(String, bool)> {
+    if let Some(chosen) = chosen_by_config(folder, names)? {
+        return Ok((chosen, true));
+    }
+    let known = [SINGLE_FILE, INDEX_FILE].into_iter().find(|name| names.contains(*name));
+    match known {
+        Some(known) => Ok((known.to_owned(), false)),
+        None => Ok((only_safetensors(folder, names)?, false)),
+    }
 }
 
 /// The names of a folder's entries.
@@ -150,7 +198,8 @@ fn only_safetensors(folder: &Path, names: &BTreeSet<String>) -> Result<String> {
     let gguf = ending(".gguf");
     if !pickles.is_empty() {
         let names = enumerate(pickles);
-        return refuse(format!("holds weights only as {names}: {}", foreign::PICKLE));
+        let error = refuse(format!("holds weights only as {names}: {}", foreign::PICKLE));
+        return error.map_err(|error| error.with_hint(Hint::Unpickle));
     }
     if !gguf.is_empty() {
         return refuse(format!("holds weights only as {}: {}", enumerate(gguf), foreign::GGUF));

@@ -207,6 +207,9 @@ pub trait Real:
     fn only_if(self, kept: bool) -> Self;
     /// The bits of `|self|`: they order as magnitudes do, NaN above infinity.
     fn magnitude(self) -> Self::Magnitude;
+    /// The number that is not negative and has these bits.
+    #[must_use]
+    fn of_magnitude(magnitude: Self::Magnitude) -> Self;
 
     /// To float32, rounded to odd: a second rounding, to a format of at most 22 significant bits, then
     /// gives the same as rounding once.
@@ -279,6 +282,11 @@ impl Real for f32 {
     }
 
     #[inline]
+    fn of_magnitude(magnitude: i32) -> Self {
+        Self::from_bits(magnitude.cast_unsigned())
+    }
+
+    #[inline]
     fn read_f16(entry: [u8; 2]) -> Self {
         f16_to_f32(u16::from_le_bytes(entry))
     }
@@ -341,6 +349,11 @@ impl Real for f64 {
     #[inline]
     fn to_odd(self) -> f32 {
         to_odd(self)
+    }
+
+    #[inline]
+    fn of_magnitude(magnitude: i64) -> Self {
+        Self::from_bits(magnitude.cast_unsigned())
     }
 
     #[inline]

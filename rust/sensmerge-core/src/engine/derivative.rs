@@ -6,7 +6,6 @@ use super::reduce::Buffer;
 use super::stage::{Decided, Stage, carried};
 use super::write::{Combination, read};
 use crate::error::{Error, Result};
-use crate::program::block::BLOCK;
 use crate::program::sweep::Chunk;
 use crate::program::{Computed, Operand};
 
@@ -27,12 +26,12 @@ pub(super) fn derivatives<T: Computed>(
         stage.job.monitor.check()?;
         stage.scratch.lend(|worker| {
             let mut carried = carried(&decided.steps, place, chunk.place);
-            let mut wide = [T::ZERO; BLOCK];
+            let mut wide = Vec::new();
             let mut sums = Vec::new();
             worker.block.activate(|_| true);
             for entries in stage.blocks(chunk) {
-                let wide = &mut wide[..entries.len()];
-                gradient.read(entries.start, wide);
+                wide.resize(entries.len(), T::ZERO);
+                gradient.read(entries.start, &mut wide);
                 read(
                     stage,
                     decided,
@@ -41,7 +40,7 @@ pub(super) fn derivatives<T: Computed>(
                     &mut carried,
                     &mut worker.block,
                 )?;
-                let found = combination.join.derivatives(&mut worker.block, wide);
+                let found = combination.join.derivatives(&mut worker.block, &wide);
                 sums.push(found.ok_or_else(|| {
                     let method = &stage.job.manifest.method.name;
                     let reason = format!("the weights of {method} cannot be learned");

@@ -15,6 +15,7 @@
 mod copy;
 mod derivative;
 mod destination;
+pub mod difference;
 mod entries;
 mod inputs;
 mod monitor;
@@ -220,7 +221,8 @@ pub fn execute(
         folder.write(INDEX_FILE, index_json(&shards).as_bytes())?;
     }
     let notes = job.all_notes(notes);
-    folder.note(&notes);
+    let origins = manifest.models.iter().filter_map(|model| model.origin.clone());
+    folder.note(&notes, origins.collect());
     for sidecar in sidecars {
         match sidecar {
             Sidecar::Copy { name, from } => folder.copy(name, from)?,

@@ -88,12 +88,12 @@ impl Prepared {
         let (Some(program), Some(other)) = (super::program(ours), super::program(theirs)) else {
             return false;
         };
-        let sparsifying = program.sparsifying_parameters();
+        let reduced = program.reduced_parameters();
         let same_steps = format!("{:?}", program.steps) == format!("{:?}", other.steps);
         program.operand == other.operand
             && same_steps
             && program.combine.reductions() == other.combine.reductions()
-            && (sparsifying.is_empty() || ours.seed == theirs.seed)
+            && (reduced.is_empty() || ours.seed == theirs.seed)
             && ours.models == theirs.models
             && ours.tensors.len() == theirs.tensors.len()
             && ours.tensors.iter().zip(&theirs.tensors).all(|(one, other)| {
@@ -103,7 +103,7 @@ impl Prepared {
                     && match (&one.content, &other.content) {
                         (Content::Copy(ours), Content::Copy(theirs)) => ours == theirs,
                         (Content::Merge(ours), Content::Merge(theirs)) => {
-                            same_entries(ours, theirs, &sparsifying)
+                            same_entries(ours, theirs, &reduced)
                         }
                         _ => false,
                     }
@@ -191,8 +191,8 @@ impl Prepared {
 }
 
 /// Whether two merges of a tensor have the same inputs and the same values, bit for bit, of the
-/// parameters `sparsifying`, so that the same entries are kept in both.
-fn same_entries(one: &Merge, other: &Merge, sparsifying: &[&str]) -> bool {
+/// parameters `reduced`, so that the reductions of one hold for the other.
+fn same_entries(one: &Merge, other: &Merge, reduced: &[&str]) -> bool {
     let bits = |numbers: &Numbers, parameter: &str| -> Option<Vec<u64>> {
         numbers.get(parameter).map(|number| match number {
             Number::Merge(number) => vec![number.to_bits()],
@@ -201,7 +201,7 @@ fn same_entries(one: &Merge, other: &Merge, sparsifying: &[&str]) -> bool {
     };
     one.base == other.base
         && one.experts == other.experts
-        && sparsifying
+        && reduced
             .iter()
             .all(|parameter| bits(&one.numbers, parameter) == bits(&other.numbers, parameter))
 }

@@ -7,7 +7,7 @@ use super::{Inputs, Monitor, Options, execute_into};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::manifest::{Builder, View};
-use crate::method::PASSTHROUGH;
+use crate::method::IDENTITY;
 
 /// Read tensors of a checkpoint, quantised ones as what they stand for. `buffers` holds, by name, one
 /// buffer for every tensor that is read, of exactly its size in bytes; entries are little-endian, of the
@@ -24,7 +24,7 @@ pub fn read_into(
 ) -> Result<()> {
     let names = buffers.keys().map(|name| (name.clone(), name.clone())).collect();
     let view = View::new(Arc::clone(checkpoint)).names(names);
-    let manifest = Builder::new(PASSTHROUGH).model(view).dequantised().build()?;
+    let manifest = Builder::new(IDENTITY).model(view).dequantised().build()?;
     let inputs = Inputs::of(&manifest, vec![Arc::clone(checkpoint)])?;
     let options = Options { threads, allow_nan: true, ..Options::default() };
     execute_into(&manifest, &inputs, buffers, &options, monitor).map(drop)

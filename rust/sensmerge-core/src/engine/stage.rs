@@ -7,13 +7,13 @@ use rayon::prelude::*;
 use super::Job;
 use super::pack::Packer;
 use super::tensor::Tensor;
-use super::window::{blocks, chunks};
+use super::window::{block_entries, blocks, chunks};
 use crate::dtype::Real;
 use crate::error::Result;
 use crate::program::block::Block;
 use crate::program::idle::Idle;
 use crate::program::sweep::{self, Chunk, LookAtChunk, LookAtTensor, Sweep, Wants};
-use crate::program::{Computed, Decision, Subject};
+use crate::program::{Blocks, Computed, Decision, Subject};
 
 /// The buffers of the threads.
 pub(super) type Scratch<T> = Idle<Worker<T>, Box<dyn Fn() -> Worker<T> + Sync>>;
@@ -40,6 +40,7 @@ pub(super) struct Stage<'s, 'm, T: Real> {
     pub(super) job: &'s Job<'s>,
     pub(super) tensors: &'s [Tensor<'m>],
     pub(super) chunks: Vec<Chunk>,
+    pub(super) division: Blocks,
     pub(super) scratch: Scratch<T>,
     subjects: Vec<Subject<'m>>,
 }
@@ -47,12 +48,15 @@ pub(super) struct Stage<'s, 'm, T: Real> {
 impl<'s, 'm, T: Computed> Stage<'s, 'm, T> {
     pub(super) fn new(job: &'s Job<'s>, tensors: &'s [Tensor<'m>]) -> Self {
         let models = tensors.first().map_or(0, Tensor::experts);
+        let division = job.program.blocks();
+        let capacity = block_entries(tensors, division);
         Self {
             job,
             tensors,
-            chunks: chunks::<T>(tensors, job.program.combine.blocks(), job.options.chunk_bytes),
+            chunks: chunks::<T>(tensors, division, job.options.chunk_bytes),
+            division,
             scratch: Idle::new(Box::new(move || Worker {
-                block: Block::new(models),
+                block: Block::new(models, capacity),
                 bytes: Vec::new(),
                 packer: Packer::default(),
             })),
@@ -77,7 +81,7 @@ impl<'s, 'm, T: Computed> Stage<'s, 'm, T> {
 
     /// A chunk's blocks.
     pub(super) fn blocks(&self, chunk: &Chunk) -> impl Iterator<Item = Range<usize>> + use<T> {
-        blocks(chunk, &self.tensors[chunk.tensor], self.job.program.combine.blocks())
+        blocks(chunk, &self.tensors[chunk.tensor], self.division)
     }
 }
 

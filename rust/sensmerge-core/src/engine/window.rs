@@ -30,13 +30,28 @@ pub(super) fn chunk_entries<T: Real>(tensor: &Tensor, blocks: Blocks, chunk_byte
     let row_length = tensor.subject().row_length().max(1);
     let (unit, about) = match blocks {
         Blocks::Flat => (BLOCK, chunk_bytes / size_of::<T>()),
-        Blocks::Rows => (row_length, CHUNK_OF_ROWS),
+        Blocks::Rows | Blocks::WholeRows => (row_length, CHUNK_OF_ROWS),
     };
     let unit = match tensor.output.packing {
         None => unit,
         Some(packing) => least_common_multiple(unit, packing.tile()[0] * row_length),
     };
     (about / unit).max(1) * unit
+}
+
+/// Number of entries of as many whole rows as `entries` hold, at least one row.
+fn whole_rows(tensor: &Tensor, entries: usize) -> usize {
+    let row_length = tensor.subject().row_length().max(1);
+    (entries / row_length).max(1) * row_length
+}
+
+/// Number of entries of the largest block of any of `tensors`.
+pub(super) fn block_entries(tensors: &[Tensor], blocks: Blocks) -> usize {
+    let largest = tensors.iter().map(|tensor| whole_rows(tensor, BLOCK)).max();
+    match blocks {
+        Blocks::Flat | Blocks::Rows => BLOCK,
+        Blocks::WholeRows => largest.map_or(BLOCK, |largest| largest.max(BLOCK)),
+    }
 }
 
 fn least_common_multiple(one: usize, other: usize) -> usize {
@@ -64,20 +79,22 @@ pub(super) fn chunks<T: Real>(
     tensors.iter().enumerate().flat_map(of_tensor).collect()
 }
 
-/// The blocks of a chunk, in order. With [`Blocks::Rows`] a block ends where its row ends.
+/// The blocks of a chunk, in order. With [`Blocks::Rows`] a block ends where its row ends, and with
+/// [`Blocks::WholeRows`] no row is cut.
 pub(super) fn blocks(
     chunk: &Chunk,
     tensor: &Tensor,
     blocks: Blocks,
 ) -> impl Iterator<Item = Range<usize>> + use<> {
-    let run = match blocks {
-        Blocks::Flat => chunk.entries.len(),
-        Blocks::Rows => tensor.subject().row_length(),
+    let (run, block) = match blocks {
+        Blocks::Flat => (chunk.entries.len(), BLOCK),
+        Blocks::Rows => (tensor.subject().row_length(), BLOCK),
+        Blocks::WholeRows => (chunk.entries.len(), whole_rows(tensor, BLOCK)),
     };
     let end = chunk.entries.end;
     chunk.entries.clone().step_by(run.max(1)).flat_map(move |row| {
         let end = end.min(row + run);
-        (row..end).step_by(BLOCK).map(move |start| start..end.min(start + BLOCK))
+        (row..end).step_by(block).map(move |start| start..end.min(start + block))
     })
 }
 

@@ -78,8 +78,7 @@ fn targets<'o, T: Computed>(
     tensor: &Tensor,
     destination: &mut Destination<'o>,
 ) -> Result<Vec<Target<'o>>> {
-    let blocks = stage.job.program.combine.blocks();
-    let entries = chunk_entries::<T>(tensor, blocks, stage.job.options.chunk_bytes);
+    let entries = chunk_entries::<T>(tensor, stage.division, stage.job.options.chunk_bytes);
     let Some(packing) = tensor.output.packing else {
         let size = entries.saturating_mul(tensor.dtype.size());
         let slots = destination.slots(tensor.place, 0, size);

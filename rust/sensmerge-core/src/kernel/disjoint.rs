@@ -23,9 +23,14 @@ pub enum Divisor {
     One,
     /// The sum of the weights of the experts that take part.
     Weights,
+    /// The same, or [`SMALLEST_DIVISOR`] where it is less. No weight is negative.
+    AtLeastSmallest,
     /// The number of experts that take part.
     Count,
 }
+
+/// The least divisor of [`Divisor::AtLeastSmallest`].
+pub const SMALLEST_DIVISOR: f64 = 1e-6;
 
 widest! {
     /// `out_j = Σ_i w_i δ_ij / divisor` over the rows i whose vote agrees with `signs[j]` (1, −1 or 0),
@@ -82,9 +87,18 @@ fn join<const N: usize, T: Real>(rows: &Rows<T>, start: usize, signs: &[T; N]) -
             totals[lane] += share.only_if(agrees);
         }
     }
-    if rows.divisor != Divisor::One {
-        for (sum, &total) in sums.iter_mut().zip(&totals) {
-            *sum = *sum / if total == T::ZERO { T::ONE } else { total };
+    match rows.divisor {
+        Divisor::One => {}
+        Divisor::Weights | Divisor::Count => {
+            for (sum, &total) in sums.iter_mut().zip(&totals) {
+                *sum = *sum / if total == T::ZERO { T::ONE } else { total };
+            }
+        }
+        Divisor::AtLeastSmallest => {
+            let smallest = T::from_f64(SMALLEST_DIVISOR);
+            for (sum, &total) in sums.iter_mut().zip(&totals) {
+                *sum = *sum / if total < smallest { smallest } else { total };
+            }
         }
     }
     sums
@@ -119,12 +133,17 @@ mod tests {
                 sum += weight * delta;
                 share += match divisor {
                     Divisor::One => 0.0,
-                    Divisor::Weights => weight,
+                    Divisor::Weights | Divisor::AtLeastSmallest => weight,
                     Divisor::Count => 1.0,
                 };
             }
         }
-        if divisor == Divisor::One || share == 0.0 { sum } else { sum / share }
+        match divisor {
+            Divisor::One => sum,
+            Divisor::AtLeastSmallest => sum / share.max(1e-6),
+            Divisor::Weights | Divisor::Count if share == 0.0 => sum,
+            Divisor::Weights | Divisor::Count => sum / share,
+        }
     }
 
     proptest! {
@@ -132,7 +151,9 @@ mod tests {
         fn only_those_that_agree((length, rows, weights) in rows(any()), seed in 0..3_usize) {
             let signs: Vec<f32> = (0..length).map(|j| [1.0, -1.0, 0.0][(j * 7 + seed) % 3]).collect();
             for agreement in [Agreement::Weighted, Agreement::Unweighted] {
-                for divisor in [Divisor::One, Divisor::Weights, Divisor::Count] {
+                for divisor in
+                    [Divisor::One, Divisor::Weights, Divisor::AtLeastSmallest, Divisor::Count]
+                {
                     let mut out = vec![7.0; length];
                     disjoint(&rows, &weights, &signs, agreement, divisor, &mut out);
                     for j in 0..length {

@@ -7,17 +7,23 @@
 //! after the other. Lengths that do not match are a bug of the caller and panic.
 
 pub mod bracket;
+pub mod changed;
 pub mod derivative;
+pub mod difference;
 pub mod disjoint;
 pub mod distance;
+pub mod divergence;
 pub mod elect;
 pub mod finite;
+pub mod near;
 pub mod random_drop;
+pub mod rank;
 pub mod scale;
 pub mod sensitivity;
 pub mod sum;
 pub mod task_vector;
 pub mod trim;
+pub mod variance;
 pub mod weighted_sum;
 
 #[cfg(test)]

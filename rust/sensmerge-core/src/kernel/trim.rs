@@ -32,6 +32,25 @@ pub fn trim_exact<T: Real>(delta: &mut [T], threshold: T::Magnitude, ties: &mut 
     }
 }
 
+/// The reverse of [`trim_exact`]: set entries of a magnitude above the threshold to 0, and of the
+/// entries equal to it the first `ties` in index order. `ties` is reduced by their number.
+pub fn drop_exact<T: Real>(delta: &mut [T], threshold: T::Magnitude, ties: &mut u64) {
+    let equal = count_equal(delta, threshold);
+    if equal <= *ties {
+        *ties -= equal;
+        keep_where(delta, |magnitude| magnitude < threshold);
+    } else if *ties == 0 {
+        keep_where(delta, |magnitude| magnitude <= threshold);
+    } else {
+        for delta in delta {
+            let magnitude = delta.magnitude();
+            let goes = magnitude > threshold || (magnitude == threshold && *ties > 0);
+            *ties -= u64::from(goes && magnitude == threshold);
+            *delta = if goes { T::ZERO } else { *delta };
+        }
+    }
+}
+
 widest! {
     /// How many entries have exactly this magnitude.
     #[must_use]
@@ -78,12 +97,22 @@ mod tests {
             let above = values.iter().filter(|value| value.magnitude() > threshold).count();
             let mut ties = (kept - above) as u64;
             let mut trimmed = values.clone();
+            let mut dropped = values.clone();
+            let mut others = ties;
             // Two slices, as two blocks would be.
             let (front, back) = trimmed.split_at_mut((cut * values.len() as f64) as usize);
             trim_exact(front, threshold, &mut ties);
             trim_exact(back, threshold, &mut ties);
             prop_assert!(same(&trimmed, &expected));
             prop_assert_eq!(ties, 0);
+
+            let (front, back) = dropped.split_at_mut((cut * values.len() as f64) as usize);
+            drop_exact(front, threshold, &mut others);
+            drop_exact(back, threshold, &mut others);
+            let mut complement = values.clone();
+            order[..kept].iter().for_each(|&j| complement[j] = 0.0);
+            prop_assert!(same(&dropped, &complement));
+            prop_assert_eq!(others, 0);
         }
 
         #[test]

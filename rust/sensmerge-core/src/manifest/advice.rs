@@ -1,12 +1,10 @@
 //! What is probably the matter with models whose tensors do not match, from their names alone, and what
 //! to do.
 
-use std::collections::BTreeSet;
-
 use crate::checkpoint::{Checkpoint, Format, TensorInfo};
 use crate::dtype::Code;
 
-/// Parts of names that wrappers of a training run put before a model's own.
+/// What wrappers of a training run put before all names of a model.
 const WRAPPERS: [(&str, &str); 3] = [
     ("_orig_mod.", "torch.compile"),
     ("module.", "a data-parallel run"),
@@ -55,24 +53,27 @@ pub(super) fn advice(
             );
         }
     }
-    if let Some(prefix) = prefix(holder, lacking) {
-        return prefixed(&prefix, holder, lacking);
-    }
-    if let Some(prefix) = prefix(lacking, holder) {
-        return prefixed(&prefix, lacking, holder);
+    for checkpoint in [holder, lacking] {
+        if let Some((prefix, wrapper)) = wrapper(checkpoint) {
+            return format!(
+                "; names in {} start with '{prefix}', which {wrapper} left there: save the model \
+                 inside the wrapper, or take the prefix off",
+                checkpoint.path().display()
+            );
+        }
     }
     let path = holder.path().display();
     if let Some(layers) = predicting_layers(name, holder) {
         return format!(
             "; '{layers}' is for multi-token prediction, which transformers leaves out when it \
-             loads a model, so that fine-tunes lack it: save {path} again ({SAVE_AGAIN}), which \
-             leaves it out there too"
+             loads a model, so that fine-tunes lack it: write missing: base to keep it as it is, or \
+             missing: skip to leave it out"
         );
     }
     if is_causal_mask(name, holder) {
         return format!(
             "; it is a causal mask, which old checkpoints store and which is no parameter: save \
-             {path} again ({SAVE_AGAIN}), which leaves it out"
+             {path} again ({SAVE_AGAIN}), which leaves it out, or write missing: skip"
         );
     }
     if HEADS.contains(&name) {
@@ -83,48 +84,20 @@ pub(super) fn advice(
             expert.path().display()
         );
     }
-    "; the two are models of different architectures, or one was saved in part".to_owned()
+    "; the two are models of different architectures, or one was saved in part; missing: base or \
+     missing: skip in the recipe merge what both have"
+        .to_owned()
 }
 
-/// What stands before all names of one model and before none of another's, where most of the names
-/// are the same otherwise.
-fn prefix(longer: &Checkpoint, shorter: &Checkpoint) -> Option<String> {
-    let count = shorter.tensors().count();
-    let mut tried = BTreeSet::new();
-    for tensor in longer.tensors() {
-        for (dot, _) in tensor.name.match_indices('.') {
-            let (prefix, rest) = tensor.name.split_at(dot + 1);
-            if shorter.get(rest).is_none() || !tried.insert(prefix) {
-                continue;
-            }
-            if WRAPPERS.iter().any(|(part, _)| prefix.starts_with(part)) {
-                return Some(prefix.to_owned());
-            }
-            let same = shorter.tensors().filter(|tensor| {
-                longer.get(&tensor.name).is_none()
-                    && longer.get(&format!("{prefix}{}", tensor.name)).is_some()
-            });
-            if same.count() * 2 > count {
-                return Some(prefix.to_owned());
-            }
-        }
-    }
-    None
+/// Whether a prefix starts with a wrapper's name: the output must not have it.
+pub(super) fn is_wrapper(prefix: &str) -> bool {
+    WRAPPERS.iter().any(|(wrapper, _)| prefix.starts_with(wrapper))
 }
 
-/// That names differ by a prefix, and what to do.
-fn prefixed(prefix: &str, longer: &Checkpoint, shorter: &Checkpoint) -> String {
-    let (path, other) = (longer.path().display(), shorter.path().display());
-    if let Some((_, wrapper)) = WRAPPERS.iter().find(|(part, _)| prefix.starts_with(part)) {
-        return format!(
-            "; names in {path} start with '{prefix}', which {wrapper} left there: save the model \
-             inside the wrapper, or take the prefix off"
-        );
-    }
-    format!(
-        "; names in {path} start with '{prefix}', and those in {other} are the same without it: \
-         save both alike ({SAVE_AGAIN})"
-    )
+/// The wrapper whose name stands before all names of a model.
+fn wrapper(checkpoint: &Checkpoint) -> Option<(&'static str, &'static str)> {
+    let all = |prefix: &str| checkpoint.tensors().all(|tensor| tensor.name.starts_with(prefix));
+    WRAPPERS.into_iter().find(|(prefix, _)| all(prefix))
 }
 
 /// The layers for multi-token prediction that a tensor is part of, by their names.

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::check::check;
-use super::matching::{Matched, Matcher};
+use super::matching::{Matched, Matcher, Missing};
 use super::packing::{OutDtype, OutFormat};
+use super::prefix::under_the_names_of;
 use super::view::{Checkpoints, View};
 use super::{Content, File, Manifest, Merge, Model, Output, VERSION};
 use crate::checkpoint::Checkpoint;
@@ -82,6 +83,7 @@ pub struct Builder {
     switches: BTreeMap<String, bool>,
     numbers: Numbers,
     seed: u64,
+    missing: Missing,
     format: OutFormat,
 }
 
@@ -97,6 +99,7 @@ impl Builder {
             switches: BTreeMap::new(),
             numbers: Numbers::new(),
             seed: 0,
+            missing: Missing::default(),
             format: OutFormat::default(),
         }
     }
@@ -176,6 +179,13 @@ impl Builder {
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
+        self
+    }
+
+    /// What becomes of tensors that only some of the models have; the merge is refused by default.
+    #[must_use]
+    pub fn missing(mut self, missing: Missing) -> Self {
+        self.missing = missing;
         self
     }
 
@@ -269,7 +279,17 @@ impl Builder {
         operand: Operand,
     ) -> Result<()> {
         let Part { base, models, tensors: mut numbers } = part;
-        let mut matcher = Matcher::new(base.as_ref(), &models, checkpoints);
+        let template = base.as_ref().or(models.first()).cloned();
+        let mut renamed = Vec::with_capacity(models.len());
+        for model in models {
+            let (model, note) = match &template {
+                Some(template) => under_the_names_of(template, model),
+                None => (model, None),
+            };
+            renamed.push(model);
+            manifest.notes.extend(note);
+        }
+        let mut matcher = Matcher::new(base.as_ref(), &renamed, checkpoints, self.missing);
         let outputs = matcher.matches(operand == Operand::TaskVectors, self.format)?;
         let (identical, notes) = matcher.findings();
         manifest.identical.extend(identical);
@@ -286,7 +306,9 @@ impl Builder {
             };
             manifest.tensors.push(Output { name, shape, dtype, packing, content });
         }
-        match numbers.into_keys().next() {
+        // Numbers of tensors that are skipped, since some model lacks them, are of no use.
+        let skipped = |name: &str| template.as_ref().is_some_and(|view| view.own(name).is_some());
+        match numbers.into_keys().find(|name| !skipped(name)) {
             None => Ok(()),
             Some(name) => {
                 let reason = "numbers are given for it, but it is not an output tensor";
@@ -384,5 +406,6 @@ fn model(checkpoint: &Checkpoint) -> Model {
         path: checkpoint.path().to_path_buf(),
         files: files.map(file).collect(),
         fingerprint: None,
+        origin: checkpoint.origin(),
     }
 }

@@ -55,7 +55,7 @@ pub(super) fn check(manifest: &Manifest) -> Result<()> {
         for parameter in &schema.parameters {
             check_number(manifest, output, merge, parameter, first)?;
         }
-        program.combine.check(&merge.subject(output, manifest.seed))?;
+        program.check(&merge.subject(output, manifest.seed))?;
         first = first.or(Some(&merge.numbers));
     }
     Ok(())

@@ -1,7 +1,10 @@
 //! The rules by which tensors of different checkpoints are matched. Nothing is skipped in silence:
 //! a tensor is matched, handled by a rule that leaves a note, or refused by name.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
 
 use super::advice::{advice, not_floats};
 use super::packing::{OutFormat, Packing};
@@ -13,6 +16,20 @@ use crate::error::{Error, Result};
 
 /// Buffers that old checkpoints store and newer ones compute; they are no parameters.
 const COMPUTED_BUFFERS: [&str; 1] = ["rotary_emb.inv_freq"];
+
+/// What becomes of tensors that only some of the models have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Missing {
+    /// The merge is refused.
+    #[default]
+    Error,
+    /// The output has the tensors of the base (without one, of the first model), which stand in for
+    /// those that a model lacks.
+    Base,
+    /// The output has the tensors that all models have.
+    Skip,
+}
 
 /// An output tensor and its inputs.
 pub(super) struct Matched {
@@ -29,8 +46,12 @@ pub(super) struct Matcher<'v> {
     template: &'v View,
     experts: Vec<&'v View>,
     checkpoints: &'v Checkpoints,
+    missing: Missing,
     identical: Vec<[Stored; 2]>,
     notes: BTreeSet<String>,
+    /// Tensors that a model lacks, and those that only it has, by the model's path.
+    lacking: BTreeMap<PathBuf, Vec<String>>,
+    left_out: BTreeMap<PathBuf, Vec<String>>,
 }
 
 impl<'v> Matcher<'v> {
@@ -40,18 +61,35 @@ impl<'v> Matcher<'v> {
         base: Option<&'v View>,
         models: &'v [View],
         checkpoints: &'v Checkpoints,
+        missing: Missing,
     ) -> Self {
         Self {
             template: base.unwrap_or_else(|| &models[0]),
             experts: models.iter().collect(),
             checkpoints,
+            missing,
             identical: Vec::new(),
             notes: BTreeSet::new(),
+            lacking: BTreeMap::new(),
+            left_out: BTreeMap::new(),
         }
     }
 
     /// What is left to verify and to tell once every tensor is matched.
-    pub(super) fn findings(self) -> (Vec<[Stored; 2]>, Vec<String>) {
+    pub(super) fn findings(mut self) -> (Vec<[Stored; 2]>, Vec<String>) {
+        let path = self.template.path().display();
+        let instead = match self.missing {
+            Missing::Skip => "the output has none of them".to_owned(),
+            _ => format!("those of {path} stand in for them"),
+        };
+        for (model, names) in &self.lacking {
+            let (model, named) = (model.display(), named(names));
+            self.notes.insert(format!("{model}: lacks {named} that {path} has; {instead}"));
+        }
+        for (model, names) in &self.left_out {
+            let (model, named) = (model.display(), named(names));
+            self.notes.insert(format!("{model}: {named} that {path} lacks; left out"));
+        }
         (self.identical, self.notes.into_iter().collect())
     }
 
@@ -66,7 +104,7 @@ impl<'v> Matcher<'v> {
         }
         let template = self.template;
         let of_tensor = |(name, tensor)| self.matched(name, tensor, with_base, format);
-        template.tensors().map(of_tensor).collect()
+        template.tensors().map(of_tensor).filter_map(Result::transpose).collect()
     }
 
     fn matched(
@@ -75,7 +113,7 @@ impl<'v> Matcher<'v> {
         tensor: &TensorInfo,
         with_base: bool,
         format: OutFormat,
-    ) -> Result<Matched> {
+    ) -> Result<Option<Matched>> {
         let mut sources = Vec::with_capacity(self.experts.len());
         for expert in self.experts.clone() {
             sources.push(self.find(expert, name, tensor)?);
@@ -84,6 +122,7 @@ impl<'v> Matcher<'v> {
         let copy = || Err(self.checkpoints.stored(self.template, tensor));
         let mut packing = None;
         let (dtype, content) = match (tensor.dtype.float(), sources) {
+            (_, None) if !is_computed_buffer(name) => return Ok(None),
             // A computed buffer may be missing in some models: then it is the template's.
             (_, None) => {
                 self.notes.insert(format!(
@@ -103,7 +142,8 @@ impl<'v> Matcher<'v> {
                 (tensor.dtype, copy())
             }
         };
-        Ok(Matched { name: name.to_owned(), shape: tensor.shape.clone(), dtype, packing, content })
+        let shape = tensor.shape.clone();
+        Ok(Some(Matched { name: name.to_owned(), shape, dtype, packing, content }))
     }
 
     /// A tensor that is not computed with is copied, where all models hold the same bytes.
@@ -128,8 +168,8 @@ impl<'v> Matcher<'v> {
         Ok(())
     }
 
-    /// The source of an expert that answers to a tensor of the template; `None` for a computed
-    /// buffer that the expert leaves out.
+    /// The source of an expert that answers to a tensor of the template; `None` for a tensor that the
+    /// expert lacks and that nothing stands in for.
     fn find(&mut self, expert: &View, name: &str, tensor: &TensorInfo) -> Result<Option<Source>> {
         let checkpoint = expert.checkpoint();
         let Some(found) = expert.own(name).or_else(|| expert.alias_of(name)) else {
@@ -139,8 +179,13 @@ impl<'v> Matcher<'v> {
             if is_computed_buffer(name) {
                 return Ok(None);
             }
-            let reason = self.missing(expert, name);
-            return Err(Error::tensor(checkpoint.path(), name, reason));
+            if self.missing == Missing::Error {
+                let reason = self.why_missing(expert, name);
+                return Err(Error::tensor(checkpoint.path(), name, reason));
+            }
+            self.lacking.entry(expert.path().into()).or_default().push(name.to_owned());
+            let of_template = || self.checkpoints.source(self.template, tensor);
+            return Ok((self.missing == Missing::Base).then(of_template));
         };
         if tensor.dtype.float().is_some() && found.dtype.float().is_none() {
             return Err(Error::tensor(
@@ -219,14 +264,18 @@ impl<'v> Matcher<'v> {
                 ));
                 continue;
             }
-            let reason = self.extra(expert, name);
+            if self.missing != Missing::Error {
+                self.left_out.entry(expert.path().into()).or_default().push(name.to_owned());
+                continue;
+            }
+            let reason = self.why_extra(expert, name);
             return Err(Error::tensor(checkpoint.path(), name, reason));
         }
         Ok(())
     }
 
     /// Why an expert is refused that lacks a tensor of the template.
-    fn missing(&self, expert: &View, name: &str) -> String {
+    fn why_missing(&self, expert: &View, name: &str) -> String {
         let stood_for =
             |name: &str| expert.alias_of(name).is_some() || expert.constant_of(name).is_some();
         let more = absent(self.template, expert).filter(|name| !stood_for(name)).count();
@@ -240,7 +289,7 @@ impl<'v> Matcher<'v> {
     }
 
     /// Why an expert is refused that has a tensor which the template lacks.
-    fn extra(&self, expert: &View, name: &str) -> String {
+    fn why_extra(&self, expert: &View, name: &str) -> String {
         let tied = |name: &str| expert.alias_of(name).is_some();
         let more = absent(expert, self.template).filter(|name| !tied(name)).count();
         let path = self.template.path().display();
@@ -250,6 +299,14 @@ impl<'v> Matcher<'v> {
             0 => format!("is not in {path}{advice}"),
             more => format!("is not in {path}, like {more} more{advice}"),
         }
+    }
+}
+
+/// Some tensors' names in words.
+fn named(names: &[String]) -> String {
+    match names {
+        [one] => format!("'{one}'"),
+        _ => format!("{} tensors, such as '{}',", names.len(), names[0]),
     }
 }
 

@@ -12,25 +12,28 @@ mod builder;
 mod check;
 mod matching;
 mod packing;
+mod prefix;
 mod source;
 mod view;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 pub use builder::{Builder, Part};
+pub use matching::Missing;
 pub use packing::{OutDtype, Packing};
 pub use source::{File, Run, Scaled, Source, Stored};
 pub use view::View;
 
 pub use crate::numbers::{Number, Numbers};
 
-use crate::checkpoint::Checkpoint;
 use crate::checkpoint::layout::TensorSpec;
+use crate::checkpoint::{Checkpoint, Origin};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::method::Settings;
+use crate::method::{IDENTITY, Settings};
 use crate::program::Subject;
 
 /// The version of the format that is written and read.
@@ -66,6 +69,9 @@ pub struct Model {
     pub files: Vec<File>,
     /// Digest of its weights; see [`Manifest::with_fingerprints`].
     pub fingerprint: Option<String>,
+    /// The place on the Hub that it was downloaded from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
 }
 
 /// An output tensor.
@@ -109,6 +115,35 @@ pub struct Merge {
 }
 
 impl Manifest {
+    /// One model as it is, its floats stored as `dtype` where one is given. Without one, the parts of
+    /// quantised tensors are copied.
+    ///
+    /// # Errors
+    /// As for [`Builder::build`].
+    pub fn conversion(model: View, dtype: Option<OutDtype>) -> Result<Self> {
+        let checkpoint = Arc::clone(model.checkpoint());
+        let builder = Builder::new(IDENTITY).model(model).dequantised();
+        if let Some(dtype) = dtype {
+            return builder.out_dtype(dtype).build();
+        }
+        let mut built = builder.build()?;
+        built.tensors.retain(|output| checkpoint.packed(&output.name).is_none());
+        let stored = checkpoint.stored().into_values();
+        let parts = stored.filter(|tensor| {
+            let shown = checkpoint.get(&tensor.name);
+            shown.is_none_or(|_| checkpoint.packed(&tensor.name).is_some())
+        });
+        built.tensors.extend(parts.map(|tensor| Output {
+            name: tensor.name.clone(),
+            shape: tensor.shape.clone(),
+            dtype: tensor.dtype,
+            packing: None,
+            content: Content::Copy(Stored::of(0, tensor)),
+        }));
+        built.tensors.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(built)
+    }
+
     /// Read a manifest.
     ///
     /// # Errors

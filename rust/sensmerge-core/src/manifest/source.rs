@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::Encoding;
+use crate::checkpoint::{Checkpoint, Encoding, TensorInfo};
 use crate::dtype::{Dtype, Float};
 
 /// An input of an output tensor. Sources may be nested.
@@ -75,7 +75,37 @@ pub struct Run {
     pub count: usize,
 }
 
+impl Stored {
+    /// A tensor as it is stored in the manifest's model of index `model`.
+    #[must_use]
+    pub(crate) fn of(model: usize, tensor: &TensorInfo) -> Self {
+        Self {
+            model,
+            name: tensor.name.clone(),
+            dtype: tensor.dtype,
+            shape: tensor.shape.clone(),
+            file: tensor.shard,
+            bytes: [tensor.start, tensor.end],
+        }
+    }
+}
+
 impl Source {
+    /// A tensor of a checkpoint, stored as it is or quantised; `model` is the checkpoint's index among
+    /// the manifest's.
+    #[must_use]
+    pub(crate) fn of(model: usize, checkpoint: &Checkpoint, tensor: &TensorInfo) -> Self {
+        match checkpoint.packed(&tensor.name) {
+            None => Self::Stored(Stored::of(model, tensor)),
+            Some(packed) => Self::Scaled(Scaled {
+                values: Stored::of(model, &packed.values),
+                scales: Stored::of(model, &packed.scales),
+                encoding: packed.encoding,
+                shape: tensor.shape.clone(),
+            }),
+        }
+    }
+
     /// The first `count` rows of a source.
     #[must_use]
     pub fn leading_rows(self, count: usize) -> Self {

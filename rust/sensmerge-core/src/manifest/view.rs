@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::source::{Scaled, Source, Stored};
+use super::source::{Source, Stored};
 use crate::checkpoint::{Checkpoint, TensorInfo};
 
 /// A model to be merged: a checkpoint, and rules for tensors that it has under another name, lacks, or
@@ -138,27 +138,16 @@ impl Checkpoints {
 
     /// The source of a tensor of a view's checkpoint: stored as it is, or quantised.
     pub(super) fn source(&self, view: &View, tensor: &TensorInfo) -> Source {
-        match view.checkpoint().packed(&tensor.name) {
-            None => Source::Stored(self.stored(view, tensor)),
-            Some(packed) => Source::Scaled(Scaled {
-                values: self.stored(view, &packed.values),
-                scales: self.stored(view, &packed.scales),
-                encoding: packed.encoding,
-                shape: tensor.shape.clone(),
-            }),
-        }
+        Source::of(self.number(view), view.checkpoint(), tensor)
     }
 
     /// The description of a tensor of a view's checkpoint that is stored as it is.
     pub(super) fn stored(&self, view: &View, tensor: &TensorInfo) -> Stored {
+        Stored::of(self.number(view), tensor)
+    }
+
+    fn number(&self, view: &View) -> usize {
         let number = self.0.iter().position(|known| Arc::ptr_eq(known, view.checkpoint()));
-        Stored {
-            model: number.unwrap_or(self.0.len()),
-            name: tensor.name.clone(),
-            dtype: tensor.dtype,
-            shape: tensor.shape.clone(),
-            file: tensor.shard,
-            bytes: [tensor.start, tensor.end],
-        }
+        number.unwrap_or(self.0.len())
     }
 }

@@ -6,8 +6,8 @@ use super::{Base, Count, Kind, Method, Owner, Parameter, Range, Schema, Semantic
 use crate::program::sum::Scaled;
 use crate::program::{Operand, Program};
 
-/// Its name, for who reads a model as it is.
-pub(crate) const PASSTHROUGH: &str = "passthrough";
+/// Its name.
+pub(crate) const NAME: &str = "passthrough";
 
 pub(super) struct Passthrough;
 
@@ -25,7 +25,7 @@ impl Method for Passthrough {
             },
         };
         Schema {
-            name: PASSTHROUGH,
+            name: NAME,
             title: "Passthrough",
             summary: "one model as it is, or scaled",
             source: "mergekit",

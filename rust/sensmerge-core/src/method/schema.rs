@@ -233,6 +233,13 @@ impl Parameter {
         }
     }
 
+    /// A number of each model that searches leave alone and that may differ from tensor to tensor.
+    #[must_use]
+    pub fn of_model(name: &'static str, summary: &'static str, default: f64, range: Range) -> Self {
+        let kind = Kind::Number { default: Some(default), range, by_tensor: true, search: None };
+        Self { name, summary, owner: Owner::Model, kind }
+    }
+
     /// A switch for the whole merge.
     #[must_use]
     pub fn switch(name: &'static str, summary: &'static str, default: bool) -> Self {

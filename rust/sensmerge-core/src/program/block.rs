@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use crate::dtype::Real;
 
-/// Entries computed at a time. The buffers of a block, 4 KiB of float32 per model and for each of a few
-/// others, stay in the first-level cache of a core unless there are many models.
+/// Entries computed at a time, unless a program needs whole rows. The buffers of a block, 4 KiB of
+/// float32 per model and for each of a few others, stay in the first-level cache of a core unless there
+/// are many models.
 pub(crate) const BLOCK: usize = 1024;
 
 /// Buffers for a block, used by one thread at a time.
@@ -18,6 +19,20 @@ pub(crate) struct Block<T: Real> {
     out: Vec<T>,
     keep: Vec<u8>,
     inside: Vec<T::Magnitude>,
+    order: Vec<(T::Magnitude, u32)>,
+    chances: Vec<u64>,
+}
+
+/// One model's row of a block, with buffers of its length for what is decided by ranks.
+pub(crate) struct Ranked<'b, T: Real> {
+    /// The model's entries.
+    pub(crate) row: &'b mut [T],
+    /// Room for their magnitudes and places, to be sorted.
+    pub(crate) order: &'b mut [(T::Magnitude, u32)],
+    /// Room for their chances to be kept.
+    pub(crate) chances: &'b mut [u64],
+    /// Room for a mask.
+    pub(crate) keep: &'b mut [u8],
 }
 
 /// A block's buffers, each cut to the block's length.
@@ -33,18 +48,20 @@ pub(crate) struct Parts<'b, T: Real> {
 }
 
 impl<T: Real> Block<T> {
-    /// Buffers for this many models.
+    /// Buffers for this many models and up to `capacity` entries.
     #[must_use]
-    pub(crate) fn new(models: usize) -> Self {
+    pub(crate) fn new(models: usize, capacity: usize) -> Self {
         Self {
             entries: 0..0,
             active: vec![true; models],
-            base: vec![T::ZERO; BLOCK],
-            rows: vec![T::ZERO; BLOCK * models],
-            signs: vec![T::ZERO; BLOCK],
-            out: vec![T::ZERO; BLOCK],
-            keep: vec![0; BLOCK],
-            inside: vec![T::Magnitude::default(); BLOCK],
+            base: vec![T::ZERO; capacity],
+            rows: vec![T::ZERO; capacity * models],
+            signs: vec![T::ZERO; capacity],
+            out: vec![T::ZERO; capacity],
+            keep: vec![0; capacity],
+            inside: vec![T::Magnitude::default(); capacity],
+            order: Vec::new(),
+            chances: Vec::new(),
         }
     }
 
@@ -58,9 +75,9 @@ impl<T: Real> Block<T> {
     /// Set the range of the tensor's entries that the block holds.
     ///
     /// # Panics
-    /// If there are more than [`BLOCK`] of them.
+    /// If there are more than it has room for.
     pub(crate) fn start(&mut self, entries: Range<usize>) {
-        assert!(entries.len() <= BLOCK);
+        assert!(entries.len() <= self.base.len());
         self.entries = entries;
     }
 
@@ -111,6 +128,19 @@ impl<T: Real> Block<T> {
     pub(crate) fn row_and_keep(&mut self, model: usize) -> (&mut [T], &mut [u8]) {
         let length = self.len();
         (&mut self.rows[model * length..(model + 1) * length], &mut self.keep[..length])
+    }
+
+    /// A model's row to be changed, and buffers for what is decided by ranks.
+    pub(crate) fn ranked(&mut self, model: usize) -> Ranked<'_, T> {
+        let length = self.len();
+        self.order.resize(length, Default::default());
+        self.chances.resize(length, 0);
+        Ranked {
+            row: &mut self.rows[model * length..(model + 1) * length],
+            order: &mut self.order,
+            chances: &mut self.chances,
+            keep: &mut self.keep[..length],
+        }
     }
 
     /// A model's row, and a buffer for as many magnitudes.

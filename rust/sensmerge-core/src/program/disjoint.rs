@@ -2,7 +2,7 @@
 //! with it take part (Yadav et al. 2023, §4.2).
 
 use super::block::{Block, Parts};
-use super::sweep::{Chunk, reduce_model};
+use super::sweep::{Chunk, reduce_model, reduce_tensors};
 use super::{Combine, CombineOn, Join, Reduction, Scope, Subject, Sweep};
 use crate::dtype::Real;
 use crate::error::Result;
@@ -17,10 +17,25 @@ pub(crate) struct Disjoint {
     agreement: Agreement,
     /// The divisor of the sum.
     divisor: Divisor,
+    /// The weights of the models.
+    weights: Weights,
     /// Whether an entry whose votes sum to 0 gets the sign of the model-wide sum of elected signs;
     /// otherwise it gets plus.
     draw_to_majority: bool,
 }
+
+/// The weights of the models in one tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Weights {
+    /// The recipe's.
+    Given,
+    /// The mean square of the model's entries, divided by the sum of all models' mean squares. Weights
+    /// are equal if that sum is below [`SMALLEST_SQUARES`].
+    MeanSquares,
+}
+
+/// mergekit's, and FuseChat's own code's.
+const SMALLEST_SQUARES: f64 = 1e-6;
 
 impl Disjoint {
     /// The paper's: votes are not weighted, a sum of 0 gets the sign of the model-wide majority, and
@@ -28,7 +43,12 @@ impl Disjoint {
     #[must_use]
     pub(crate) fn original(normalize: bool) -> Self {
         let divisor = if normalize { Divisor::Count } else { Divisor::One };
-        Self { agreement: Agreement::Unweighted, divisor, draw_to_majority: true }
+        Self {
+            agreement: Agreement::Unweighted,
+            divisor,
+            weights: Weights::Given,
+            draw_to_majority: true,
+        }
     }
 
     /// mergekit's: votes are weighted, a sum of 0 gets plus, and `normalize` divides by the sum of the
@@ -36,7 +56,24 @@ impl Disjoint {
     #[must_use]
     pub(crate) fn mergekit(normalize: bool) -> Self {
         let divisor = if normalize { Divisor::Weights } else { Divisor::One };
-        Self { agreement: Agreement::Weighted, divisor, draw_to_majority: false }
+        Self {
+            agreement: Agreement::Weighted,
+            divisor,
+            weights: Weights::Given,
+            draw_to_majority: false,
+        }
+    }
+
+    /// That of SCE: votes are not weighted, a sum of 0 gets plus, and the sum of the models that agree
+    /// is weighted by their mean squares and divided by the sum of these weights (Wan et al. 2024).
+    #[must_use]
+    pub(crate) fn by_mean_squares() -> Self {
+        Self {
+            agreement: Agreement::Unweighted,
+            divisor: Divisor::AtLeastSmallest,
+            weights: Weights::MeanSquares,
+            draw_to_majority: false,
+        }
     }
 }
 
@@ -46,16 +83,30 @@ impl Combine for Disjoint {
     }
 
     fn sweeps(&self) -> u64 {
-        u64::from(self.draw_to_majority)
+        u64::from(self.draw_to_majority || self.weights == Weights::MeanSquares)
     }
 
     fn reductions(&self) -> String {
-        if self.draw_to_majority { "sum of signs".into() } else { String::new() }
+        match (self.draw_to_majority, self.weights) {
+            (true, _) => "sum of signs".into(),
+            (false, Weights::MeanSquares) => "squares".into(),
+            (false, Weights::Given) => String::new(),
+        }
     }
 }
 
 impl<T: Real> CombineOn<T> for Disjoint {
     fn reduce(&self, sweep: &dyn Sweep<T>) -> Result<Vec<Vec<f64>>> {
+        if self.weights == Weights::MeanSquares {
+            let squares = reduce_tensors(sweep, &Squares)?;
+            let total = |blocks: Vec<Vec<f64>>| match blocks.first() {
+                Some(first) => (0..first.len())
+                    .map(|model| blocks.iter().map(|squares| squares[model]).sum())
+                    .collect(),
+                None => Vec::new(),
+            };
+            return Ok(squares.into_iter().map(total).collect());
+        }
         let found = if self.draw_to_majority {
             // 1, -1, or 0 if the elected signs sum to 0, too.
             vec![reduce_model(sweep, &SumOfSigns)?.signum() as f64]
@@ -66,7 +117,11 @@ impl<T: Real> CombineOn<T> for Disjoint {
     }
 
     fn bind(&self, subject: &Subject, found: &[f64]) -> Box<dyn Join<T>> {
-        let weights: Vec<T> = subject.numbers("weight").iter().copied().map(T::from_f64).collect();
+        let (weights, draw) = match self.weights {
+            Weights::Given => (subject.numbers("weight").to_vec(), found.first().copied()),
+            Weights::MeanSquares => (by_squares(found, subject), None),
+        };
+        let weights: Vec<T> = weights.into_iter().map(T::from_f64).collect();
         let votes = match self.agreement {
             Agreement::Weighted => weights.clone(),
             Agreement::Unweighted => vec![T::ONE; weights.len()],
@@ -74,10 +129,41 @@ impl<T: Real> CombineOn<T> for Disjoint {
         Box::new(Elected {
             agreement: self.agreement,
             divisor: self.divisor,
-            draw: found.first().map_or(T::ONE, |&sign| T::from_f64(sign)),
+            draw: draw.map_or(T::ONE, T::from_f64),
             weights,
             votes,
+            learnable: self.weights == Weights::Given,
         })
+    }
+}
+
+/// The weights of the models, from the sums of their squares; any where a tensor has no entries.
+fn by_squares(squares: &[f64], subject: &Subject) -> Vec<f64> {
+    let means: Vec<f64> = squares.iter().map(|sum| sum / subject.elements() as f64).collect();
+    let total: f64 = means.iter().sum();
+    if means.is_empty() || total < SMALLEST_SQUARES {
+        return vec![1.0 / subject.models as f64; subject.models];
+    }
+    means.into_iter().map(|mean| mean / total).collect()
+}
+
+/// The sums of squares of every model's entries, block by block.
+struct Squares;
+
+impl<T: Real> Reduction<T> for Squares {
+    type Partial = Vec<Vec<f64>>;
+
+    fn identity(&self, _: Option<&Chunk>) -> Vec<Vec<f64>> {
+        Vec::new()
+    }
+
+    fn block(&self, _: usize, block: &mut Block<T>, partial: &mut Vec<Vec<f64>>) {
+        let of_model = |model| dot(block.row(model), block.row(model));
+        partial.push((0..block.models()).map(of_model).collect());
+    }
+
+    fn merge(&self, partial: &mut Vec<Vec<f64>>, next: Vec<Vec<f64>>) {
+        partial.extend(next);
     }
 }
 
@@ -109,6 +195,8 @@ struct Elected<T> {
     weights: Vec<T>,
     /// The factor of each model's vote.
     votes: Vec<T>,
+    /// Whether the weights are the recipe's.
+    learnable: bool,
 }
 
 impl<T: Real> Join<T> for Elected<T> {
@@ -119,6 +207,9 @@ impl<T: Real> Join<T> for Elected<T> {
     }
 
     fn derivatives(&self, block: &mut Block<T>, gradient: &[T]) -> Option<Vec<f64>> {
+        if !self.learnable {
+            return None;
+        }
         self.join(block);
         let Parts { rows, signs, out, .. } = block.parts();
         disjoint_derivative(rows, &self.weights, signs, self.agreement, self.divisor, out);

@@ -56,6 +56,19 @@ impl Gram<'_> {
         self.products[before + other - one]
     }
 
+    /// `‖Σ_i c_i x_i‖₂` for one number per model.
+    ///
+    /// # Panics
+    /// If there are fewer numbers than models.
+    #[must_use]
+    pub(crate) fn length(&self, numbers: &[f64]) -> f64 {
+        let term = |(one, other): (usize, usize)| {
+            let twice = if one == other { 1.0 } else { 2.0 };
+            twice * numbers[one] * numbers[other] * self.dot(one, other)
+        };
+        pairs(self.models).map(term).sum::<f64>().max(0.0).sqrt()
+    }
+
     /// `‖x_model‖₂`.
     #[must_use]
     pub(crate) fn norm(&self, model: usize) -> f64 {
@@ -76,6 +89,13 @@ pub(crate) struct WeightedByGram {
     pub(crate) groups: Groups,
     /// Computes the weight of every model from the Gram matrix of one vector.
     pub(crate) weigh: fn(&Gram, &Subject) -> Vec<f64>,
+    /// Refuses numbers with which no weights can be computed.
+    pub(crate) check: fn(&Subject) -> Result<()>,
+}
+
+/// For methods that can use any numbers.
+pub(crate) fn no_check(_: &Subject) -> Result<()> {
+    Ok(())
 }
 
 impl std::fmt::Debug for WeightedByGram {
@@ -100,6 +120,10 @@ impl Combine for WeightedByGram {
 
     fn reductions(&self) -> String {
         format!("products of {:?}", self.groups)
+    }
+
+    fn check(&self, subject: &Subject) -> Result<()> {
+        (self.check)(subject)
     }
 }
 

@@ -9,11 +9,18 @@
 //! A new part is one file here. It is generic over the computing type; the traits [`Step`] and
 //! [`Combine`] stand for its instances in both types.
 
+pub(crate) mod band;
 pub(crate) mod block;
+pub(crate) mod changed;
+mod cut;
+mod derived;
 pub(crate) mod disjoint;
+pub(crate) mod fusion;
 pub(crate) mod gram;
 pub(crate) mod idle;
+pub(crate) mod near;
 pub(crate) mod random_drop;
+pub(crate) mod ranked_drop;
 pub(crate) mod rescale;
 mod sample;
 mod select;
@@ -21,6 +28,7 @@ pub(crate) mod sum;
 pub(crate) mod sweep;
 mod threshold;
 pub(crate) mod trim;
+pub(crate) mod variance;
 
 use std::fmt::Debug;
 
@@ -49,13 +57,15 @@ pub(crate) enum Scope {
     Model,
 }
 
-/// The division of a tensor into blocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The division of a tensor into blocks, the least demanding first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Blocks {
     /// Runs of entries that may cross the end of a row.
     Flat,
     /// Runs within a row (along the last axis); chunks hold whole rows.
     Rows,
+    /// One whole row, or several short ones.
+    WholeRows,
 }
 
 /// The computation of a method with its settings.
@@ -86,10 +96,29 @@ impl Program {
         steps.unwrap_or(Scope::Tensor).max(self.combine.scope())
     }
 
-    /// The parameters of the steps: they determine which entries are kept, and their factors.
+    /// The division of tensors into blocks that its most demanding part needs.
     #[must_use]
-    pub(crate) fn sparsifying_parameters(&self) -> Vec<&'static str> {
-        self.steps.iter().flat_map(|step| step.parameters()).collect()
+    pub(crate) fn blocks(&self) -> Blocks {
+        let steps = self.steps.iter().map(|step| step.blocks()).max();
+        steps.unwrap_or(Blocks::Flat).max(self.combine.blocks())
+    }
+
+    /// Refuse numbers with which a part cannot work.
+    ///
+    /// # Errors
+    /// [`Error::Setting`](crate::Error::Setting) that names the parameter and the tensor.
+    pub(crate) fn check(&self, subject: &Subject) -> Result<()> {
+        self.steps.iter().try_for_each(|step| step.check(subject))?;
+        self.combine.check(subject)
+    }
+
+    /// The parameters of the steps, which determine the entries that are kept and their factors, and
+    /// those on which the combination's reductions depend.
+    #[must_use]
+    pub(crate) fn reduced_parameters(&self) -> Vec<&'static str> {
+        let mut parameters = self.combine.reduced_parameters();
+        parameters.extend(self.steps.iter().flat_map(|step| step.parameters()));
+        parameters
     }
 
     /// Expected number of sweeps over the inputs for the reductions of these `subjects`.
@@ -108,6 +137,20 @@ pub(crate) trait Step: StepOn<f32> + StepOn<f64> + Debug {
 
     /// The parameters that it uses.
     fn parameters(&self) -> Vec<&'static str>;
+
+    /// The division of tensors into blocks that it needs.
+    fn blocks(&self) -> Blocks {
+        Blocks::Flat
+    }
+
+    /// Refuse numbers with which it cannot work.
+    ///
+    /// # Errors
+    /// [`Error::Setting`](crate::Error::Setting) that names the parameter and the tensor.
+    fn check(&self, subject: &Subject) -> Result<()> {
+        let _ = subject;
+        Ok(())
+    }
 
     /// Expected number of sweeps of its reductions over the inputs.
     fn sweeps(&self, subjects: &[Subject]) -> u64;
@@ -165,8 +208,8 @@ pub(crate) trait Apply<T: Real>: Send + Sync {
         false
     }
 
-    /// The state that is carried from block to block, at the start of a chunk: one number per model,
-    /// or empty.
+    /// The state that is carried from block to block, at the start of a chunk: one or more numbers per
+    /// model, or empty.
     fn carried(&self, chunk: usize) -> Vec<u64> {
         let _ = chunk;
         Vec::new()
@@ -197,6 +240,11 @@ pub(crate) trait Combine: CombineOn<f32> + CombineOn<f64> + Debug {
     /// reductions and can use each other's results.
     fn reductions(&self) -> String {
         String::new()
+    }
+
+    /// The parameters that its reductions depend on.
+    fn reduced_parameters(&self) -> Vec<&'static str> {
+        Vec::new()
     }
 
     /// Refuse numbers with which it cannot combine the models.

@@ -2,7 +2,7 @@
 
 use super::block::Block;
 use super::sweep::{Chunk, reduce_tensors};
-use super::{Apply, Computed, Decision, Reduction, Scope, Step, StepOn, Subject, Sweep};
+use super::{Apply, Blocks, Computed, Decision, Reduction, Scope, Step, StepOn, Subject, Sweep};
 use crate::dtype::Real;
 use crate::error::Result;
 use crate::kernel::sum::l1;
@@ -32,6 +32,14 @@ impl Step for PreserveL1 {
 
     fn parameters(&self) -> Vec<&'static str> {
         self.inner.parameters()
+    }
+
+    fn blocks(&self) -> Blocks {
+        self.inner.blocks()
+    }
+
+    fn check(&self, subject: &Subject) -> Result<()> {
+        self.inner.check(subject)
     }
 
     fn sweeps(&self, subjects: &[Subject]) -> u64 {
@@ -129,6 +137,14 @@ impl Step for DivideByDensity {
         let mut parameters = self.inner.parameters();
         parameters.push(self.density);
         parameters
+    }
+
+    fn blocks(&self) -> Blocks {
+        self.inner.blocks()
+    }
+
+    fn check(&self, subject: &Subject) -> Result<()> {
+        self.inner.check(subject)
     }
 
     fn sweeps(&self, subjects: &[Subject]) -> u64 {

@@ -35,16 +35,21 @@ impl WeightedSum {
     }
 }
 
+/// Refuse weights that sum to 0.
+pub(crate) fn refuse_cancelling(subject: &Subject) -> Result<()> {
+    if subject.numbers("weight").iter().sum::<f64>().abs() >= SMALLEST_DIVISOR {
+        return Ok(());
+    }
+    Err(Error::setting(
+        "models[].parameters.weight",
+        format!("the weights for '{}' sum to 0 and cannot be normalized", subject.name),
+    ))
+}
+
 impl Combine for WeightedSum {
     fn check(&self, subject: &Subject) -> Result<()> {
         let refused = self.normalize && self.cancelling == Cancelling::Refused;
-        if refused && self.divisor(subject).is_none() {
-            return Err(Error::setting(
-                "models[].parameters.weight",
-                format!("the weights for '{}' sum to 0 and cannot be normalized", subject.name),
-            ));
-        }
-        Ok(())
+        if refused { refuse_cancelling(subject) } else { Ok(()) }
     }
 }
 
@@ -70,6 +75,18 @@ impl<T: Real> CombineOn<T> for Scaled {
     fn bind(&self, subject: &Subject, _: &[f64]) -> Box<dyn Join<T>> {
         let weights = subject.numbers(self.by).iter().copied().map(T::from_f64).collect();
         Box::new(Summed { weights, divisor: None })
+    }
+}
+
+/// The sum of all models.
+#[derive(Debug)]
+pub(crate) struct Unweighted;
+
+impl Combine for Unweighted {}
+
+impl<T: Real> CombineOn<T> for Unweighted {
+    fn bind(&self, subject: &Subject, _: &[f64]) -> Box<dyn Join<T>> {
+        Box::new(Summed { weights: vec![T::ONE; subject.models], divisor: None })
     }
 }
 

@@ -1,6 +1,6 @@
 //! Exact magnitude thresholds, without sorting and without holding a task vector.
 //!
-//! Within a tensor the threshold is, for every model, the k-th largest magnitude. In a small tensor all
+//! Within a tensor the threshold is the k-th largest magnitude of a row. In a small tensor all
 //! magnitudes are read and it is selected among them. In others:
 //!
 //! ```text
@@ -26,6 +26,7 @@
 use std::sync::OnceLock;
 
 use super::block::Block;
+use super::cut::{Cut, Kept, Target};
 use super::sample::{bracket, sample};
 use super::select::{Place, Search, Selected, locate, select};
 use super::sweep::{Chunk, Reader, reduce_tensors};
@@ -34,7 +35,6 @@ use crate::dtype::Real;
 use crate::error::Result;
 use crate::kernel::bracket::{Bracket, Counts, count_and_collect};
 use crate::kernel::trim::count_equal;
-use crate::numbers::Number;
 
 /// Up to this many entries, all magnitudes of a tensor are read into memory.
 const SMALL: usize = 1 << 16;
@@ -52,45 +52,16 @@ const TENSOR_MARGIN: f64 = 0.0125;
 const MODEL_RUNS: usize = 1 << 15;
 const MODEL_MARGIN: f64 = 0.004;
 
-/// The entries that a trim keeps.
-#[derive(Clone, Debug)]
-pub(super) enum Cut<T: Real> {
-    /// All entries.
-    None,
-    /// Entries of at least this magnitude.
-    AtLeast(T::Magnitude),
-    /// Entries above this magnitude, and the first few in index order of those equal to it.
-    Exactly {
-        /// The threshold.
-        magnitude: T::Magnitude,
-        /// For every chunk of the tensor, the number of ties not yet kept at its start.
-        ties: Vec<u64>,
-    },
-}
-
-/// The knowledge about the threshold of one model in one tensor: the cut, or a bracket.
+/// The knowledge about one target: the cut, or a bracket.
 enum Guess<T: Real> {
     Known(Cut<T>),
     Within(Bracket<T::Magnitude>),
 }
 
-/// The number of entries of a tensor that a trim to `density` keeps.
-fn kept(elements: usize, density: f64) -> u64 {
-    ((density * elements as f64).floor() as u64).max(1)
-}
-
-fn densities<'s>(subject: &Subject<'s>, density: &str) -> &'s [f64] {
-    // Not `subject.numbers()`, whose result lives only as long as the subject.
-    match subject.numbers.get(density) {
-        Some(Number::Models(densities)) => densities,
-        _ => &[],
-    }
-}
-
-/// The cuts within tensors, by tensor and model; see the module's documentation.
+/// The cuts within tensors, by tensor and target; see the module's documentation.
 pub(super) fn cuts_by_tensor<T: Real>(
     sweep: &dyn Sweep<T>,
-    density: &str,
+    targets: &[Vec<Target>],
 ) -> Result<Vec<Vec<Cut<T>>>> {
     let subjects = sweep.subjects();
     let guesses: Vec<OnceLock<Vec<Guess<T>>>> = subjects.iter().map(|_| OnceLock::new()).collect();
@@ -100,32 +71,31 @@ pub(super) fn cuts_by_tensor<T: Real>(
     }
     sweep.visit_tensors(&|tensor, reader| {
         let size = sizes[tensor];
-        let subject = &subjects[tensor];
-        let _ = guesses[tensor].set(guess(subject, densities(subject, density), size, reader));
+        let _ = guesses[tensor].set(guess(&subjects[tensor], &targets[tensor], size, reader));
     })?;
     let guesses: Vec<Vec<Guess<T>>> =
         guesses.into_iter().map(|guess| guess.into_inner().unwrap_or_default()).collect();
 
-    let counted = reduce_tensors(sweep, &Counting { subjects, guesses: &guesses })?;
+    let counted = reduce_tensors(sweep, &Counting { subjects, targets, guesses: &guesses })?;
     let of_tensor = |(tensor, (guesses, counted)): (usize, (Vec<Guess<T>>, ByChunk<T>))| {
-        let densities = densities(&subjects[tensor], density);
-        let elements = subjects[tensor].elements();
-        let of_model = |(model, guess)| match guess {
+        let elements = subjects[tensor].elements() as u64;
+        let of_target = |(place, guess)| match guess {
             Guess::Known(cut) => Ok(cut),
             Guess::Within(bracket) => {
-                let kept = kept(elements, densities[model]);
-                match resolve(elements as u64, kept, model, bracket, &counted) {
+                let target: Target = targets[tensor][place];
+                match resolve(elements, target.kept, place, bracket, &counted) {
                     Some(cut) => Ok(cut),
-                    None => search(sweep, tensor, model, kept, bracket),
+                    None => search(sweep, tensor, target, bracket),
                 }
             }
         };
-        guesses.into_iter().enumerate().map(of_model).collect()
+        guesses.into_iter().enumerate().map(of_target).collect()
     };
     guesses.into_iter().zip(counted).enumerate().map(of_tensor).collect()
 }
 
-/// The cuts over the whole model, the same for every tensor: one magnitude per model.
+/// The cuts over the whole model, the same for every tensor: one magnitude per model, of which
+/// `density` is the fraction of entries kept.
 pub(super) fn cuts_by_model<T: Real>(
     sweep: &dyn Sweep<T>,
     density: &str,
@@ -134,7 +104,7 @@ pub(super) fn cuts_by_model<T: Real>(
     let Some(first) = subjects.first() else { return Ok(Vec::new()) };
     let entries: usize = subjects.iter().map(Subject::elements).sum();
     let trimmed = |model: usize| {
-        let density = densities(first, density)[model];
+        let density = first.numbers(density)[model];
         entries as u64 - (density * entries as f64).floor() as u64
     };
     let models: Vec<usize> = (0..first.models).filter(|&model| trimmed(model) > 0).collect();
@@ -157,7 +127,7 @@ pub(super) fn cuts_by_model<T: Real>(
     };
     let mut searches: Vec<Search<T>> = models.iter().map(search).collect();
     select(sweep, None, &mut searches)?;
-    let mut cuts = vec![Cut::None; first.models];
+    let mut cuts = vec![Cut::All; first.models];
     for search in searches {
         if let Some(Selected { magnitude, .. }) = search.found {
             cuts[search.model] = Cut::AtLeast(magnitude);
@@ -166,36 +136,48 @@ pub(super) fn cuts_by_model<T: Real>(
     Ok(subjects.iter().map(|_| cuts.clone()).collect())
 }
 
-/// The cuts of a tensor if it is small, otherwise brackets from a sample. One per model.
+/// The cuts of a tensor if it is small, otherwise brackets from a sample. One per target.
 fn guess<T: Real>(
     subject: &Subject,
-    densities: &[f64],
+    targets: &[Target],
     chunk_entries: usize,
     reader: &mut dyn Reader<T>,
 ) -> Vec<Guess<T>> {
-    let elements = subject.elements();
-    let is_trimmed = |density: f64| elements > 0 && density < 1.0;
-    if !densities.iter().any(|&density| is_trimmed(density)) {
-        return densities.iter().map(|_| Guess::Known(Cut::None)).collect();
-    }
-    let small = elements <= SMALL;
-    let samples = sample(subject, if small { elements } else { TENSOR_RUNS }, reader);
-    let of_model = |(mut sample, &density): (Vec<T::Magnitude>, &f64)| {
-        if !is_trimmed(density) {
-            return Guess::Known(Cut::None);
-        }
-        let kept = kept(elements, density);
-        if small {
-            return Guess::Known(cut_in_memory(&sample, kept, chunk_entries));
-        }
-        let share = 1.0 - kept as f64 / elements as f64;
-        Guess::Within(bracket::<T>(&mut sample, share, TENSOR_MARGIN))
+    let elements = subject.elements() as u64;
+    let known = |target: &Target| match target.kept {
+        _ if elements == 0 => Some(Cut::All),
+        Kept::Count(count) if count >= elements => Some(Cut::All),
+        Kept::Count(0) => Some(Cut::Nothing),
+        _ => None,
     };
-    samples.into_iter().zip(densities).map(of_model).collect()
+    if targets.iter().all(|target| known(target).is_some()) {
+        return targets.iter().filter_map(known).map(Guess::Known).collect();
+    }
+    let small = subject.elements() <= SMALL;
+    let samples = sample(subject, if small { subject.elements() } else { TENSOR_RUNS }, reader);
+    let of_target = |target: &Target| {
+        if let Some(cut) = known(target) {
+            return Guess::Known(cut);
+        }
+        let sample = &samples[target.row];
+        let zeros = sample.iter().filter(|&&magnitude| magnitude == T::Magnitude::default());
+        let zeros = zeros.count() as u64;
+        if small {
+            let kept = target.kept.of(elements, zeros);
+            return Guess::Known(cut_in_memory(sample, kept, chunk_entries));
+        }
+        let zeros = (zeros as f64 / sample.len() as f64 * elements as f64) as u64;
+        let share = 1.0 - target.kept.of(elements, zeros) as f64 / elements as f64;
+        Guess::Within(bracket::<T>(&mut sample.clone(), share, TENSOR_MARGIN))
+    };
+    targets.iter().map(of_target).collect()
 }
 
 /// The cut for magnitudes that are all given, in index order.
 fn cut_in_memory<T: Real>(magnitudes: &[T::Magnitude], kept: u64, chunk_entries: usize) -> Cut<T> {
+    if kept == 0 {
+        return Cut::Nothing;
+    }
     let mut order = magnitudes.to_vec();
     let rank = order.len() - kept as usize;
     let magnitude = *order.select_nth_unstable(rank).1;
@@ -217,18 +199,21 @@ fn ties_by_chunk(mut left: u64, equal: impl Iterator<Item = u64>) -> Vec<u64> {
     equal.map(of_chunk).collect()
 }
 
-/// Counts and collected magnitudes of one model in one chunk.
+/// Counts and collected magnitudes for one target in one chunk.
 struct Counted<M> {
     counts: Counts,
+    /// Number of entries that are 0, where it is needed.
+    zeros: u64,
     inside: Vec<M>,
 }
 
-/// Results by chunk and model.
+/// Results by chunk and target.
 type ByChunk<T> = Vec<Vec<Counted<<T as Real>::Magnitude>>>;
 
-/// The reduction that counts and collects, for the brackets of every tensor's models, chunk by chunk.
+/// The reduction that counts and collects, for the brackets of every tensor's targets, chunk by chunk.
 struct Counting<'c, T: Real> {
     subjects: &'c [Subject<'c>],
+    targets: &'c [Vec<Target>],
     guesses: &'c [Vec<Guess<T>>],
 }
 
@@ -236,21 +221,27 @@ impl<T: Real> Reduction<T> for Counting<'_, T> {
     type Partial = ByChunk<T>;
 
     fn wants(&self, tensor: usize, model: usize) -> bool {
+        let mut targets = self.targets[tensor].iter().zip(&self.guesses[tensor]);
         self.subjects[tensor].elements() <= LARGE
-            && matches!(self.guesses[tensor][model], Guess::Within(_))
+            && targets
+                .any(|(target, guess)| target.row == model && matches!(guess, Guess::Within(_)))
     }
 
     fn identity(&self, chunk: Option<&Chunk>) -> ByChunk<T> {
-        let nothing = |_| Counted { counts: Counts::default(), inside: Vec::new() };
+        let nothing = |_| Counted { counts: Counts::default(), zeros: 0, inside: Vec::new() };
         let of_chunk = |chunk: &Chunk| self.guesses[chunk.tensor].iter().map(nothing).collect();
         chunk.map(of_chunk).into_iter().collect()
     }
 
     fn block(&self, tensor: usize, block: &mut Block<T>, partial: &mut ByChunk<T>) {
         let [counted] = partial.as_mut_slice() else { return };
-        for (model, (guess, counted)) in self.guesses[tensor].iter().zip(counted).enumerate() {
+        let targets = self.targets[tensor].iter().zip(&self.guesses[tensor]);
+        for ((target, guess), counted) in targets.zip(counted) {
             if let Guess::Within(bracket) = guess {
-                let (delta, inside) = block.row_and_inside(model);
+                let (delta, inside) = block.row_and_inside(target.row);
+                if matches!(target.kept, Kept::OfNonzero(_)) {
+                    counted.zeros += count_equal(delta, T::Magnitude::default());
+                }
                 let found = count_and_collect(delta, *bracket, &mut counted.counts, inside);
                 counted.inside.extend_from_slice(&inside[..found]);
             }
@@ -266,15 +257,19 @@ impl<T: Real> Reduction<T> for Counting<'_, T> {
 /// threshold or nothing was counted.
 fn resolve<T: Real>(
     elements: u64,
-    kept: u64,
-    model: usize,
+    kept: Kept,
+    place: usize,
     bracket: Bracket<T::Magnitude>,
     chunks: &ByChunk<T>,
 ) -> Option<Cut<T>> {
     if chunks.is_empty() {
         return None;
     }
-    let counted = || chunks.iter().map(|models| &models[model]);
+    let counted = || chunks.iter().map(|targets| &targets[place]);
+    let kept = kept.of(elements, counted().map(|chunk| chunk.zeros).sum());
+    if kept == 0 {
+        return Some(Cut::Nothing);
+    }
     let total = |part: fn(&Counts) -> u64| counted().map(|chunk| part(&chunk.counts)).sum::<u64>();
     let inside: u64 = counted().map(|chunk| chunk.inside.len() as u64).sum();
     let counts = Counts {
@@ -307,22 +302,33 @@ fn resolve<T: Real>(
     Some(Cut::Exactly { magnitude, ties })
 }
 
-/// The cut of one model in one tensor, by sweeps over that tensor.
+/// The cut of one target in one tensor, by sweeps over that tensor.
 fn search<T: Real>(
     sweep: &dyn Sweep<T>,
     tensor: usize,
-    model: usize,
-    kept: u64,
+    target: Target,
     bracket: Bracket<T::Magnitude>,
 ) -> Result<Cut<T>> {
     let elements = sweep.subjects()[tensor].elements() as u64;
-    let mut searches = [Search::new(model, elements - kept, bracket)];
+    let equal = |magnitude| {
+        let equal = reduce_tensors(sweep, &Equal { tensor, model: target.row, magnitude })?;
+        Ok(equal.into_iter().nth(tensor).unwrap_or_default())
+    };
+    let zeros = match target.kept {
+        Kept::Count(_) | Kept::UpToRank(_) => 0,
+        Kept::OfNonzero(_) => equal(T::Magnitude::default())?.into_iter().sum(),
+    };
+    let kept = target.kept.of(elements, zeros);
+    if kept == 0 {
+        return Ok(Cut::Nothing);
+    }
+    let mut searches = [Search::new(target.row, elements - kept, bracket)];
     select(sweep, Some(tensor), &mut searches)?;
     let [Search { found: Some(Selected { magnitude, above }), .. }] = searches else {
-        return Ok(Cut::None);
+        return Ok(Cut::All);
     };
-    let equal = reduce_tensors(sweep, &Equal { tensor, model, magnitude })?;
-    Ok(Cut::Exactly { magnitude, ties: ties_by_chunk(kept - above, equal[tensor].iter().copied()) })
+    let ties = ties_by_chunk(kept - above, equal(magnitude)?.into_iter());
+    Ok(Cut::Exactly { magnitude, ties })
 }
 
 /// The reduction that counts the entries of a given magnitude in each chunk of one tensor.

@@ -2,12 +2,12 @@
 //! [`threshold`](super::threshold).
 
 use super::block::Block;
+use super::cut::{Cut, Kept, Target};
 use super::rescale::scale_rows;
-use super::threshold::{Cut, cuts_by_model, cuts_by_tensor};
+use super::threshold::{cuts_by_model, cuts_by_tensor};
 use super::{Apply, Decision, Scope, Step, StepOn, Subject, Sweep};
 use crate::dtype::Real;
 use crate::error::Result;
-use crate::kernel::trim::{trim, trim_exact};
 
 /// Set small entries to 0.
 ///
@@ -21,6 +21,18 @@ pub(crate) struct Trim {
     pub(crate) density: &'static str,
     /// The range over which magnitudes are compared: a tensor or the model.
     pub(crate) scope: Scope,
+}
+
+impl Trim {
+    /// The entries that stay in a tensor, model by model.
+    fn targets(&self, subject: &Subject) -> Vec<Target> {
+        let elements = subject.elements() as f64;
+        let of_model = |(row, &density): (usize, &f64)| {
+            let count = ((density * elements).floor() as u64).max(1);
+            Target { row, kept: Kept::Count(count) }
+        };
+        subject.numbers(self.density).iter().enumerate().map(of_model).collect()
+    }
 }
 
 impl Step for Trim {
@@ -42,7 +54,11 @@ impl Step for Trim {
 impl<T: Real> StepOn<T> for Trim {
     fn decide(&self, sweep: &dyn Sweep<T>) -> Result<Vec<Decision<T>>> {
         let cuts = match self.scope {
-            Scope::Tensor => cuts_by_tensor(sweep, self.density)?,
+            Scope::Tensor => {
+                let targets: Vec<Vec<Target>> =
+                    sweep.subjects().iter().map(|subject| self.targets(subject)).collect();
+                cuts_by_tensor(sweep, &targets)?
+            }
             Scope::Model => cuts_by_model(sweep, self.density)?,
         };
         Ok(cuts.into_iter().map(|cuts| Box::new(Trimmed { cuts }) as _).collect())
@@ -56,28 +72,17 @@ struct Trimmed<T: Real> {
 
 impl<T: Real> Apply<T> for Trimmed<T> {
     fn changes(&self, model: usize) -> bool {
-        !matches!(self.cuts[model], Cut::None)
+        !matches!(self.cuts[model], Cut::All)
     }
 
     fn carried(&self, chunk: usize) -> Vec<u64> {
-        let ties = |cut: &Cut<T>| match cut {
-            Cut::Exactly { ties, .. } => ties[chunk],
-            Cut::None | Cut::AtLeast(_) => 0,
-        };
-        self.cuts.iter().map(ties).collect()
+        self.cuts.iter().map(|cut| cut.carried(chunk)).collect()
     }
 
     fn apply(&self, block: &mut Block<T>, carried: &mut [u64], scales: Option<&[T]>) {
         for (model, cut) in self.cuts.iter().enumerate() {
-            if !block.is_active(model) {
-                continue;
-            }
-            match cut {
-                Cut::None => {}
-                Cut::AtLeast(magnitude) => trim(block.row_mut(model), *magnitude),
-                Cut::Exactly { magnitude, .. } => {
-                    trim_exact(block.row_mut(model), *magnitude, &mut carried[model]);
-                }
+            if block.is_active(model) {
+                cut.keep(block.row_mut(model), &mut carried[model]);
             }
         }
         scale_rows(block, scales);

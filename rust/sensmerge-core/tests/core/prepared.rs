@@ -16,7 +16,17 @@ use crate::files;
 const ENTRIES: usize = 3000;
 const WEIGHTS: [f64; 3] = [0.7, 1.1, 0.4];
 
-const METHODS: [&str; 5] = ["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"];
+const METHODS: [&str; 9] = [
+    "linear",
+    "task_arithmetic",
+    "ties",
+    "dare_linear",
+    "dare_ties",
+    "breadcrumbs",
+    "breadcrumbs_ties",
+    "della",
+    "della_linear",
+];
 
 /// Numbers in (-1, 1) that look random.
 fn numbers(seed: u64) -> impl Iterator<Item = f64> {
@@ -144,6 +154,16 @@ fn what_keeps_other_entries_is_not_served() {
     assert!(!serves(base().switch("rescale", false)));
     let swapped = [0, 2, 1, 3].map(|place| Arc::clone(&models[place]));
     assert!(!prepared.serves(&plan(base(), &swapped).0));
+    for (method, parameter) in [("della", "epsilon"), ("breadcrumbs_ties", "gamma")] {
+        let base = || builder(method, Semantics::Mergekit, &WEIGHTS);
+        let prepared = prepare(base().numbers(parameter, &[0.1; 3]), &models);
+        assert!(prepared.serves(&plan(base().numbers(parameter, &[0.1; 3]), &models).0));
+        assert!(!prepared.serves(&plan(base().numbers(parameter, &[0.1, 0.2, 0.1]), &models).0));
+    }
+    let ram = || Builder::new("ramplus_tl").numbers("epsilon", &[0.1; 3]);
+    let counted = prepare(ram(), &models);
+    assert!(counted.serves(&plan(ram().number("r", 0.5), &models).0));
+    assert!(!counted.serves(&plan(ram().numbers("epsilon", &[0.1, 0.2, 0.1]), &models).0));
     let original = builder("ties", Semantics::Original, &WEIGHTS);
     let other = plan(builder("ties", Semantics::Mergekit, &WEIGHTS), &models).0;
     assert!(!prepare(original, &models).serves(&other));

@@ -18,6 +18,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::checkpoint::index::{INDEX_FILE, is_bare};
 use crate::checkpoint::layout::ShardLayout;
 use crate::checkpoint::mapping;
+use crate::checkpoint::origin::Origin;
 use crate::checkpoint::select::names;
 use crate::error::{Error, Result};
 pub use place::check;
@@ -58,7 +59,9 @@ pub struct OutputFolder {
     files: Mutex<BTreeSet<String>>,
     /// Names of the files that are in place.
     placed: Vec<String>,
-    /// Notes for the user, kept beside the list of files.
+    /// The inputs that came from the Hub, kept beside the list of files.
+    origins: Vec<Origin>,
+    /// Notes for the user, kept there too.
     notes: Vec<String>,
     finished: bool,
 }
@@ -104,6 +107,7 @@ impl OutputFolder {
             marker,
             files: Mutex::default(),
             placed: Vec::new(),
+            origins: Vec::new(),
             notes: Vec::new(),
             finished: false,
         };
@@ -116,9 +120,10 @@ impl OutputFolder {
         Ok(folder)
     }
 
-    /// Keep notes for the user beside the list of files.
-    pub fn note(&mut self, notes: &[String]) {
+    /// Keep notes for the user, and the inputs that came from the Hub, beside the list of files.
+    pub fn note(&mut self, notes: &[String], origins: Vec<Origin>) {
         self.notes.extend_from_slice(notes);
+        self.origins.extend(origins);
     }
 
     /// Create a weight file and write its header; the caller writes the data.
@@ -173,7 +178,7 @@ impl OutputFolder {
         files.insert(OUTPUT_FILE.to_owned());
         let old = ours::listed(&self.path)?;
         let all: BTreeSet<String> = old.union(&files).cloned().collect();
-        self.write(OUTPUT_FILE, &ours::listing(&all, &self.notes))?;
+        self.write(OUTPUT_FILE, &ours::listing(&all, &self.origins, &self.notes))?;
         if sync {
             files.iter().try_for_each(|name| self.sync(name))?;
         }
@@ -191,7 +196,7 @@ impl OutputFolder {
             self.remove(name)?;
         }
         if all != files {
-            self.write(OUTPUT_FILE, &ours::listing(&files, &self.notes))?;
+            self.write(OUTPUT_FILE, &ours::listing(&files, &self.origins, &self.notes))?;
             if sync {
                 self.sync(OUTPUT_FILE)?;
             }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::OUTPUT_FILE;
 use crate::checkpoint::index::{INDEX_FILE, is_bare};
 use crate::checkpoint::mapping;
+use crate::checkpoint::origin::Origin;
 use crate::checkpoint::select::{SINGLE_FILE, names};
 use crate::error::{Error, Result};
 
@@ -19,15 +20,19 @@ use crate::error::{Error, Result};
 struct Listing {
     sensmerge: String,
     files: BTreeSet<String>,
+    /// The inputs that came from the Hub.
+    #[serde(default)]
+    origins: Vec<Origin>,
     /// Notes for the user.
     #[serde(default)]
     notes: Vec<String>,
 }
 
-/// The text of a list: `files`, and the notes for the user.
-pub(super) fn listing(files: &BTreeSet<String>, notes: &[String]) -> Vec<u8> {
-    let version = env!("CARGO_PKG_VERSION").to_owned();
-    let listing = Listing { sensmerge: version, files: files.clone(), notes: notes.to_vec() };
+/// The text of a list: `files`, the inputs that came from the Hub, and the notes for the user.
+pub(super) fn listing(files: &BTreeSet<String>, origins: &[Origin], notes: &[String]) -> Vec<u8> {
+    let sensmerge = env!("CARGO_PKG_VERSION").to_owned();
+    let (files, origins, notes) = (files.clone(), origins.to_vec(), notes.to_vec());
+    let listing = Listing { sensmerge, files, origins, notes };
     format!("{:#}\n", serde_json::json!(listing)).into_bytes()
 }
 

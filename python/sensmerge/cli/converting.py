@@ -1,0 +1,67 @@
+"""The command that writes a model in another form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sensmerge.cli.options import (
+    FOLDER,
+    force_option,
+    quiet_option,
+    shard_option,
+    threads_option,
+    unpickle_option,
+)
+
+
+@click.command()
+@click.argument("model")
+@click.argument("out", type=FOLDER)
+@click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float16", "float32", "float64", "float8_e4m3fn", "int4"]),
+    help="Dtype of all tensors of floats; each one's own by default.",
+)
+@shard_option
+@threads_option
+@click.option("--no-sync", is_flag=True, help="Do not flush the output to disk.")
+@force_option
+@click.option("--allow-nan", is_flag=True, help="Write NaN and infinity instead of refusing them.")
+@unpickle_option
+@quiet_option
+def convert(
+    model: str,
+    out: Path,
+    dtype: str | None,
+    max_shard_size: str,
+    threads: int | None,
+    no_sync: bool,
+    force: bool,
+    allow_nan: bool,
+    unpickle: bool,
+    quiet: bool,
+) -> None:
+    """Write MODEL as safetensors into the folder OUT, with the files beside its weights.
+
+    MODEL is a folder, a weight file or a Hub id.
+    """
+    from sensmerge.merging import conversion
+
+    result = conversion.convert(
+        model,
+        out,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        threads=threads,
+        progress=not quiet,
+        sync=not no_sync,
+        overwrite=force,
+        allow_nan=allow_nan,
+        unpickle=unpickle,
+    )
+    if not quiet:
+        for note in result.notes:
+            click.echo(f"note: {note}", err=True)
+        click.echo(result.describe())

@@ -1,0 +1,187 @@
+"""The models between the stages of a recipe: their folders, and sketches of them for plans."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sensmerge.errors import InputError
+from sensmerge.merging.sidecars import OUTPUT_FILE, RECIPE_FILE, Sidecars
+
+if TYPE_CHECKING:
+    from sensmerge.merging.plan import MergePlan
+    from sensmerge.recipe import Recipe, Stage
+
+_HEADER_BYTES = 8
+
+
+@contextmanager
+def stage_folders(out: Path, kept: Path | None) -> Iterator[Path]:
+    """A folder for the models of stages.
+
+    Args:
+        out: The folder of the result. Without ``kept``, a folder beside it is made, on the same
+            file system, and removed at the end, whatever happens meanwhile.
+        kept: A folder in which they stay; it is made if it does not exist.
+
+    Raises:
+        InputError: The folder cannot be made.
+    """
+    try:
+        if kept is not None:
+            kept.mkdir(parents=True, exist_ok=True)
+            yield kept
+            return
+        beside = next(place for place in out.absolute().parents if place.exists())
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.stages-", dir=beside))
+    except OSError as error:
+        place = kept or out.parent
+        raise InputError(
+            f"{place}: a folder for the stages cannot be made there: {error.strerror or error}"
+        ) from None
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def folder_of(stage: Stage, folder: Path) -> Path:
+    """The folder of one stage's model; a name that is no plain file name is changed to one."""
+    name = str(stage.name)
+    plain = re.sub(r"[^\w.-]", "_", name).lstrip(".")
+    return folder / (name if plain == name else f"{stage.document}-{plain}")
+
+
+def is_merged(recipe: Recipe, folder: Path) -> bool:
+    """Whether a folder holds the complete model of a stage, merged by the same recipe."""
+    written = folder / RECIPE_FILE
+    if not (written.is_file() and (folder / OUTPUT_FILE).is_file()):
+        return False
+    return written.read_text(encoding="utf-8") == recipe.to_yaml()
+
+
+def sketch(plan: MergePlan, beside: Sidecars, folder: Path) -> None:
+    """Write what a plan says of a model: its files without weights.
+
+    The weight file has the header that the model will have, and no data to speak of: blocks that
+    were never written take no space on the disk.
+
+    Args:
+        plan: The plan of the model.
+        beside: The files beside its weights.
+        folder: The folder to write; it does not exist.
+    """
+    folder.mkdir()
+    for name, path in beside.copies:
+        shutil.copyfile(path, folder / name)
+    for name, text in beside.texts:
+        (folder / name).write_text(text, encoding="utf-8")
+    header, end = dict[str, Any](), 0
+    starts = []
+    for tensor in plan.manifest.tensors:
+        starts += [end] if tensor.nbytes else []
+        header[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": tensor.shape,
+            "data_offsets": [end, end + tensor.nbytes],
+        }
+        end += tensor.nbytes
+    written = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(written).to_bytes(_HEADER_BYTES, "little") + written)
+        data = file.tell()
+        for start in starts:
+            # An entry that is not zero, so that the model is not taken for an empty one.
+            file.seek(data + start)
+            file.write(b"\x01")
+        file.truncate(data + end)
+
+
+@dataclass(frozen=True)
+class StagedPlan:
+    """The plan of a merge in stages.
+
+    Attributes:
+        stages: The plan of each stage with its name, in the order of merging; None for a result
+            without a name.
+        places: Where the sketches lay by which later stages were planned, by the stages' names.
+        whole: Notes for the user on the stages as a whole.
+    """
+
+    stages: list[tuple[str | None, MergePlan]]
+    places: Mapping[str, Path]
+    whole: list[str]
+
+    def describe(self) -> str:
+        """The plans as text, one after the other."""
+        parts = []
+        for name, plan in self.stages:
+            text = with_names(plan.describe(), self.places)
+            used = self._used(plan)
+            if used:
+                text += (
+                    f"\nnote: planned by what is known of {' and '.join(used)} before it is merged"
+                )
+            parts.append(f"# {'result' if name is None else f'stage {name}'}\n{text}")
+        return "\n\n".join([*parts, *(f"note: {note}" for note in self.whole)])
+
+    def to_json(self) -> str:
+        """The manifests as JSON; of a stage's model, of which no file is known, just the name."""
+        stages = []
+        for name, plan in self.stages:
+            used = {str(self.places[stage]): stage for stage in self._used(plan)}
+            stages.append({"name": name, "manifest": _manifest(plan, used)})
+        return json.dumps({"stages": stages}, indent=2, ensure_ascii=False) + "\n"
+
+    @property
+    def notes(self) -> list[str]:
+        """Notes for the user on the whole and on every stage."""
+        found = list(self.whole)
+        for name, plan in self.stages:
+            label = "result" if name is None else f"stage '{name}'"
+            found += [f"{label}: {with_names(note, self.places)}" for note in plan.notes]
+        return found
+
+    def _used(self, plan: MergePlan) -> list[str]:
+        return [
+            name
+            for name, place in self.places.items()
+            if any(model.path == place for model in plan.models)
+        ]
+
+
+def with_names(text: str, places: Mapping[str, Path]) -> str:
+    """A text with the names of stages in place of the paths of their folders."""
+    for name, place in places.items():
+        text = text.replace(str(place), name)
+    return text
+
+
+def _manifest(plan: MergePlan, used: Mapping[str, str]) -> Any:
+    """A manifest as plain data, with names in place of the paths of stages."""
+    if not used:
+        return json.loads(plan.to_json())
+    data = json.loads(plan.manifest.to_json())
+    stages = {place for place, model in enumerate(data["models"]) if model.get("path") in used}
+    data["models"] = [
+        {"stage": used[model["path"]]} if place in stages else model
+        for place, model in enumerate(data["models"])
+    ]
+    return _without_files(data, stages)
+
+
+def _without_files(part: Any, stages: set[int]) -> Any:
+    """Plain data of a manifest without file and range of what stages will store."""
+    if isinstance(part, list):
+        return [_without_files(each, stages) for each in part]
+    if not isinstance(part, dict):
+        return part
+    unknown = ("file", "bytes") if "kind" in part and part.get("model") in stages else ()
+    return {key: _without_files(each, stages) for key, each in part.items() if key not in unknown}

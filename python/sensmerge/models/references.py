@@ -1,0 +1,48 @@
+"""The folder or file that a model's name stands for: a path, or a place on the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sensmerge.errors import InputError
+from sensmerge.models.folders import mode_of
+from sensmerge.models.hub import Reference, download
+from sensmerge.models.pickles import enabled, readable
+from sensmerge.recipe.places import Places, path_of
+
+
+def resolve(
+    model: str, places: Path | Places, *, adapter: bool = False, progress: bool = True
+) -> Path:
+    """Find the local folder (or single weight file) of a model or an adapter.
+
+    Args:
+        model: A path; or a Hub id such as ``org/name`` or ``org/name@revision``, read from the
+            local cache or downloaded where ``huggingface_hub`` is installed; or a stage's name.
+        places: The folder that relative paths start from, or a recipe's places.
+        adapter: Whether the name is an adapter's.
+        progress: Show progress of a download.
+
+    Returns:
+        The folder or file. Within :func:`sensmerge.models.pickles.unpickling`, that of a copy in
+        safetensors if the model is stored as pickles.
+
+    Raises:
+        InputError: There is no such folder here or on the Hub, or the name asks for an adapter.
+        OSError: The path cannot be examined.
+    """
+    path = path_of(model, places)
+    if mode_of(path) is not None:
+        return readable(path)
+    if "+" in model:
+        whole, part = model.split("+", 1)
+        raise InputError(
+            f"model '{model}': the LoRA adapter '{part}' has to be merged into '{whole}' first; "
+            "load both with PEFT, call merge_and_unload() and save the result"
+        )
+    reference = Reference.of(model)
+    if reference is not None:
+        pickles = enabled() and not adapter
+        path = download(reference, adapter=adapter, pickles=pickles, progress=progress)
+        return readable(path)
+    raise InputError(f"model '{model}': no such folder: {path}")

@@ -1,0 +1,63 @@
+"""All methods in plain NumPy and float64, to be read, and to test the core against.
+
+Nothing here is fast, and nothing in the package calls it. Sources: Sens-Merging (Liu et al.), task
+arithmetic (Ilharco et al. 2023), TIES (Yadav et al. 2023), DARE (Yu et al. 2024), Model Breadcrumbs
+(Davari and Belilovsky 2023), DELLA (Deep, Bhardwaj and Poria 2024), SCE (Wan et al. 2024), RAM
+(arXiv 2601.13572), spherical interpolation (Shoemake 1985), the Karcher mean (Grove and Karcher
+1973), Model Stock (Jang et al. 2024), Philox (Salmon et al. 2011), and mergekit.
+
+A model is a mapping of arrays by tensor name. ``weights[name]`` holds one weight per expert: the
+recipe's weight times K·σ of the tensor's layer (Eq. 7). K is the number of experts, L that of
+layers.
+"""
+
+from __future__ import annotations
+
+from sensmerge.reference.angles import karcher, model_stock, multislerp, nuslerp, slerp
+from sensmerge.reference.arrays import Array, Model
+from sensmerge.reference.coefficients import sensitivity, sigma
+from sensmerge.reference.consensus import disjoint, elect
+from sensmerge.reference.entries import arcee_fusion, importance, nearswap, passthrough, ram, sce
+from sensmerge.reference.merging import linear, merge
+from sensmerge.reference.sparse import (
+    band,
+    band_of_rows,
+    drop,
+    keep_mask,
+    philox4x32,
+    preserve_l1,
+    ranked_chances,
+    trim_model,
+    trim_tensor,
+)
+
+__all__ = [
+    "Array",
+    "Model",
+    "arcee_fusion",
+    "band",
+    "band_of_rows",
+    "disjoint",
+    "drop",
+    "elect",
+    "importance",
+    "karcher",
+    "keep_mask",
+    "linear",
+    "merge",
+    "model_stock",
+    "multislerp",
+    "nearswap",
+    "nuslerp",
+    "passthrough",
+    "philox4x32",
+    "preserve_l1",
+    "ram",
+    "ranked_chances",
+    "sce",
+    "sensitivity",
+    "sigma",
+    "slerp",
+    "trim_model",
+    "trim_tensor",
+]

@@ -1,0 +1,77 @@
+//! A sweep over numbers that are computed from the rows of all models, one for every entry: thresholds
+//! are then found among them as among the magnitudes of a task vector.
+
+use std::ops::Range;
+
+use super::Subject;
+use super::block::Block;
+use super::sweep::{Blocks, Chunk, LookAtChunk, LookAtTensor, Reader, Sweep, Wants};
+use crate::dtype::Real;
+use crate::error::Result;
+
+/// Replaces the first row of a block of a tensor by the numbers.
+pub(super) type Derive<'f, T> = &'f (dyn Fn(usize, &mut Block<T>) + Sync);
+
+/// The sweep. Its subjects seem to have one model.
+pub(super) struct Derived<'s, T: Real> {
+    sweep: &'s dyn Sweep<T>,
+    subjects: Vec<Subject<'s>>,
+    derive: Derive<'s, T>,
+}
+
+impl<'s, T: Real> Derived<'s, T> {
+    pub(super) fn new(sweep: &'s dyn Sweep<T>, derive: Derive<'s, T>) -> Self {
+        let one = |subject: &Subject<'s>| Subject { models: 1, ..*subject };
+        Self { sweep, subjects: sweep.subjects().iter().map(one).collect(), derive }
+    }
+}
+
+impl<T: Real> Sweep<T> for Derived<'_, T> {
+    fn subjects(&self) -> &[Subject<'_>] {
+        &self.subjects
+    }
+
+    fn chunks(&self) -> &[Chunk] {
+        self.sweep.chunks()
+    }
+
+    fn read_chunks(&self, wants: Wants, look: LookAtChunk<T>) -> Result<()> {
+        self.sweep.read_chunks(&|tensor, _| wants(tensor, 0), &|place, chunk, blocks| {
+            look(place, chunk, &mut DerivedBlocks { sweep: self, tensor: chunk.tensor, blocks });
+        })
+    }
+
+    fn visit_tensors(&self, look: LookAtTensor<T>) -> Result<()> {
+        self.sweep.visit_tensors(&|tensor, reader| {
+            look(tensor, &mut DerivedReader { sweep: self, tensor, reader });
+        })
+    }
+}
+
+struct DerivedBlocks<'b, 's, T: Real> {
+    sweep: &'b Derived<'s, T>,
+    tensor: usize,
+    blocks: &'b mut dyn Blocks<T>,
+}
+
+impl<T: Real> Blocks<T> for DerivedBlocks<'_, '_, T> {
+    fn next(&mut self) -> Option<&mut Block<T>> {
+        let block = self.blocks.next()?;
+        (self.sweep.derive)(self.tensor, block);
+        Some(block)
+    }
+}
+
+struct DerivedReader<'b, 's, T: Real> {
+    sweep: &'b Derived<'s, T>,
+    tensor: usize,
+    reader: &'b mut dyn Reader<T>,
+}
+
+impl<T: Real> Reader<T> for DerivedReader<'_, '_, T> {
+    fn read(&mut self, entries: Range<usize>) -> &mut Block<T> {
+        let block = self.reader.read(entries);
+        (self.sweep.derive)(self.tensor, block);
+        block
+    }
+}
