@@ -70,9 +70,7 @@ def float8(matrix: torch.Tensor, tile: tuple[int, int]) -> tuple[torch.Tensor, t
     return divided.clamp(-448, 448).to(FP8), scales
 
 
-def float8_value(
-    codes: torch.Tensor, scales: torch.Tensor, tile: tuple[int, int]
-) -> torch.Tensor:
+def float8_value(codes: torch.Tensor, scales: torch.Tensor, tile: tuple[int, int]) -> torch.Tensor:
     return codes.float() * spread(scales.float(), tile, codes.shape)
 
 
@@ -188,9 +186,7 @@ def quantise(model: Path, scheme: Scheme, *, shards: int = 1) -> Tensors:
     return scheme.meant(tensors)
 
 
-def write(
-    model: Path, tensors: Tensors, said: dict[str, Any] | None, *, shards: int = 1
-) -> None:
+def write(model: Path, tensors: Tensors, said: dict[str, Any] | None, *, shards: int = 1) -> None:
     """Write tensors, dealt out to shards by turns, and what the config says of quantisation."""
     model.mkdir(parents=True, exist_ok=True)
     (model / "model.safetensors").unlink(missing_ok=True)
@@ -198,7 +194,7 @@ def write(
     if shards == 1:
         save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
     else:
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for place in range(shards):
             file = f"model-{place + 1:05}-of-{shards:05}.safetensors"
             some = {name: tensors[name] for name in sorted(tensors)[place::shards]}

@@ -321,9 +321,10 @@ def refused(folder: Path, name: str, change: dict[str, Any]) -> str:
     tensors = scheme.stored(read(folder / "two")) | change
     write(folder / name, {k: t for k, t in tensors.items() if t is not None}, scheme.config)
     models = [{"model": "one"}, {"model": name}]
+    said = {"merge_method": "linear", "models": models, "parameters": {"weight": 1.0}}
+    asked = Recipe.from_dict(said, folder)
     with pytest.raises(InputError) as caught:
-        said = {"merge_method": "linear", "models": models, "parameters": {"weight": 1.0}}
-        workflow.plan(Recipe.from_dict(said, folder))
+        workflow.plan(asked)
     return str(caught.value)
 
 

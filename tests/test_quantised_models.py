@@ -74,7 +74,11 @@ def logits(model: Path) -> torch.Tensor:
 
 def test_transformers_runs_what_is_written(tmp_path: Path) -> None:
     # Whole tiles: transformers dequantises no others on a CPU.
-    sizes = {"hidden_size": 256, "intermediate_size": 384, "initializer_range": 0.05}
+    sizes: dict[str, Any] = {
+        "hidden_size": 256,
+        "intermediate_size": 384,
+        "initializer_range": 0.05,
+    }
     family = llama_family(tmp_path, experts=2, layers=2, dtype="bfloat16", **sizes)
     recipe = Recipe.from_dict(family.recipe(out_dtype="float8_e4m3fn"), tmp_path)
     workflow.merge(recipe, tmp_path / "out", progress=False)

@@ -62,6 +62,7 @@ def sidecars(
         models: Its models.
         found: The coefficients; None for a plain merge.
         calibration: The calibration; None for a plain merge.
+        manifest: Every output tensor, and how it is quantised.
         tokenizer: Whether the tokenizer's files are among them.
         card: Whether the model card is among them.
 

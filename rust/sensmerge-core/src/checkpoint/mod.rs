@@ -256,9 +256,9 @@ impl Checkpoint {
     /// The stored tensor of this name; `None` for one that is put together from others.
     #[must_use]
     pub fn get_stored(&self, name: &str) -> Option<&Arc<TensorInfo>> {
-        self.parts.get(name).or_else(|| {
-            self.tensors.get(name).filter(|_| !self.packed.contains_key(name))
-        })
+        self.parts
+            .get(name)
+            .or_else(|| self.tensors.get(name).filter(|_| !self.packed.contains_key(name)))
     }
 
     /// All tensors, by name. Quantised ones have the name, dtype and shape of what they stand for.

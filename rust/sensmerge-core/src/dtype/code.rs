@@ -237,7 +237,8 @@ mod tests {
         let exponent = (code >> mantissa_bits) & ((1 << exponent_bits) - 1);
         let negative = code >> (exponent_bits + mantissa_bits) == 1;
         let bias = (1 << (exponent_bits - 1)) - 1;
-        let (unit, scale) = (f64::from(1_u32 << mantissa_bits), exponent.max(1).cast_signed() - bias);
+        let (unit, scale) =
+            (f64::from(1_u32 << mantissa_bits), exponent.max(1).cast_signed() - bias);
         let whole = if exponent == 0 { 0.0 } else { 1.0 };
         let value = (whole + mantissa / unit) * 2.0_f64.powi(scale);
         if negative { -value } else { value }

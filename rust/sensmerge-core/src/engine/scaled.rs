@@ -132,7 +132,8 @@ impl<'i> Scaled<'i> {
     /// Entries of stored columns: one at a time, since each is in a row of its own.
     fn read_transposed<T: Real>(&self, entries: Range<usize>, out: &mut [T]) {
         for (entry, out) in entries.zip(out) {
-            let (matrix, within) = (entry / (self.rows * self.columns), entry % (self.rows * self.columns));
+            let (matrix, within) =
+                (entry / (self.rows * self.columns), entry % (self.rows * self.columns));
             let (column, row) = (within / self.rows, matrix * self.rows + within % self.rows);
             let mut scale = [T::ZERO];
             let bytes = &self.values[row * self.row_bytes..];

@@ -97,7 +97,11 @@ fn targets<'o, T: Computed>(
             slot.put(&bytes)?;
         }
     }
-    Ok(values.into_iter().zip(scales).map(|(values, scales)| Target::Codes(values, scales)).collect())
+    Ok(values
+        .into_iter()
+        .zip(scales)
+        .map(|(values, scales)| Target::Codes(values, scales))
+        .collect())
 }
 
 /// Merge one chunk of a tensor into its destination.

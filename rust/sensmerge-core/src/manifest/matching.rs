@@ -94,11 +94,7 @@ impl<'v> Matcher<'v> {
     }
 
     /// Every output tensor, by name.
-    pub(super) fn matches(
-        &mut self,
-        with_base: bool,
-        format: OutFormat,
-    ) -> Result<Vec<Matched>> {
+    pub(super) fn matches(&mut self, with_base: bool, format: OutFormat) -> Result<Vec<Matched>> {
         for expert in self.experts.clone() {
             self.check_extra_tensors(expert)?;
         }

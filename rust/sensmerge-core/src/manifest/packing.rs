@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Manifest;
 use crate::checkpoint::layout::TensorSpec;
-use crate::checkpoint::{Checkpoint, Encoding, Format, Tile, TensorInfo};
+use crate::checkpoint::{Checkpoint, Encoding, Format, TensorInfo, Tile};
 use crate::dtype::{Code, Dtype, Float, UnknownFloat};
 use crate::error::{Error, Result};
 

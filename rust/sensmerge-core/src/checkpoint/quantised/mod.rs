@@ -178,7 +178,8 @@ impl Pairing<'_> {
         parts.extend(OF_ACTIVATIONS.map(|other| format!("{layer}{other}")));
         let shape = self.tensor.shape.clone();
         let encoding = self.encoding(code, &shape, scales, false)?;
-        let packed = Packed { values: Arc::clone(self.tensor), scales: Arc::clone(scales), encoding };
+        let packed =
+            Packed { values: Arc::clone(self.tensor), scales: Arc::clone(scales), encoding };
         Ok(Some(Found { name: name.clone(), shape, packed, parts }))
     }
 
@@ -203,11 +204,13 @@ impl Pairing<'_> {
         let fits = said.is_none_or(|said| said == shape) && columns.div_ceil(8) == *words;
         if self.tensor.dtype != Dtype::I32 || !fits {
             let (dtype, found) = (self.tensor.dtype.name(), &self.tensor.shape);
-            let reason = format!("has shape {found:?} of {dtype}, which does not fit '{name}_shape'");
+            let reason =
+                format!("has shape {found:?} of {dtype}, which does not fit '{name}_shape'");
             return Err(self.refuse(self.tensor, reason));
         }
         let encoding = self.encoding(Code::Int4, &shape, scales, false)?;
-        let packed = Packed { values: Arc::clone(self.tensor), scales: Arc::clone(scales), encoding };
+        let packed =
+            Packed { values: Arc::clone(self.tensor), scales: Arc::clone(scales), encoding };
         let parts = ["_packed", "_scale", "_shape"].map(|ending| format!("{name}{ending}"));
         Ok(Some(Found { name: name.to_owned(), shape, packed, parts: parts.to_vec() }))
     }
@@ -228,7 +231,8 @@ impl Pairing<'_> {
         let columns = blocks * 32;
         let stored = [matrices, rows, columns];
         let encoding = self.encoding(Code::E2m1, &stored, scales, true)?;
-        let packed = Packed { values: Arc::clone(self.tensor), scales: Arc::clone(scales), encoding };
+        let packed =
+            Packed { values: Arc::clone(self.tensor), scales: Arc::clone(scales), encoding };
         let parts = vec![self.tensor.name.clone(), scales.name.clone()];
         let shape = vec![matrices, columns, rows];
         Ok(Some(Found { name: name.to_owned(), shape, packed, parts }))

@@ -99,9 +99,9 @@ pub(super) fn read(path: &Path) -> Result<Option<Said>> {
         .map_err(|error| Error::file(path, format!("cannot be read as JSON: {error}")))?;
     // Models with a vision tower describe their language model in a part of their own.
     let parts = [&config, &config["text_config"]];
-    let said = parts.iter().find_map(|part| {
-        KEYS.iter().map(|key| &part[*key]).find(|said| said.is_object())
-    });
+    let said = parts
+        .iter()
+        .find_map(|part| KEYS.iter().map(|key| &part[*key]).find(|said| said.is_object()));
     let dtype = parts.iter().find_map(|part| {
         let name = ["dtype", "torch_dtype"].iter().find_map(|key| part[*key].as_str())?;
         name.parse::<Float>().ok()
