@@ -9,13 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import sensmerge
 import torch_oracle as oracle
 from families import Family, add_tokens, llama_family, remove_tokenizer
-from sensmerge import Calibration, InputError, Recipe
+from sensmerge import Calibration, InputError, Recipe, _core
 from sensmerge.calibration import alignment, loading
 from sensmerge.calibration.samples import Sample
+from sensmerge.calibration.vocabularies import Vocabulary, common_columns
+from test_vocabulary import swap
 
 
 def test_tokens_and_completions_are_the_oracles(family: Family, measured: Calibration) -> None:
@@ -116,28 +120,77 @@ def test_a_token_that_another_expert_does_not_know_is_named(family: Family, tmp_
     with pytest.raises(InputError) as refused:
         oracle.calibrated(family)
     assert str(refused.value) == (
-        f"{samples}, line 2: holds token 100 ('[PAD]'), and 'e0' knows 100 tokens; leave the "
-        "sample out, or give the experts one vocabulary"
+        f"{samples}, line 2: holds token 100 ('[PAD]'), which 'e0' does not know; leave the sample "
+        "out, or give the experts one vocabulary"
     )
 
 
-def test_tokenizers_that_disagree_are_refused(family: Family, tmp_path: Path) -> None:
+def test_experts_with_swapped_ids_are_compared_by_token(
+    family: Family, measured: Calibration, tmp_path: Path
+) -> None:
     family = family.copy(tmp_path)
-    path = tmp_path / "e1" / "tokenizer.json"
-    text = path.read_text()
-    for old, new in [('"w1":', '"swap":'), ('"w2":', '"w1":'), ('"swap":', '"w2":')]:
-        text = text.replace(old, new)
-    path.write_text(text)
-    with pytest.raises(InputError, match="token 4 is 'w1' for 'e0' and 'w2' for 'e1'"):
-        oracle.calibrated(family)
+    swap(tmp_path / "e1", "w1", "w2")
+    found = oracle.calibrated(family)
+    np.testing.assert_allclose(found.alignment, measured.alignment, rtol=1e-6)
+    np.testing.assert_allclose(found.sensitivity, measured.sensitivity, rtol=1e-5)
+    assert found.notes == [
+        "the experts' tokenizers give some tokens other ids; samples and logits were matched by "
+        "token"
+    ]
 
 
-def test_tokens_of_ones_own_are_not_another_meaning(family: Family, tmp_path: Path) -> None:
+def test_tokens_of_ones_own_are_left_out_of_the_comparison(
+    family: Family, measured: Calibration, tmp_path: Path
+) -> None:
     family = family.copy(tmp_path)
     add_tokens(tmp_path / "e0", "[PAD]")
-    add_tokens(tmp_path / "e1", "<|end|>")
-    with pytest.raises(InputError, match=r"token 100 is '\[PAD\]' for 'e0' and '<|end|>' for"):
-        oracle.calibrated(family)
+    add_tokens(tmp_path / "e1", "<|end|>", "[PAD]")
+    found = oracle.calibrated(family)
+    # Both know [PAD], under ids of their own: one logit more is compared.
+    assert found.alignment[0, 1] > measured.alignment[0, 1]
+    np.testing.assert_allclose(found.alignment[0, 2], measured.alignment[0, 2], rtol=1e-5)
+    assert "matched by token" in found.notes[0]
+
+
+@given(st.permutations(range(8)), st.permutations(range(8)), st.integers(1, 10), st.integers(1, 10))
+@settings(deadline=None)
+def test_the_logits_in_common_are_those_of_the_same_tokens(
+    one: list[int], other: list[int], first: int, second: int
+) -> None:
+    tokens = [f"t{place}" for place in range(8)]
+    ours = Vocabulary("ours", dict(zip(tokens[:6], one[:6], strict=True)), first)
+    theirs = Vocabulary("theirs", dict(zip(tokens[2:], other[2:], strict=True)), second)
+    columns = common_columns(ours, theirs, (first, second))
+    if columns is None:
+        assert all(one[place] == other[place] for place in range(2, 6))
+        return
+    pairs = {(a + step, b + step) for a, b, count in columns for step in range(count)}
+    assert pairs == {
+        (one[place], other[place])
+        for place in range(2, 6)
+        if one[place] < first and other[place] < second
+    }
+
+
+@given(st.lists(st.tuples(st.integers(0, 49), st.integers(0, 69), st.integers(0, 20)), max_size=6))
+@settings(deadline=None)
+def test_columns_are_compared_wherever_they_stand(runs: list[tuple[int, int, int]]) -> None:
+    rng = np.random.default_rng(len(runs))
+    a, b = (rng.standard_normal((3, size), dtype=np.float32) for size in (50, 70))
+    runs = [(one, other, min(count, 50 - one, 70 - other)) for one, other, count in runs]
+    ours = [one + step for one, _, count in runs for step in range(count)]
+    theirs = [other + step for _, other, count in runs for step in range(count)]
+    flat = [matrix.reshape(-1).view(np.uint8) for matrix in (a, b)]
+    found = _core.row_distances(flat[0], flat[1], "float32", 3, runs, threads=1)
+    gap = a[:, ours].astype(np.float64) - b[:, theirs]
+    np.testing.assert_allclose(found, np.linalg.norm(gap, axis=1), rtol=1e-5)
+
+
+def test_columns_that_there_are_not_are_refused() -> None:
+    flat = np.zeros(24, dtype=np.uint8)
+    for rows, columns in [(2, (0, 2, 2)), (2, (3, 0, 1)), (4, (0, 0, 1)), (0, (0, 0, 0))]:
+        with pytest.raises(InputError, match=r"rows|columns"):
+            _core.row_distances(flat, flat, "float32", rows, [columns])
 
 
 def test_a_borrowed_tokenizer_is_noted(

@@ -97,9 +97,9 @@ def recipe_of(case: str) -> dict[str, Any]:
         for place, weight in enumerate([1.0, 0.7, 1.3])
     ]
     said = CASES[case]
-    parameters = {"ties_density": 0.6, "lambda": 1.0 if "linear" in case else 0.9}
     found = methods.find(said["merge_method"])
     assert found is not None
+    parameters = {"ties_density": 0.6, "lambda": 0.9 if found.parameter("lambda") else 1.0}
     return said | {
         "base_model": "base",
         "models": models[: found.most],

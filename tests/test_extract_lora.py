@@ -38,8 +38,10 @@ def restored(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
-    return PeftModel.from_pretrained(model, adapter).merge_and_unload().state_dict()
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+    model = PeftModel.from_pretrained(model, adapter)
+    merged: dict[str, torch.Tensor] = model.merge_and_unload().state_dict()
+    return merged
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor, base: torch.Tensor) -> float:
@@ -141,12 +143,18 @@ def test_transposed_layers_and_tied_embeddings(tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    shape = {"vocab_size": 50, "n_positions": 16, "n_embd": 12, "n_layer": 1, "n_head": 2}
+    shape: dict[str, Any] = {
+        "vocab_size": 50,
+        "n_positions": 16,
+        "n_embd": 12,
+        "n_layer": 1,
+        "n_head": 2,
+    }
     model = GPT2LMHeadModel(GPT2Config(**shape))
     model.save_pretrained(tmp_path / "base")
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+            parameter.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(tmp_path / "expert")
     found = sensmerge.extract_lora(
         tmp_path / "expert", tmp_path / "base", tmp_path / "lora", 12, progress=False
@@ -163,9 +171,10 @@ def test_transposed_layers_and_tied_embeddings(tmp_path: Path) -> None:
 def test_refusals(models: Family, tmp_path: Path) -> None:
     base, expert = models.folder / "base", models.folder / "e0"
 
-    def refused(said: str, *names: Path, rank: int = 4, **options: Any) -> None:
+    def refused(said: str, expert: Path, base: Path, rank: int = 4, **options: Any) -> None:
+        out = tmp_path / "lora"
         with pytest.raises(InputError, match=said):
-            sensmerge.extract_lora(*names, tmp_path / "lora", rank, progress=False, **options)
+            sensmerge.extract_lora(expert, base, out, rank, progress=False, **options)
         assert not (tmp_path / "lora").exists()
 
     refused("rank: 0 is no rank", expert, base, rank=0)

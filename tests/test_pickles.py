@@ -33,7 +33,7 @@ def pickled(folder: Path, shards: int = 1, **options: Any) -> dict[str, torch.Te
     if shards == 1:
         torch.save(tensors, folder / "pytorch_model.bin", **options)
         return tensors
-    places = {}
+    places: dict[str, str] = {}
     for shard in range(shards):
         name = f"pytorch_model-{shard + 1:05}-of-{shards:05}.bin"
         part = dict(list(tensors.items())[shard::shards])

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sensmerge import InputError, Recipe
 from sensmerge.models.references import resolve
+from sensmerge.recipe.tokenizer import ModelToken, Zero
 
 PLAIN = """
 models:
@@ -118,6 +119,31 @@ def test_what_mergekit_takes_and_does_nothing_with_is_taken() -> None:
     assert len(recipe.experts) == 1
 
 
+def test_the_tokenizer_is_written_in_two_ways() -> None:
+    said: list[tuple[dict[str, Any], str]] = [
+        ({}, "base"),
+        ({"tokenizer_source": "union"}, "union"),
+        ({"tokenizer_source": "model:x"}, "x"),
+        ({"tokenizer_source": {"model": {"path": "x"}}}, "x"),
+        ({"tokenizer": {}}, "union"),
+        ({"tokenizer": {"source": "base"}}, "base"),
+        ({"tokenizer": {"source": {"path": "x"}}}, "x"),
+        ({"tokenizer_source": "org/outside"}, "org/outside"),
+    ]
+    for keys, source in said:
+        assert Recipe.from_dict(valid(**keys)).wanted_tokenizer.source == source
+    token = {"kind": "model_token", "model": {"path": "x"}, "token_id": 7}
+    rows = {"a": {"source": {"kind": "zero"}}, "b": {"source": "x", "force": True}}
+    rows |= {"c": {"source": token}, "d": {"source": None}}
+    wanted = Recipe.from_dict(valid(tokenizer={"tokens": rows, "pad_to_multiple_of": 8}))
+    tokens = wanted.wanted_tokenizer.tokens
+    assert isinstance(tokens["a"].source, Zero)
+    assert (tokens["b"].source, tokens["b"].force) == ("x", True)
+    assert tokens["c"].source == ModelToken(kind="model_token", model="x", token_id=7)
+    assert tokens["d"].source is None
+    assert wanted.wanted_tokenizer.names() == ["x", "x"]
+
+
 def test_linear_merges_the_models_that_are_listed() -> None:
     data = {"merge_method": "linear", "base_model": "b", "models": [{"model": "x"}]}
     some: list[dict[str, Any]] = [{}, {"parameters": {"weight": 1}}, {"sensitivity": {}}]
@@ -173,8 +199,12 @@ def test_the_source_is_the_recipes_own() -> None:
         ({"parameters": {"weight": 10**400}}, "parameters.weight: the number is too large"),
         ({"parameters": {"weight": [{"filter": 5, "value": 1}]}}, "filter: 5 is not text"),
         ({"parameters": {"weight": [{"filter": "mlp"}]}}, "each condition needs a value"),
-        ({"chat_template": "chatml"}, "chat_template: replacing it is not supported"),
-        ({"tokenizer_source": "other"}, "tokenizer_source: 'other' is not a model of the recipe"),
+        (
+            {"chat_template": "chatlm"},
+            "chat_template: unknown value 'chatlm'; did you mean 'chatml'?",
+        ),
+        ({"chat_template": 3}, "chat_template: unknown value '3'; known: auto, alpaca, "),
+        ({"tokenizer_source": "other"}, "'other' is neither a model of the recipe nor a folder"),
         ({"sensitivity": {"temprature": 1}}, "did you mean 'temperature'?"),
         ({"sensitivity": {"mode": "ful"}}, "sensitivity.mode: unknown value 'ful'"),
         ({"sensitivity": {"temperature": 0}}, "sensitivity.temperature"),
@@ -194,19 +224,31 @@ def test_the_source_is_the_recipes_own() -> None:
         ({"seed": -1}, "seed"),
         ({"slices": [{}]}, "slices[0].sources: is missing"),
         ({"modules": {"text": {}}}, "modules: expected a mapping of modules, each with models or"),
-        ({"tokenizer": {"source": "union"}}, "tokenizer: building a union of tokenizers is not"),
-        ({"tokenizer": {"source": "base"}}, "write tokenizer_source: base in its place"),
-        ({"tokenizer": {"source": "x"}}, "write tokenizer_source: x in its place"),
-        ({"tokenizer": {"source": {"path": "x"}}}, "write tokenizer_source: x in its place"),
-        ({"tokenizer": {"tokens": {}}}, "tokenizer: choosing single tokens is not supported"),
-        ({"tokenizer_source": "model:x"}, "'model:x' is not a model of the recipe; write 'x'"),
+        ({"tokenizer": "union"}, "tokenizer: expected a mapping of keys to values"),
+        ({"tokenizer": {"source": "y"}}, "tokenizer.source: 'y' is neither a model of the recipe"),
+        ({"tokenizer": {"source": 3}}, "tokenizer.source: expected a path"),
+        ({"tokenizer": {"pad_to_multiple_of": 0}}, "tokenizer.pad_to_multiple_of"),
+        ({"tokenizer": {}, "tokenizer_source": "base"}, "stands beside 'tokenizer'; keep one"),
+        ({"tokenizer": {"tokens": {"w": {"source": "y"}}}}, "tokens: 'y' is not a model of the"),
+        ({"tokenizer": {"tokens": {"w": {"forse": 1}}}}, "tokens.w.forse: unknown key; did you"),
+        (
+            {"tokenizer": {"tokens": {"w": {"source": {"kind": "none"}}}}},
+            "tokenizer.tokens.w.source: unknown kind 'none'; known: zero, model_token",
+        ),
+        (
+            {"tokenizer": {"tokens": {"w": {"source": {"kind": "zero", "token": "x"}}}}},
+            "a row of zeros takes no more keys than kind",
+        ),
+        (
+            {"tokenizer": {"tokens": {"w": {"source": {"kind": "model_token", "model": "x"}}}}},
+            "a model_token takes one of token and token_id",
+        ),
         ({"base_model": "b+l"}, "base_model: 'l' is a LoRA adapter, which is not supported"),
         (
             {"models": [{"model": {"model": {"path": "org/name"}, "lora": {"path": "a"}}}]},
             "models[0].model: 'a' is a LoRA adapter, which is not supported; merge it into "
             "'org/name' first (PEFT's merge_and_unload) and name the result",
         ),
-        ({"tokenizer_source": "union"}, "tokenizer_source: 'union' is not supported"),
         ({"parameters": {"rescale": True}, "semantics": "original"}, "parameters.rescale"),
         ({"parameters": {"density": [0.5, 1]}, "semantics": "original"}, "parameters.density"),
         ({"merge_method": "linear", "parameters": {"lambda": 2}}, "linear has no lambda"),
@@ -285,8 +327,8 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
         "models: [{model: x, wieght: 1}, {model: y, parameters: {wieght: 1, density: 2}}]\n"
         "dtype: int8\n"
         "merge_method: regmean\n"
-        "tokenizer_source: union\n"
-        "chat_template: chatml\n"
+        "tokenizer_source: onion\n"
+        "chat_template: chatlm\n"
         "parameters: {normalize: 3, lambda: heavy, unheard_of: 1}\n"
         "sensitivity: {temprature: 1, samples: 0}\n"
     )
@@ -317,7 +359,7 @@ def test_what_is_not_supported_does_not_hide_the_rest(tmp_path: Path) -> None:
         f"slices: [{{sources: {sources}}}, {{sources: {sources}}}]\n"
         "base_model: b\n"
         "merge_method: regmean\n"
-        "tokenizer_source: union\n"
+        "tokenizer_source: onion\n"
     )
     with pytest.raises(InputError) as refused:
         Recipe.load(path)
@@ -325,7 +367,7 @@ def test_what_is_not_supported_does_not_hide_the_rest(tmp_path: Path) -> None:
     assert [line.split(" is ")[0].split("; ")[0] for line in lines] == [
         ": merge_method: unknown value 'regmean'",
         ": slices[0].sources[1].model: 'l'",
-        ": tokenizer_source: 'union'",
+        ": tokenizer_source: 'onion'",
     ]
 
 
@@ -441,6 +483,20 @@ def test_a_model_is_what_its_name_resolves_to(
     assert Recipe.from_dict(data, folder=tmp_path).notes == [
         "models[1]: is the same model as models[0]"
     ]
+
+
+def test_a_path_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("models/base", "models/x", "recipes/models/x"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    data = valid(base_model="models/base", models=[{"model": "models/x"}, {"model": "org/none"}])
+    recipe = Recipe.from_dict(data, folder="recipes")
+    assert recipe.notes == [
+        "models/base: is taken from the current folder; the recipe's has no such path"
+    ]
+    assert resolve("models/base", recipe.places) == Path("models/base")
+    # The recipe's folder comes first.
+    assert resolve("models/x", recipe.places) == Path("recipes/models/x")
 
 
 def test_a_home_of_nobody_is_a_name_like_any_other(tmp_path: Path) -> None:

@@ -268,3 +268,72 @@ def test_passthrough_scales_where_it_is_told_to() -> None:
     np.testing.assert_array_equal(reference.passthrough(tensor), [1, -2])
     np.testing.assert_array_equal(reference.passthrough(tensor, 0.5), [0.5, -1])
     np.testing.assert_array_equal(reference.passthrough(tensor, 0.0), [0, 0])
+
+
+def test_a_band_by_hand() -> None:
+    delta = np.array([1.0, -5.0, 2.0, 4.0, -3.0, 4.0, 0.0, 6.0, 1.0, 1.0])
+    np.testing.assert_array_equal(
+        reference.band(delta, 0.4, 0.2), [0, 0, 0, 4, -3, 4, 0, 0, 0, 0] + np.eye(10)[2] * 2
+    )
+    # Fewer are dropped where less than the density would be left; of ties, the first are larger.
+    np.testing.assert_array_equal(reference.band(delta, 0.7, 0.9), [1, 0, 2, 0, -3, 4, 0, 0, 1, 1])
+    np.testing.assert_array_equal(reference.band(delta, 1.0, 0.5), delta)
+    rows = np.array([[1.0, 2.0, 3.0, 4.0], [9.0, 9.0, 9.0, 9.0]])
+    np.testing.assert_array_equal(
+        reference.band_of_rows(rows, 0.5, 0.25), [[0, 2, 3, 0], [0, 9, 9, 0]]
+    )
+    np.testing.assert_array_equal(reference.band_of_rows(rows, 1.0, 0.25)[0], [1, 2, 3, 0])
+
+
+def test_chances_rise_with_the_rank_in_a_row() -> None:
+    delta = np.array([[3.0, -1.0, 0.5], [1.0, 1.0, -2.0]])
+    chances = reference.ranked_chances(delta, 0.5, 0.2)
+    np.testing.assert_allclose(chances, [[0.7, 0.5, 0.3], [0.5, 0.3, 0.7]])
+    np.testing.assert_array_equal(reference.ranked_chances(np.ones((3, 1)), 0.4, 0.1), 0.4)
+
+
+def test_sce_by_hand() -> None:
+    base = np.zeros(4)
+    experts = [np.array([1.0, 3.0, 0.0, 2.0]), np.array([1.0, -1.0, 0.0, 4.0])]
+    # Variances 0, 4, 0 and 1: half of two entries is the second. Mean squares 9/4 and 1/4.
+    found = reference.sce(base, experts, select_topk=0.5)
+    np.testing.assert_allclose(found, [0, 3, 0, 0])
+    # All: mean squares 14 and 18 of 32; a draw is +.
+    found = reference.sce(base, experts)
+    np.testing.assert_allclose(found, [1, 3, 0, (14 * 2 + 18 * 4) / 32])
+
+
+def test_nearswap_and_ram_by_hand() -> None:
+    base = np.array([0.0, 0.0, 1.0])
+    found = reference.nearswap(base, np.array([0.1, -0.5, 1.0]), 0.2)
+    np.testing.assert_allclose(found, [0.1, -0.2, 1.0])
+    experts = [np.array([1.0, 2.0, 1.0]), np.array([0.0, 4.0, 1.0])]
+    np.testing.assert_allclose(reference.ram(base, experts), [1, 3, 1])
+    # The first shares one entry and has one of its own: 1 + 0.5 * min(1, 0.4).
+    plus = reference.ram(base, experts, strengthen=(0.5, 0.4))
+    np.testing.assert_allclose(plus, [1.2, 3, 1])
+
+
+def test_arcee_fusion_keeps_what_stands_out() -> None:
+    base = np.zeros((2, 8))
+    other = base.copy()
+    # A row that is shifted as a whole has the base's softmax: nothing in it is important.
+    other[0] = 5.0
+    # Importances c, seven times, and 9 c: the quartiles are 0, 0 and c.
+    other[1] = [1, 1, 1, 9, 1, 1, 1, 1]
+    found = reference.arcee_fusion(base, other)
+    np.testing.assert_array_equal(found, [[0] * 8, [0, 0, 0, 9, 0, 0, 0, 0]])
+
+
+def test_points_between_three_on_the_sphere() -> None:
+    corners = list(np.eye(3))
+    for found in (
+        reference.multislerp(corners, [1.0, 1.0, 1.0]), reference.karcher(corners),
+    ):  # fmt: skip
+        np.testing.assert_allclose(found, np.full(3, np.sqrt(1 / 3)), rtol=1e-6)
+    # Lengths are averaged, directions are not weighted by them.
+    found = reference.karcher([2 * corners[0], 4 * corners[1]])
+    np.testing.assert_allclose(found, [3 * HALF, 3 * HALF, 0], atol=1e-12)
+    # Between two the Karcher mean is the middle of the arc; multislerp cuts it where the chord is.
+    found = reference.multislerp(corners[:2], [0.75, 0.25])
+    np.testing.assert_allclose(found, np.array([3.0, 1.0, 0.0]) / np.sqrt(10), atol=1e-9)

@@ -185,10 +185,11 @@ class Manifest:
 
         Args:
             request: JSON: ``method``, ``semantics``, ``switches``, ``seed``, ``out_dtype``,
-                ``dequantised`` and ``parts``, which are output tensors that are merged from the same models: ``base`` (or
+                ``dequantised``, ``notes``, ``missing`` (``error``, ``base`` or ``skip``: what becomes of
+                tensors that only some models have) and ``parts``, which are output tensors that are merged from the same models: ``base`` (or
                 null), ``models`` (the index of the ``checkpoint`` of each, and rules for its tensors:
-                ``names``, ``aliases``, ``leading_rows``), and ``tensors``: the numbers of every output
-                tensor, by parameter.
+                ``names``, ``aliases``, ``rows``), and ``tensors``: the numbers of every output tensor,
+                by parameter.
             checkpoints: The checkpoints that the request names by their index.
 
         Raises:
@@ -555,6 +556,7 @@ def row_distances(
     b: numpy.typing.NDArray[numpy.uint8],
     dtype: str,
     rows: SupportsIndex,
+    columns: SupportsGetItem[int, tuple[SupportsIndex, SupportsIndex, SupportsIndex]],
     threads: SupportsIndex | None = None,
 ) -> list[float]:
     """L2 norm of every row of ``a - b`` (Sens-Merging, Eq. 4).
@@ -563,15 +565,17 @@ def row_distances(
     not depend on the number of threads.
 
     Args:
-        a: A row-major ``[rows, columns]`` matrix, as a contiguous uint8 view.
-        b: Another of the same shape and dtype.
+        a: A row-major matrix, as a contiguous uint8 view.
+        b: Another of as many rows and the same dtype.
         dtype: Their dtype, such as ``float32``.
         rows: Number of rows.
+        columns: The columns that are compared, in runs: the first in ``a``, the first in ``b``, and
+            how many. The result does not depend on where they stand.
         threads: Threads to use; all cores by default.
 
     Raises:
-        InputError: Lengths differ or are not a multiple of ``rows``, a view is not contiguous, or the
-            dtype is unknown.
+        InputError: A length is not a multiple of ``rows``, a column does not exist, a view is not
+            contiguous, or the dtype is unknown.
     """
 
 def sum_abs_product(

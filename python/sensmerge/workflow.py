@@ -16,7 +16,7 @@ from sensmerge.merging import disk
 from sensmerge.merging.disk import DEFAULT_SHARD_SIZE, MergeResult
 from sensmerge.merging.manifest import request
 from sensmerge.merging.plan import MergePlan, parse_size
-from sensmerge.merging.sidecars import check_vocabulary, sidecars
+from sensmerge.merging.sidecars import sidecars
 from sensmerge.merging.stages import (
     StagedPlan,
     folder_of,
@@ -25,6 +25,7 @@ from sensmerge.merging.stages import (
     stage_folders,
     with_names,
 )
+from sensmerge.merging.tokenizer import merged_tokenizer
 from sensmerge.models import Models, open_models
 from sensmerge.models.pickles import unpickled, unpickling
 from sensmerge.recipe import DEFAULT_TEMPERATURE, Recipe, StagedRecipe, load
@@ -127,7 +128,7 @@ def _merge(
     if recipe.auto or (calibration is None and needs_calibration(recipe)):
         # Refuse a merge that is bound to fail before the long measurement rather than after it.
         request(_provisional(recipe), None, models).manifest()
-        check_vocabulary(recipe, models)
+        merged_tokenizer(recipe, models)
         _core.check_output(str(out), [str(model.path) for model in models.all], how.overwrite)
     measured, notes = _measured(
         recipe, models, calibration, threads=how.threads, progress=how.progress
@@ -271,7 +272,7 @@ def _plan(
         notes.append("the recipe has a sensitivity section: weights are shown without coefficients")
     asked = request(recipe, found, models)
     manifest = asked.manifest()
-    notes += models.notes + check_vocabulary(recipe, models)
+    notes += models.notes + merged_tokenizer(recipe, models).notes
     return MergePlan(
         manifest=manifest,
         models=asked.models,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from sensmerge.calibration.samples import Sample
     from sensmerge.calibration.stream import Stream
+    from sensmerge.calibration.vocabularies import Columns
 
 # For every sample: the inputs of the output head at the compared positions, [positions, hidden].
 States = list[torch.Tensor]
@@ -133,6 +134,7 @@ def distance(
     pair: str,
     form: str,
     threads: int | None,
+    columns: list[Columns] | None = None,
 ) -> float:
     """g_ij: the mean over task j's samples of the L2 distance between logits (Eq. 4).
 
@@ -146,6 +148,7 @@ def distance(
         form: ``token``, the mean of the per-position norms; or ``sequence``, the norm of the whole
             [positions, vocabulary] difference.
         threads: Threads for the reductions; all cores by default.
+        columns: The logits that both have for the same tokens; None for their common first ones.
 
     Raises:
         InputError: Logits are not finite.
@@ -153,9 +156,10 @@ def distance(
     total = 0.0
     for sample, first, second in zip(samples, states_of_one, states_of_other, strict=True):
         a, b = one.logits(first), other.logits(second)
-        common = min(a.shape[1], b.shape[1])
-        a, b = a[:, :common], b[:, :common]
-        norms = _core.row_distances(as_bytes(a), as_bytes(b), "float32", len(a), threads)
+        compared = [(0, 0, min(a.shape[1], b.shape[1]))] if columns is None else columns
+        norms = _core.row_distances(
+            as_bytes(a), as_bytes(b), "float32", len(a), compared, threads=threads
+        )
         if form == "token":
             value = math.fsum(norms) / len(norms)
         else:

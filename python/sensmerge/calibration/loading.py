@@ -15,6 +15,7 @@ import transformers
 from sensmerge import _core
 from sensmerge.calibration.mapped import mapped
 from sensmerge.calibration.surroundings import quiet_transformers
+from sensmerge.calibration.vocabularies import Vocabulary
 from sensmerge.errors import InputError, first_line
 from sensmerge.models.dtypes import STORED, is_float
 from sensmerge.models.folders import is_folder, mode_of, read_config, tokenizer_files
@@ -121,7 +122,9 @@ def load(source: Source, dtype: str, *, on_disk: bool = False) -> PreTrainedMode
     return assemble(source.path, mapped(source.path, on_disk=on_disk), kind)
 
 
-def assemble(path: Path, weights: dict[str, torch.Tensor], dtype: torch.dtype) -> PreTrainedModel:
+def assemble(
+    path: Path, weights: dict[str, torch.Tensor], dtype: torch.dtype, rows: int | None = None
+) -> PreTrainedModel:
     """Put weights into the model that a folder's config describes: dropout off, no cache.
 
     Weights that need no conversion are not copied.
@@ -130,6 +133,7 @@ def assemble(path: Path, weights: dict[str, torch.Tensor], dtype: torch.dtype) -
         path: The folder.
         weights: Every weight, named as in a checkpoint.
         dtype: The dtype to run in.
+        rows: The number of tokens; None for that of the config.
 
     Raises:
         InputError: transformers cannot load it, or the weights do not fit the config.
@@ -140,6 +144,8 @@ def assemble(path: Path, weights: dict[str, torch.Tensor], dtype: torch.dtype) -
                 path, local_files_only=True, trust_remote_code=False
             )
             _forget_quantisation(config)
+            if rows is not None:
+                config.get_text_config().vocab_size = rows
             architecture: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
             loaded: Any = architecture.from_pretrained(
                 None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True
@@ -289,8 +295,8 @@ def vocabulary(model: PreTrainedModel) -> int:
     return int(head.weight.shape[0])
 
 
-def known_tokens(source: Source) -> int:
-    """Number of token ids that an expert has an embedding for, by its config.
+def known(source: Source) -> Vocabulary:
+    """The tokens of an expert, and the number of ids that it has embeddings for, by its config.
 
     Raises:
         InputError: transformers does not know the config.
@@ -302,23 +308,5 @@ def known_tokens(source: Source) -> int:
             )
         except Exception as error:
             raise InputError(f"{source.path}: cannot be loaded: {first_line(error)}") from None
-    return int(config.get_text_config().vocab_size)
-
-
-def check_same_tokens(one: Source, other: Source) -> None:
-    """Refuse experts whose token ids mean different things.
-
-    Raises:
-        InputError: An id that both tokenizers have stands for two tokens.
-    """
-    first, second = _tokens(one.tokenizer), _tokens(other.tokenizer)
-    for place in sorted(first.keys() & second.keys()):
-        if first[place] != second[place]:
-            raise InputError(
-                f"token {place} is {first[place]!r} for '{one.name}' and {second[place]!r} for "
-                f"'{other.name}'; only experts that share a tokenizer can be compared"
-            )
-
-
-def _tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    return {place: token for token, place in tokenizer.get_vocab().items()}
+    size = int(config.get_text_config().vocab_size)
+    return Vocabulary(source.name, source.tokenizer.get_vocab(), size)

@@ -32,6 +32,7 @@ except ImportError as error:
 from sensmerge.calibration import alignment, loading
 from sensmerge.calibration.runner import Runner
 from sensmerge.calibration.surroundings import quiet_transformers, torch_threads
+from sensmerge.calibration.vocabularies import Columns, Vocabulary, common_columns, translated
 
 if TYPE_CHECKING:
     from sensmerge.recipe import Recipe
@@ -60,12 +61,14 @@ def run(
         ]
         # Refusals come before the long measurement.
         _check_blocks(sources)
-        check_tokens(sources, tasks)
+        known = [loading.known(source) for source in sources]
+        read = readings(tasks, known, known)
         start = time.monotonic()
         parts = _sensitivities(sources, tasks, runner, kept, progress, threads)
         middle = time.monotonic()
         experts = [part.expert for part in parts]
-        g = _alignments(sources, tasks, experts, options, runner, kept, progress, threads)
+        common = _common(known, experts)
+        g = _alignments(sources, read, common, experts, options, runner, kept, progress, threads)
         end = time.monotonic()
     order = _order(parts)
     sums = [_by_layer(source, part, order) for source, part in zip(sources, parts, strict=True)]
@@ -81,7 +84,7 @@ def run(
         order=order,
         alignment=g,
         options=options.model_dump(include=_MEASURED),
-        notes=[*_notes(sources, tasks, parts), *runner.notes],
+        notes=[*_notes(sources, tasks, parts, known), *runner.notes],
         versions={
             "sensmerge": __version__,
             "torch": torch.__version__,
@@ -127,22 +130,26 @@ def _ends(found: list[str]) -> str:
     return f"{found[0]} to {found[-1]}" if found else "none"
 
 
-def check_tokens(sources: list[loading.Source], tasks: list[samples.Task]) -> None:
-    """Refuse experts whose tokens differ, and samples with a token that one does not know."""
-    for place, source in enumerate(sources):
-        for other in sources[:place]:
-            loading.check_same_tokens(other, source)
-    for source in sources:
-        size = loading.known_tokens(source)
-        for task, owner in zip(tasks, sources, strict=True):
-            for sample in task.samples:
-                if max(sample.ids) >= size:
-                    token = owner.tokenizer.convert_ids_to_tokens(max(sample.ids))
-                    raise InputError(
-                        f"{sample.place}: holds token {max(sample.ids)} ({token!r}), and "
-                        f"'{source.name}' knows {size} tokens; leave the sample out, or give the "
-                        "experts one vocabulary"
-                    )
+def readings(
+    tasks: list[samples.Task], owners: list[Vocabulary], readers: list[Vocabulary]
+) -> list[list[list[samples.Sample]]]:
+    """The samples of every task, by reader and by task, with the reader's ids.
+
+    Args:
+        tasks: The tasks.
+        owners: The expert of every task.
+        readers: The models that read them.
+
+    Raises:
+        InputError: A sample has a token that a reader does not know.
+    """
+    return [
+        [
+            [translated(sample, owner, reader) for sample in task.samples]
+            for task, owner in zip(tasks, owners, strict=True)
+        ]
+        for reader in readers
+    ]
 
 
 def _sensitivities(
@@ -180,9 +187,22 @@ def _sensitivities(
     return parts
 
 
+def _common(
+    known: list[Vocabulary], experts: list[Expert]
+) -> dict[tuple[int, int], list[Columns] | None]:
+    """The logits in common of every two experts."""
+    return {
+        (i, j): common_columns(one, other, (experts[i].vocabulary, experts[j].vocabulary))
+        for i, one in enumerate(known)
+        for j, other in enumerate(known)
+        if i != j
+    }
+
+
 def _alignments(
     sources: list[loading.Source],
-    tasks: list[samples.Task],
+    read: list[list[list[samples.Sample]]],
+    common: dict[tuple[int, int], list[Columns] | None],
     experts: list[Expert],
     options: Sensitivity,
     runner: Runner,
@@ -203,17 +223,17 @@ def _alignments(
                 g[i, j] = known
     # For every model: the tasks that it has to run on, to measure the missing pairs it is in.
     wanted = [sorted({j for pair in missing if i in pair for j in pair[1:]}) for i in range(count)]
-    total = sum(len(tasks[j].samples) for row in wanted for j in row)
+    total = sum(len(read[j][j]) for row in wanted for j in row)
     heads: dict[int, alignment.Head] = {}
     states: dict[tuple[int, int], alignment.States] = {}
     with bar(total, "alignment", "samples", enabled=progress) as advance:
         for i, row in enumerate(wanted):
             if row:
                 opened = runner.open(sources[i])
-                joined = [sample for j in row for sample in tasks[j].samples]
+                joined = [sample for j in row for sample in read[i][j]]
                 found = iter(runner.states(opened, joined, options.positions, advance))
                 for j in row:
-                    states[i, j] = [next(found) for _ in tasks[j].samples]
+                    states[i, j] = [next(found) for _ in read[i][j]]
                 heads[i] = alignment.Head(opened.model, opened.stream)
                 del opened
     for i, j in missing:
@@ -222,10 +242,11 @@ def _alignments(
             heads[j],
             states[i, j],
             states[j, j],
-            tasks[j].samples,
+            read[j][j],
             pair=f"experts '{sources[i].name}' and '{sources[j].name}'",
             form=options.distance,
             threads=threads,
+            columns=common[i, j],
         )
     return g
 
@@ -257,6 +278,7 @@ def _notes(
     sources: list[loading.Source],
     tasks: list[samples.Task],
     parts: list[Part],
+    known: list[Vocabulary],
 ) -> list[str]:
     experts = [part.expert for part in parts]
     notes = []
@@ -268,7 +290,12 @@ def _notes(
                 f"expert '{source.name}': {task.record.left_out} of {len(task.record.drawn)} "
                 "samples had every scored token cut away and were left out"
             )
-    if len({expert.vocabulary for expert in experts}) > 1:
+    if not all(known[0].agrees(other) for other in known[1:]):
+        notes.append(
+            "the experts' tokenizers give some tokens other ids; samples and logits were matched "
+            "by token"
+        )
+    elif len({expert.vocabulary for expert in experts}) > 1:
         sizes = ", ".join(f"{expert.model} {expert.vocabulary}" for expert in experts)
         notes.append(f"vocabularies differ ({sizes}); logits were compared on their common prefix")
     if len({len(part.of) for part in parts}) > 1:

@@ -30,7 +30,7 @@ _SWITCHES = {
     "multi-gpu": _CPU,
     "read-to-gpu": _CPU,
     "trust-remote-code": "code that comes with a model is never run",
-    "unsafe-truncate-embeddings": "no rows are cut off unless the recipe chooses a tokenizer",
+    "unsafe-truncate-embeddings": "rows are matched by token, whatever their number",
     "verbose": "everything worth knowing is printed",
 }
 _VALUES = {

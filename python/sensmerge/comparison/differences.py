@@ -16,8 +16,17 @@ from sensmerge.models.layers import block_of, blocks, layer_of
 from sensmerge.models.references import resolve
 from sensmerge.progress import bytes_bar
 
-_COUNTS = ("entries", "changed", "signed", "agreeing")
-_SUMS = ("squared_difference", "squared_a", "squared_b", "product")
+# All but the largest difference.
+_ADDED = (
+    "entries",
+    "changed",
+    "signed",
+    "agreeing",
+    "squared_difference",
+    "squared_a",
+    "squared_b",
+    "product",
+)
 
 
 @dataclass(frozen=True)
@@ -52,11 +61,8 @@ class Sums:
     def of(cls, parts: Iterable[Any]) -> Sums:
         """The sums over several parts, in their order."""
         parts = list(parts)
-        return cls(
-            *(sum(getattr(part, name) for part in parts) for name in _COUNTS),
-            max((part.largest for part in parts), default=0.0),
-            *(sum((getattr(part, name) for part in parts), 0.0) for name in _SUMS),
-        )
+        total = {name: sum(getattr(part, name) for part in parts) for name in _ADDED}
+        return cls(**total, largest=max((part.largest for part in parts), default=0.0))
 
     @property
     def changed_share(self) -> float:

@@ -23,7 +23,7 @@ from sensmerge.models.folders import read_config
 from sensmerge.models.inspection import human_size
 from sensmerge.models.layers import block_of, blocks, layer_of
 from sensmerge.models.references import resolve
-from sensmerge.models.vocabulary import INPUT_EMBEDDINGS
+from sensmerge.models.vocabulary.names import INPUT_EMBEDDINGS
 from sensmerge.progress import bar
 from sensmerge.refusals import unknown_value
 

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import TYPE_CHECKING, Any, get_args
 
 from sensmerge.merging import quantised
 from sensmerge.merging.views import Stack
 from sensmerge.models.layers import DEPTHS, text_config
+from sensmerge.models.vocabulary.output import (
+    OutputVocabulary,
+    output_vocabulary,
+)
 from sensmerge.recipe import Dtype
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sensmerge import _core
     from sensmerge.models import Model, Models
     from sensmerge.recipe import Recipe
+
+# Keys of configs that name tokens by their ids.
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 # Lists of the numbers of some layers; every other list with one entry a layer is one by layer.
 _NUMBERS_OF_LAYERS = (
@@ -38,10 +48,55 @@ def merged_config(recipe: Recipe, models: Models, manifest: _core.Manifest) -> d
         stack = Stack.of(recipe, models)
         layers = [layer for place in range(len(recipe.parts)) for layer in stack.layers(place)]
         _restack(text_config(config), layers)
+    output = output_vocabulary(recipe, models)
+    if output.rows is not None and output.rows != models.template.token_rows:
+        text_config(config)["vocab_size"] = output.rows
+    for part in [config] if text_config(config) is config else [config, text_config(config)]:
+        _renumber(part, models, output)
     as_template = recipe.out_dtype is None and recipe.dtype is None and recipe.slices is None
     template = models.template.checkpoint
     quantised.describe(config, template, manifest, as_template=as_template)
     return config
+
+
+def generation_text(recipe: Recipe, models: Models, path: Path) -> str | None:
+    """The base's ``generation_config.json`` with the output's ids; None if they are the same.
+
+    Raises:
+        InputError: There is no such tokenizer.
+        OSError: A file cannot be examined or read.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (RecursionError, ValueError):
+        return None
+    if not isinstance(config, dict):
+        return None
+    changed = copy.deepcopy(config)
+    _renumber(changed, models, output_vocabulary(recipe, models))
+    return None if changed == config else json.dumps(changed, indent=2) + "\n"
+
+
+def _renumber(config: dict[str, Any], models: Models, output: OutputVocabulary) -> None:
+    """Give the tokens that a config of the base names by their ids the output's ids.
+
+    Where the output lacks such a token, the config of the model whose tokenizer it has is followed.
+    """
+    known = models.tokens(models.template)
+    if known is None or output.ids is None or output.ids is known.ids:
+        return
+    tokens = {place: token for token, place in known.ids.items()}
+    theirs = text_config(output.home.config) | output.home.config
+    for key in _SPECIAL:
+        said = config.get(key)
+        many: list[Any] = said if isinstance(said, list) else [said]
+        if not all(type(place) is int for place in many):
+            continue
+        found = [output.ids.get(tokens.get(place, "")) for place in many]
+        if None in found:
+            config[key] = theirs.get(key, said)
+        else:
+            config[key] = found if isinstance(said, list) else found[0]
 
 
 def with_dtype(config: dict[str, Any], dtype: str | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from sensmerge.merging.manifest import WEIGHT
 from sensmerge.models.folders import read_config
 from sensmerge.recipe import AUTO, Recipe, StagedRecipe
 from sensmerge.recipe.places import path_of, place_of
+from sensmerge.recipe.tokenizer import AUTO_TEMPLATE, BASE, UNION
 
 if TYPE_CHECKING:
     from sensmerge.recipe import Model
@@ -170,9 +171,9 @@ def _output(recipe: Recipe) -> Iterator[str]:
     first = "the base" if recipe.base_model is not None else "the first model"
     stored = f"as {first} stores each tensor" if asked is None else f"{asked} (from {key})"
     yield f"dtype: {stored}; computed in float32, or float64 where an input is"
-    source = recipe.tokenizer_source
-    own = source in (None, "base")
-    yield f"tokenizer: that of {first if own else source}"
+    yield f"tokenizer: {_tokenizer(recipe, first)}"
+    if recipe.chat_template is not None:
+        yield f"chat template: {_template(recipe.chat_template)}"
     yield f"seed: {recipe.seed}"
     options = recipe.sensitivity
     if options is not None and options.mode != "off":
@@ -182,6 +183,25 @@ def _output(recipe: Recipe) -> Iterator[str]:
             f"each layer is multiplied by a coefficient (mode {options.mode}, temperature "
             f"{temperature})"
         )
+
+
+def _tokenizer(recipe: Recipe, first: str) -> str:
+    wanted = recipe.wanted_tokenizer
+    said = {
+        BASE: f"that of {first}",
+        UNION: f"that of {first}, with the tokens of all models",
+    }.get(wanted.source, f"that of {wanted.source}")
+    if wanted.tokens:
+        said += f"; rows of {len(wanted.tokens)} tokens are chosen"
+    if wanted.pad_to_multiple_of is not None:
+        said += f"; rows up to a multiple of {wanted.pad_to_multiple_of}"
+    return f"{said}; every model's rows are matched to its tokens"
+
+
+def _template(template: str) -> str:
+    if template == AUTO_TEMPLATE:
+        return "the one that most models have"
+    return "the recipe's own" if "{" in template else template
 
 
 def _differences(recipe: Recipe) -> Iterator[str]:
@@ -208,6 +228,8 @@ def _differences(recipe: Recipe) -> Iterator[str]:
     missing = _without_weight(recipe)
     if missing:
         yield f"{WEIGHT} of {', '.join(missing)} is the default; there, it has to be given"
+    if recipe.tokenizer is None and recipe.tokenizer_source is None:
+        yield "rows are matched by token; there, by id unless a tokenizer is named"
     listed = [place_of(model.model, recipe.places) for model in recipe.models]
     if len(set(listed)) < len(listed):
         yield "a model is listed twice, which is refused there"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sensmerge import _core
 from sensmerge.errors import InputError
 from sensmerge.merging.views import views_of
+from sensmerge.merging.vocabulary import Alignment
 from sensmerge.models.layers import block_of, blocks, layer_of
 from sensmerge.models.quantised import refusal
 from sensmerge.recipe.numbers import resolve_first
@@ -71,11 +72,14 @@ class Request:
         models: The models, in the order in which the manifest numbers their checkpoints.
         settings: The method and the other settings of the whole merge.
         parts: The parts of the output.
+        rows: The number of rows that the output has for tokens; None if no tensor has a known name
+            of an embedding.
     """
 
     models: list[Model]
     settings: dict[str, Any]
     parts: list[Part]
+    rows: int | None = None
 
     def manifest(self) -> _core.Manifest:
         """Every output tensor with its inputs and numbers, from headers alone.
@@ -134,6 +138,7 @@ def request(recipe: Recipe, found: Coefficients | None, models: Models) -> Reque
     models.check_filled()
     method = recipe.method
     parts = [(part, views_of(recipe, part, models)) for part in recipe.parts]
+    alignment = Alignment(recipe, models)
     found_models = {id(view.model): view.model for _, views in parts for view in views.all}
     used = list(found_models.values())
     check_quantised(used)
@@ -150,18 +155,19 @@ def request(recipe: Recipe, found: Coefficients | None, models: Models) -> Reque
         "seed": recipe.seed,
         "out_dtype": recipe.out_dtype or recipe.dtype,
     }
-    return Request(
-        used,
-        settings,
-        [
+    resolved = []
+    for part, views in parts:
+        rows = alignment.rows(part, views)
+        plain = [view.plain(used, each) for view, each in zip(views.all, rows, strict=True)]
+        resolved.append(
             Part(
-                base=None if views.base is None else views.base.plain(used, models.template),
-                models=[view.plain(used, models.template) for view in views.experts],
+                base=None if views.base is None else plain.pop(0),
+                models=plain,
                 numbers=numbers(recipe, part, found, views.template.outputs),
             )
-            for part, views in parts
-        ],
-    )
+        )
+    settings["notes"] = alignment.notes()
+    return Request(used, settings, resolved, alignment.output.rows)
 
 
 def numbers(

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 from sensmerge import __version__
 from sensmerge.errors import InputError
-from sensmerge.merging.config import merged_config
-from sensmerge.models import vocabulary
-from sensmerge.models.folders import is_folder, own_file, tokenizer_files
-from sensmerge.models.references import resolve
+from sensmerge.merging.config import generation_text, merged_config
+from sensmerge.merging.tokenizer import TokenizerFiles, merged_tokenizer
+from sensmerge.models.folders import is_folder, own_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from sensmerge.recipe import Recipe
     from sensmerge.scaling.sigma import Coefficients
 
+GENERATION_FILE = "generation_config.json"
 RECIPE_FILE = "sensmerge_recipe.yaml"
 CALIBRATION_FILE = "sensmerge_calibration.json"
 # The core writes it: what the folder holds, and the notes of the merge.
@@ -36,7 +36,7 @@ class Sidecars:
         copies: Files to copy byte for byte: name and path.
         texts: Texts to write: name and content.
         cards: Texts to write with the notes of the merge at the end: name and content.
-        notes: Notes for the user on missing files and on tokens on which the models disagree.
+        notes: Notes for the user on missing files and on the chat template.
     """
 
     copies: list[tuple[str, str]] = field(default_factory=list)
@@ -68,20 +68,21 @@ def sidecars(
 
     Raises:
         InputError: A file of the base's folder is a link that leads outside it, or not a regular
-            file; or the tokenizer has tokens for which the model has no rows.
+            file; or there is no such tokenizer or chat template.
         OSError: A file cannot be examined or read.
     """
     home = models.template.path
     copies, texts, notes = [], [], []
     if is_folder(home):
-        source = _tokenizer(recipe, models)
-        files = tokenizer_files(source) if tokenizer else []
-        notes += check_vocabulary(recipe, models)
-        if not files and tokenizer:
-            notes.append(f"{source}: has no tokenizer files, so the merged model has none")
-        generation = own_file(home, "generation_config.json")
-        files += [generation] if generation is not None else []
-        copies = [(path.name, str(path)) for path in files]
+        written = merged_tokenizer(recipe, models) if tokenizer else TokenizerFiles()
+        texts, notes = list(written.texts), list(written.notes)
+        copies = [(path.name, str(path)) for path in written.copies]
+        generation = own_file(home, GENERATION_FILE)
+        changed = None if generation is None else generation_text(recipe, models, generation)
+        if generation is not None and changed is None:
+            copies.append((generation.name, str(generation)))
+        elif changed is not None:
+            texts.append((GENERATION_FILE, changed))
         config, text = own_file(home, "config.json"), config_text(recipe, models, manifest)
         if config is None:
             notes.append(f"{home}: has no config.json, so transformers cannot load the result")
@@ -111,32 +112,6 @@ def notes_of(folder: Path) -> list[str]:
     except (AttributeError, RecursionError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as what a merge wrote: {error}") from None
     return [str(note) for note in notes] if isinstance(notes, list) else []
-
-
-def check_vocabulary(recipe: Recipe, models: Models) -> list[str]:
-    """Check the output's tokenizer and those of all models. To be done before long work.
-
-    Returns:
-        Notes on tokens on which the models disagree.
-
-    Raises:
-        InputError: The tokenizer has tokens for which the model has no rows.
-    """
-    home = models.template.path
-    if not is_folder(home):
-        return []
-    named = {model.name: model.path for model in models.all}
-    refusal, notes = vocabulary.check(home, _tokenizer(recipe, models), list(named.items()))
-    if refusal is not None:
-        raise InputError(refusal)
-    return notes
-
-
-def _tokenizer(recipe: Recipe, models: Models) -> Path:
-    source = recipe.tokenizer_source
-    if source in (None, "base"):
-        return models.template.path
-    return resolve(str(source), recipe.places)
 
 
 def config_text(recipe: Recipe, models: Models, manifest: _core.Manifest) -> str | None:

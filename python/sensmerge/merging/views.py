@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sensmerge.errors import InputError
 from sensmerge.models.layers import Decoder, decoder_of
+from sensmerge.models.vocabulary.names import INPUT_EMBEDDINGS, OUTPUT_HEADS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,9 +15,6 @@ if TYPE_CHECKING:
     from sensmerge.models import Model, Models
     from sensmerge.recipe import Recipe
     from sensmerge.recipe.slices import Slice, Source
-
-_OUTPUT_HEADS = ("lm_head.weight", "embed_out.weight")
-_INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 
 
 @dataclass(frozen=True)
@@ -36,18 +34,18 @@ class View:
         """The names of its tensors in the output."""
         return self.model.tensors if self.names is None else list(self.names)
 
-    def plain(self, used: Sequence[Model], template: Model) -> dict[str, Any]:
+    def plain(self, used: Sequence[Model], rows: dict[str, Any] | None) -> dict[str, Any]:
         """The view as the core's request has it.
 
         Args:
             used: The models of the request; the core knows them by their place.
-            template: The model whose vocabulary the output has.
+            rows: The rows of the tensors of the vocabulary; None for its own.
         """
         return {
             "checkpoint": next(place for place, each in enumerate(used) if each is self.model),
             "names": self.names,
             "aliases": _aliases(self.model),
-            "leading_rows": _leading_rows(self.model, template.config),
+            "rows": rows,
         }
 
 
@@ -213,7 +211,7 @@ def _layers(model: Model, source: Source, place: tuple[int, int]) -> tuple[int, 
 
 def _is_before(name: str) -> bool:
     """Whether a tensor outside the layers comes before them, like an embedding."""
-    if name.endswith(_OUTPUT_HEADS):
+    if name.endswith(OUTPUT_HEADS):
         return False
     return any(part in name for part in ("embed", "wte", "wpe", "project_in"))
 
@@ -224,19 +222,5 @@ def _aliases(model: Model) -> dict[str, str]:
         return model.checkpoint.tied
     if not model.config.get("tie_word_embeddings", False):
         return {}
-    embedding = next((name for name in model.tensors if name.endswith(_INPUT_EMBEDDINGS)), None)
-    return {} if embedding is None else dict.fromkeys(_OUTPUT_HEADS, embedding)
-
-
-def _leading_rows(model: Model, base_config: dict[str, Any]) -> list[str]:
-    """The embedding and head of a model with a larger vocabulary than the base, by its config."""
-    size, base_size = model.config.get("vocab_size"), base_config.get("vocab_size")
-    if not (isinstance(size, int) and isinstance(base_size, int) and size > base_size):
-        return []
-    return [
-        tensor.name
-        for tensor in model.checkpoint.tensors
-        if tensor.name.endswith((*_INPUT_EMBEDDINGS, *_OUTPUT_HEADS))
-        and tensor.shape
-        and tensor.shape[0] == size
-    ]
+    embedding = next((name for name in model.tensors if name.endswith(INPUT_EMBEDDINGS)), None)
+    return {} if embedding is None else dict.fromkeys(OUTPUT_HEADS, embedding)

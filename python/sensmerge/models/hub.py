@@ -213,7 +213,7 @@ def _bars(name: str, *, enabled: bool) -> Iterator[type[tqdm.tqdm[Any]]]:
 
     with bytes_bar(f"downloading {name}", enabled=enabled) as show:
 
-        class Reported(tqdm):  # type: ignore[type-arg]
+        class Reported(tqdm):  # type: ignore[misc]
             """Shows nothing itself and reports what it counts."""
 
             def __init__(self, *args: Any, **options: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,8 @@ from sensmerge import _core
 from sensmerge.errors import InputError
 from sensmerge.models.folders import read_config
 from sensmerge.models.references import resolve
+from sensmerge.models.vocabulary.names import has_rows
+from sensmerge.models.vocabulary.tokens import Tokens, Vocabularies
 from sensmerge.recipe.places import place_of
 
 if TYPE_CHECKING:
@@ -40,6 +42,16 @@ class Model:
         """Names of its tensors."""
         return [tensor.name for tensor in self.checkpoint.tensors]
 
+    @cached_property
+    def token_rows(self) -> int | None:
+        """The number of rows that it has for tokens; None without a tensor of a known name."""
+        found = [
+            tensor.shape[0]
+            for tensor in self.checkpoint.tensors
+            if has_rows(tensor.name) and tensor.shape
+        ]
+        return min(found, default=None)
+
 
 @dataclass(frozen=True)
 class Models:
@@ -52,12 +64,22 @@ class Models:
         experts: The experts, in the recipe's order.
         places: Every model by the place that its name resolves to.
         home: The recipe's places, by which names are resolved.
+        vocabularies: The tokens of their folders, each read when it is asked for.
     """
 
     base: Model | None
     experts: list[Model]
     places: dict[str, Model]
     home: Places
+    vocabularies: Vocabularies = field(default_factory=Vocabularies, compare=False)
+
+    def named(self, name: str) -> Model | None:
+        """The model of a name; None where the recipe has no such model."""
+        return self.places.get(place_of(name, self.home))
+
+    def tokens(self, model: Model) -> Tokens | None:
+        """The tokens of a model; None if it is in memory, or no file tells them."""
+        return None if model.checkpoint.in_memory else self.vocabularies.of(model.path)
 
     def find(self, name: str) -> Model:
         """The model of a name in the recipe."""

@@ -7,12 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sensmerge.recipe import mergekit, methods, slices
+from sensmerge.recipe import methods, slices
 from sensmerge.recipe.fields import model_name
 from sensmerge.recipe.findings import Findings
 from sensmerge.recipe.methods import DEFAULT_SEMANTICS, SEMANTICS, Method, Parameter, Semantics
 from sensmerge.recipe.places import path_of, place_of
 from sensmerge.recipe.tables import no_method
+from sensmerge.recipe.tokenizer import unknown_source
 from sensmerge.refusals import Location
 
 if TYPE_CHECKING:
@@ -35,19 +36,6 @@ def method(data: dict[str, Any], found: Findings) -> Method | None:
 def _semantics(data: dict[str, Any]) -> Semantics:
     given = data.get("semantics")
     return next((each for each in SEMANTICS if each == given), DEFAULT_SEMANTICS)
-
-
-def supported(data: dict[str, Any], found: Findings) -> dict[str, Any]:
-    """The recipe's keys and values without mergekit's keys that this package does not support."""
-    for key in mergekit.UNSUPPORTED:
-        reason = mergekit.unsupported(key, data.get(key))
-        if reason is not None:
-            found.refuse((key,), reason)
-    return {
-        key: value
-        for key, value in data.items()
-        if key not in mergekit.UNSUPPORTED or (value is not None and not found.refused(key))
-    }
 
 
 def adapters(data: dict[str, Any], folder: Path, found: Findings) -> None:
@@ -88,7 +76,7 @@ def _named(data: dict[str, Any]) -> Iterator[tuple[Location, Any]]:
 def whole(recipe: Recipe, method: Method | None, found: Findings) -> None:
     """Check a recipe as a whole, except where that needs a key that could not be read."""
     listed = not found.refused("slices", "modules") and found.read("models", "slices")
-    if found.read("models", "base_model", "tokenizer_source"):
+    if found.read("models", "base_model", "tokenizer_source", "tokenizer"):
         _tokenizer(recipe, found)
     if method is None:
         return
@@ -157,23 +145,27 @@ def _same(recipe: Recipe, found: Findings) -> None:
 
 
 def _tokenizer(recipe: Recipe, found: Findings) -> None:
-    at, source = ("tokenizer_source",), recipe.tokenizer_source
-    if source == "union":
-        found.refuse(at, "'union' is not supported; if the models share one tokenizer, use 'base'")
-        return
-    if source in (None, "base"):
-        return
+    """Refuse a tokenizer that is said twice, or comes from somewhere that is not known."""
     names = []
     for _, value in _named(recipe.source):
         with suppress(ValueError):
             names.append(model_name(value))
     known = {place_of(name, recipe.places) for name in names}
-    if place_of(str(source), recipe.places) in known:
-        return
-    plain = str(source).removeprefix("model:")
-    right = plain if plain != source and place_of(plain, recipe.places) in known else None
-    advice = "use 'base' or name one" if right is None else f"write '{right}'"
-    found.refuse(at, f"'{source}' is not a model of the recipe; {advice}")
+    at: Location = ("tokenizer_source",)
+    if recipe.tokenizer is not None:
+        if recipe.tokenizer_source is not None:
+            found.refuse(at, "stands beside 'tokenizer'; keep one of the two")
+        at = ("tokenizer", "source")
+    wanted = recipe.wanted_tokenizer
+    reason = unknown_source(wanted.source, known, recipe.places)
+    if reason is not None:
+        found.refuse(at, reason)
+    for name in wanted.names():
+        if place_of(name, recipe.places) not in known:
+            found.refuse(
+                ("tokenizer", "tokens"),
+                f"'{name}' is not a model of the recipe, so it has no row to take",
+            )
 
 
 def _required(recipe: Recipe, method: Method, found: Findings) -> None:

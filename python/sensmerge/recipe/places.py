@@ -41,6 +41,9 @@ def place_of(model: str, places: Path | Places) -> str:
 def path_of(model: str, places: Path | Places) -> Path:
     """The path that a model's name is, if it is one; ``~`` is the user's home.
 
+    A path that leads nowhere from the recipe's folder, but somewhere from the current one, is
+    taken from there, as mergekit does.
+
     Args:
         model: The name.
         places: What it is relative to, if it is not whole; or a recipe's places, whose stages come
@@ -51,7 +54,21 @@ def path_of(model: str, places: Path | Places) -> Path:
             return places.stages[model]
         places = places.folder
     try:
-        return places / Path(model).expanduser()
+        plain = Path(model).expanduser()
     except RuntimeError:
         # There is no such user: the name stays what it is.
         return places / model
+    return plain if is_from_here(model, places) else places / plain
+
+
+def is_from_here(model: str, folder: Path) -> bool:
+    """Whether a model's name is a path from the current folder, and none from the recipe's."""
+    return not _exists(folder / model) and _exists(Path(model))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        # It cannot be examined: whoever opens it says why.
+        return True

@@ -21,9 +21,10 @@ from sensmerge.recipe.findings import Findings
 from sensmerge.recipe.leniency import DEFAULT_LENIENCY, Leniency, stray
 from sensmerge.recipe.methods import DEFAULT_SEMANTICS, Method, Semantics
 from sensmerge.recipe.parameters import AUTO, SCALE, Parameters
-from sensmerge.recipe.places import Places, place_of
-from sensmerge.recipe.references import overrides
+from sensmerge.recipe.places import Places, is_from_here, place_of
+from sensmerge.recipe.references import overrides, references
 from sensmerge.recipe.slices import Slice, hoisted, whole
+from sensmerge.recipe.tokenizer import BASE, Tokenizer, TokenizerName, template
 from sensmerge.recipe.yaml import read_yaml, to_yaml
 from sensmerge.refusals import Location, refusal
 
@@ -59,8 +60,9 @@ class Recipe(Strict):
     parameters: Annotated[Parameters, BeforeValidator(section)] = Parameters({})
     dtype: Dtype | None = None
     out_dtype: OutDtype | None = None
-    tokenizer_source: ModelName | None = None
-    chat_template: Literal["auto"] | None = None
+    tokenizer_source: TokenizerName | None = None
+    tokenizer: Tokenizer | None = None
+    chat_template: Annotated[str | None, BeforeValidator(template)] = None
     missing: Literal["error", "base", "skip"] = "error"
     sensitivity: Annotated[Sensitivity | None, BeforeValidator(section)] = None
     semantics: Semantics = DEFAULT_SEMANTICS
@@ -127,11 +129,15 @@ class Recipe(Strict):
             raise InputError("a recipe is a mapping with merge_method and models")
         found = Findings(leniency)
         method = checks.method(data, found)
-        known = checks.supported(data, found)
         checks.adapters(data, Path(folder), found)
         for location in overrides(data):
             found.unused(location, method, "not used; tensors are matched by their names")
-        known = hoisted(known, found)
+        for name in dict.fromkeys(name for _, name in references(data)):
+            if is_from_here(name, Path(folder)):
+                found.note(
+                    f"{name}: is taken from the current folder; the recipe's has no such path"
+                )
+        known = hoisted(data, found)
         known = parameters.read_all(known, method, cls, found)
         recipe = cls._read(known, method, found)
         recipe._source = copy.deepcopy(data)
@@ -287,6 +293,11 @@ class Recipe(Strict):
         """The method's default of a parameter; None if there is no default or no such parameter."""
         parameter = self.method.parameter(name)
         return None if parameter is None else parameter.default
+
+    @property
+    def wanted_tokenizer(self) -> Tokenizer:
+        """The output's tokenizer, in whichever key it is written; the base's where in none."""
+        return self.tokenizer or Tokenizer(source=self.tokenizer_source or BASE)
 
     @property
     def auto(self) -> list[str]:

@@ -19,6 +19,7 @@ from sensmerge.models.dtypes import STORED
 from sensmerge.models.layers import block_of, blocks, layer_of
 from sensmerge.recipe import Dtype, methods, to_yaml
 from sensmerge.recipe.numbers import by_name, resolve, resolve_first
+from sensmerge.recipe.tokenizer import BASE, with_other_names
 
 if TYPE_CHECKING:
     from sensmerge.recipe import Recipe
@@ -62,8 +63,7 @@ def mergekit_recipe(
     elif recipe.base_model is not None:
         data["base_model"] = _place(recipe.base_model, recipe.folder)
         data["models"].append({"model": data["base_model"]})
-    if recipe.tokenizer_source is not None:
-        data["tokenizer_source"] = _tokenizer(recipe)
+    data |= _tokenizer(recipe)
     for place, expert in enumerate(recipe.experts):
         said = [*recipe.settings(expert, "weight"), recipe.default("weight")]
         weight = _weight(said, found, place, tensors)
@@ -91,11 +91,18 @@ def _dtypes(recipe: Recipe, stored: Iterable[str]) -> dict[str, str]:
     return {"dtype": computed} | ({} if output is None else {"out_dtype": output})
 
 
-def _tokenizer(recipe: Recipe) -> str:
-    source = recipe.tokenizer_source
-    if source == "base" and (recipe.method.base != "unused" or recipe.base_model is None):
-        return "base"
-    return _place(str(recipe.base_model if source == "base" else source), recipe.folder)
+def _tokenizer(recipe: Recipe) -> dict[str, Any]:
+    """The keys that say which tokenizer the output has."""
+    data = with_other_names(recipe.source, lambda name: _place(name, recipe.folder))
+    if recipe.method.base == "unused" and recipe.base_model is not None:
+        # Without a base there, the word would mean the first model.
+        base = _place(recipe.base_model, recipe.folder)
+        if data.get("tokenizer_source") == BASE:
+            data["tokenizer_source"] = base
+        section = data.get("tokenizer", {})
+        if section.get("source") == BASE:
+            section["source"] = base
+    return data
 
 
 def _place(model: str, folder: Path) -> str:

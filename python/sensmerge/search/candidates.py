@@ -50,15 +50,17 @@ class Candidate:
         if not self._path.is_dir():
             raise InputError(f"{self._path}: a search runs merged models and needs the folder")
         self._dtype = torch.float32 if dtype == "float32" else _running(self._path)
-        described = models.template.checkpoint.tensors
-        merged = {tensor.name for tensor in asked.manifest().tensors if tensor.merged}
-        # Tensors that are copied keep their dtype.
+        described = {tensor.name: tensor for tensor in asked.manifest().tensors}
+        self._rows = None if asked.rows == models.template.token_rows else asked.rows
+        # In the order of the file. Tensors that are copied keep their dtype.
         self._tensors = {
             tensor.name: torch.empty(
-                tensor.shape,
-                dtype=self._dtype if tensor.name in merged else torch_dtype(self._path, tensor),
+                list(described[tensor.name].shape),
+                dtype=self._dtype
+                if described[tensor.name].merged
+                else torch_dtype(self._path, tensor),
             )
-            for tensor in described
+            for tensor in models.template.checkpoint.tensors
         }
         self._outputs = {name: as_bytes(tensor) for name, tensor in self._tensors.items()}
         self._homes = {
@@ -111,7 +113,7 @@ class Candidate:
         self._prepared.merge_into(self._outputs)
 
     def _assembled(self) -> PreTrainedModel:
-        return loading.assemble(self._path, dict(self._tensors), self._dtype)
+        return loading.assemble(self._path, dict(self._tensors), self._dtype, self._rows)
 
 
 def _running(path: Any) -> torch.dtype:

@@ -21,6 +21,7 @@ from sensmerge.merging.manifest import WEIGHT
 from sensmerge.models.layers import layer_of
 from sensmerge.recipe.numbers import said_of
 from sensmerge.recipe.parameters import SCALE
+from sensmerge.recipe.tokenizer import with_other_names
 
 if TYPE_CHECKING:
     from sensmerge.merging.manifest import Request
@@ -154,8 +155,7 @@ def moved(recipe: Recipe, home: Path) -> dict[str, Any]:
 
     if recipe.base_model is not None:
         data["base_model"] = seen(recipe.base_model)
-    if recipe.tokenizer_source not in (None, "base"):
-        data["tokenizer_source"] = seen(str(recipe.tokenizer_source))
+    data |= with_other_names(data, seen)
     for model, said in zip(recipe.models, data["models"], strict=True):
         said["model"] = seen(model.model)
         if model.calibration is not None:

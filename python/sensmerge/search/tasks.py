@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sensmerge.calibration import loading
 from sensmerge.calibration import samples as calibration_samples
-from sensmerge.calibration.run import check_tokens, open_sources
+from sensmerge.calibration.run import open_sources, readings
 from sensmerge.calibration.sensitivity import loss
+from sensmerge.calibration.vocabularies import Vocabulary, translated
 from sensmerge.errors import InputError
-from sensmerge.models.folders import read_config
+from sensmerge.models.vocabulary.output import output_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -69,19 +71,35 @@ def load(recipe: Recipe, options: Sensitivity, models: Models, share: float) -> 
         calibration_samples.task(recipe, place, source.tokenizer, options)
         for place, source in enumerate(sources)
     ]
-    check_tokens(sources, drawn)
-    size = read_config(models.template.path).get("vocab_size")
+    known = [loading.known(source) for source in sources]
+    readings(drawn, known, known)
+    _check_ids(drawn, known, _merged(recipe, models, known))
     found = []
     for source, task in zip(sources, drawn, strict=True):
-        for sample in task.samples:
-            if isinstance(size, int) and max(sample.ids) >= size:
-                raise InputError(
-                    f"{sample.place}: holds token {max(sample.ids)}, and the merged model has only "
-                    f"{size} tokens, like {models.template.name}; leave the sample out"
-                )
         search, validation = part(task.samples, share, options.seed, source.name)
         found.append(Task(source.name, source, search, validation, task.record.token_ids))
     return found
+
+
+def _merged(recipe: Recipe, models: Models, known: list[Vocabulary]) -> Vocabulary:
+    """The vocabulary of the merged model; an expert's ids where no file tells its tokens."""
+    output = output_vocabulary(recipe, models)
+    ids = known[0].ids if output.ids is None else output.ids
+    return Vocabulary("the merged model", ids, output.rows or max(each.size for each in known))
+
+
+def _check_ids(
+    tasks: list[calibration_samples.Task], known: list[Vocabulary], merged: Vocabulary
+) -> None:
+    """Refuse samples whose tokens have other ids in the merged model, or none."""
+    for task, owner in zip(tasks, known, strict=True):
+        for sample in task.samples:
+            if translated(sample, owner, merged).ids != sample.ids:
+                raise InputError(
+                    f"{sample.place}: its tokens have other ids in the merged model than for "
+                    f"'{owner.name}', and a search runs both on the same ids; give the experts one "
+                    "vocabulary, or tokenizer_source the one that they share"
+                )
 
 
 def part(

@@ -1,5 +1,5 @@
 use pyo3::prelude::*;
-use sensmerge_core::engine::reduce::{self, Buffer};
+use sensmerge_core::engine::reduce::{self, Buffer, Columns};
 
 use crate::buffers::{Bytes, dtype as parse_dtype};
 use crate::error::to_python;
@@ -11,19 +11,21 @@ use crate::pool::pool;
 /// not depend on the number of threads.
 ///
 /// Args:
-///     a: A row-major ``[rows, columns]`` matrix, as a contiguous uint8 view.
-///     b: Another of the same shape and dtype.
+///     a: A row-major matrix, as a contiguous uint8 view.
+///     b: Another of as many rows and the same dtype.
 ///     dtype: Their dtype, such as ``float32``.
 ///     rows: Number of rows.
+///     columns: The columns that are compared, in runs: the first in ``a``, the first in ``b``, and
+///         how many. The result does not depend on where they stand.
 ///     threads: Threads to use; all cores by default.
 ///
 /// Raises:
-///     InputError: Lengths differ or are not a multiple of ``rows``, a view is not contiguous, or the
-///         dtype is unknown.
+///     InputError: A length is not a multiple of ``rows``, a column does not exist, a view is not
+///         contiguous, or the dtype is unknown.
 #[pyfunction]
 #[pyo3(signature = (
     a: "numpy.typing.NDArray[numpy.uint8]", b: "numpy.typing.NDArray[numpy.uint8]", dtype, rows,
-    threads = None
+    columns, threads = None
 ))]
 pub(crate) fn row_distances(
     py: Python<'_>,
@@ -31,6 +33,7 @@ pub(crate) fn row_distances(
     b: &Bound<'_, PyAny>,
     dtype: &str,
     rows: usize,
+    columns: Vec<(usize, usize, usize)>,
     threads: Option<usize>,
 ) -> PyResult<Vec<f64>> {
     let (a, b) = (Bytes::of("a", a)?, Bytes::of("b", b)?);
@@ -39,7 +42,9 @@ pub(crate) fn row_distances(
     let (a, b) = (a.as_slice(), b.as_slice());
     py.detach(|| {
         let (a, b) = (Buffer::new("a", a, dtype)?, Buffer::new("b", b, dtype)?);
-        pool.install(|| reduce::row_distances(a, b, rows))
+        let run = |(a, b, count)| Columns { a, b, count };
+        let columns: Vec<Columns> = columns.into_iter().map(run).collect();
+        pool.install(|| reduce::row_distances(a, b, rows, &columns))
     })
     .map_err(to_python)
 }

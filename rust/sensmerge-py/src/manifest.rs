@@ -6,7 +6,9 @@ use sensmerge_core::checkpoint;
 use sensmerge_core::checkpoint::layout::layout;
 use sensmerge_core::engine::Inputs;
 use sensmerge_core::error::{Error, Result};
-use sensmerge_core::manifest::{self, Builder, Content, Missing, Numbers, OutDtype, Part, View};
+use sensmerge_core::manifest::{
+    self, Builder, Content, Missing, Numbers, OutDtype, Part, Selection, View,
+};
 use sensmerge_core::method::Semantics;
 use serde::Deserialize;
 
@@ -88,6 +90,8 @@ struct Request {
     /// Whether merged tensors are left unquantised where `out_dtype` says nothing.
     #[serde(default)]
     dequantised: bool,
+    #[serde(default)]
+    notes: Vec<String>,
 }
 
 /// Output tensors that are merged from the same models.
@@ -112,9 +116,19 @@ struct RequestedView {
     /// Tensors that the model may lack, each with the tensor to use instead.
     #[serde(default)]
     aliases: BTreeMap<String, String>,
-    /// Tensors of which only as many leading rows are read as the output has.
+    /// Rows to take in place of those of some tensors.
     #[serde(default)]
-    leading_rows: Vec<String>,
+    rows: Option<RequestedRows>,
+}
+
+/// Rows to take in place of those of tensors of a vocabulary.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RequestedRows {
+    /// The tensors.
+    names: Vec<String>,
+    /// The rows, the same for all of them.
+    selection: Selection,
 }
 
 impl Request {
@@ -122,7 +136,8 @@ impl Request {
         let mut builder = Builder::new(self.method)
             .semantics(self.semantics)
             .seed(self.seed)
-            .missing(self.missing);
+            .missing(self.missing)
+            .notes(self.notes);
         if let Some(dtype) = self.out_dtype {
             builder = builder.out_dtype(dtype);
         }
@@ -168,8 +183,11 @@ impl RequestedView {
         for (name, stand_in) in self.aliases {
             view = view.alias(name, stand_in);
         }
-        for name in self.leading_rows {
-            view = view.leading_rows(name);
+        if let Some(RequestedRows { names, selection }) = self.rows {
+            let selection = Arc::new(selection);
+            for name in names {
+                view = view.rows(name, Arc::clone(&selection));
+            }
         }
         Ok(view)
     }
@@ -181,11 +199,11 @@ impl Manifest {
     ///
     /// Args:
     ///     request: JSON: ``method``, ``semantics``, ``switches``, ``seed``, ``out_dtype``,
-    ///         ``dequantised``, ``missing`` (``error``, ``base`` or ``skip``: what becomes of tensors that
-    ///         only some models have) and ``parts``, which are output tensors that are merged from the same models: ``base`` (or
+    ///         ``dequantised``, ``notes``, ``missing`` (``error``, ``base`` or ``skip``: what becomes of
+    ///         tensors that only some models have) and ``parts``, which are output tensors that are merged from the same models: ``base`` (or
     ///         null), ``models`` (the index of the ``checkpoint`` of each, and rules for its tensors:
-    ///         ``names``, ``aliases``, ``leading_rows``), and ``tensors``: the numbers of every output
-    ///         tensor, by parameter.
+    ///         ``names``, ``aliases``, ``rows``), and ``tensors``: the numbers of every output tensor,
+    ///         by parameter.
     ///     checkpoints: The checkpoints that the request names by their index.
     ///
     /// Raises:

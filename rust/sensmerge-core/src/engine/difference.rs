@@ -161,7 +161,7 @@ impl Row<'_> {
 
     fn compare(&self, chunk: Range<usize>) -> Difference {
         let mut found = Difference::default();
-        let [mut a, mut b, mut base] = [[0.0; BLOCK]; 3];
+        let (mut a, mut b, mut base) = ([0.0; BLOCK], [0.0; BLOCK], [0.0; BLOCK]);
         for block in blocks(chunk) {
             let length = block.len();
             self.read(0, block.clone(), &mut a);

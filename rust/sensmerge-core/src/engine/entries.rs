@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::average::{mean_row, read_mean};
 use super::inputs::Inputs;
 use super::scaled::Scaled;
 use crate::dtype::{Float, Real};
@@ -25,6 +26,10 @@ pub(super) enum Entries<'i> {
         /// Every run, and the index of its first row in the result.
         runs: Vec<(usize, Run)>,
     },
+    /// The mean of other sources.
+    Mean(Vec<Entries<'i>>),
+    /// A single row, computed beforehand.
+    Row(Vec<f64>),
 }
 
 impl<'i> Entries<'i> {
@@ -60,6 +65,15 @@ impl<'i> Entries<'i> {
                 let of = of.iter().map(|source| Self::of(source, inputs)).collect::<Result<_>>()?;
                 Ok(Self::Rows { of, row_length, runs })
             }
+            Source::Mean { of } => {
+                check_same(of)?;
+                Ok(Self::Mean(of.iter().map(|one| Self::of(one, inputs)).collect::<Result<_>>()?))
+            }
+            Source::MeanRow { of } => {
+                let length = source.shape().iter().skip(1).product();
+                let rows = of.shape().first().copied().unwrap_or(0);
+                Ok(Self::Row(mean_row(&Self::of(of, inputs)?, rows, length)))
+            }
         }
     }
 
@@ -69,6 +83,12 @@ impl<'i> Entries<'i> {
             Self::Stored { bytes, dtype } => T::widen(*dtype, part(bytes, *dtype, &entries), out),
             Self::Scaled(scaled) => scaled.read(entries, out),
             Self::Constant(value) => out.fill(T::from_f64(*value)),
+            Self::Mean(of) => read_mean(of, entries.start, out),
+            Self::Row(values) => {
+                for (out, value) in out.iter_mut().zip(&values[entries]) {
+                    *out = T::from_f64(*value);
+                }
+            }
             Self::Rows { .. } => {
                 let mut out = out;
                 self.pieces(entries, &mut |source, entries| {
@@ -85,7 +105,8 @@ impl<'i> Entries<'i> {
         match self {
             Self::Stored { bytes, dtype } => processor::prefetch(part(bytes, *dtype, &entries)),
             Self::Scaled(scaled) => scaled.prefetch(entries),
-            Self::Constant(_) => {}
+            Self::Constant(_) | Self::Row(_) => {}
+            Self::Mean(of) => of.iter().for_each(|one| one.prefetch(entries.clone())),
             Self::Rows { .. } => {
                 self.pieces(entries, &mut |source, entries| source.prefetch(entries));
             }
@@ -98,8 +119,10 @@ impl<'i> Entries<'i> {
             Self::Stored { dtype, .. } => dtype.size() as u64,
             // Two codes of four bits count as one byte each: progress needs no more.
             Self::Scaled(_) => 1,
-            Self::Constant(_) => 0,
-            Self::Rows { of, .. } => of.iter().map(Self::entry_bytes).max().unwrap_or(0),
+            Self::Constant(_) | Self::Row(_) => 0,
+            Self::Rows { of, .. } | Self::Mean(of) => {
+                of.iter().map(Self::entry_bytes).max().unwrap_or(0)
+            }
         }
     }
 
@@ -140,6 +163,15 @@ fn check_rows(of: &[Source], runs: &[Run]) -> Result<()> {
         return Ok(());
     }
     Err(Error::setting("manifest", format!("takes rows {runs:?} of tensors of shapes {shapes:?}")))
+}
+
+/// Refuse a mean of sources of different shapes, or of none.
+fn check_same(of: &[Source]) -> Result<()> {
+    let shapes: Vec<Vec<usize>> = of.iter().map(Source::shape).collect();
+    if !of.is_empty() && shapes.windows(2).all(|pair| pair[0] == pair[1]) {
+        return Ok(());
+    }
+    Err(Error::setting("manifest", format!("takes the mean of tensors of shapes {shapes:?}")))
 }
 
 #[cfg(test)]

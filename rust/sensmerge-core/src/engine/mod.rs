@@ -12,6 +12,7 @@
 //! reductions once and the last sweep often. The merged bytes are the same in all three, and depend
 //! neither on the number of threads nor on the size of chunks.
 
+mod average;
 mod copy;
 mod derivative;
 mod destination;

@@ -1,6 +1,8 @@
 //! Reductions over tensors that the caller holds in memory, for calibration. They run on the rayon
 //! pool of the caller.
 
+use std::borrow::Cow;
+
 use rayon::prelude::*;
 
 use crate::dtype::{Float, Real};
@@ -60,6 +62,16 @@ impl<'b> Buffer<'b> {
         Self { bytes: &self.bytes[row * size..(row + 1) * size], dtype: self.dtype }
     }
 
+    /// Its entries in runs, each the first and how many; copied unless it is one run.
+    fn gathered(&self, mut runs: impl Iterator<Item = (usize, usize)>) -> Gathered<'b> {
+        let first = runs.next().map_or(&[][..], |(start, count)| self.stored(start, count));
+        let mut bytes = Cow::Borrowed(first);
+        for (start, count) in runs {
+            bytes.to_mut().extend(self.stored(start, count));
+        }
+        Gathered { bytes, dtype: self.dtype }
+    }
+
     /// Refuse a number of entries other than `expected`.
     pub(super) fn check_length(&self, name: &str, expected: usize) -> Result<()> {
         if self.len() == expected {
@@ -67,6 +79,18 @@ impl<'b> Buffer<'b> {
         }
         let reason = format!("has {} entries where {expected} are expected", self.len());
         Err(Error::setting(name, reason))
+    }
+}
+
+/// Entries of a buffer, one behind the other.
+struct Gathered<'b> {
+    bytes: Cow<'b, [u8]>,
+    dtype: Float,
+}
+
+impl Gathered<'_> {
+    fn buffer(&self) -> Buffer<'_> {
+        Buffer { bytes: &self.bytes, dtype: self.dtype }
     }
 }
 
@@ -86,23 +110,47 @@ pub fn sum_abs_product(theta: Buffer, gradient: Buffer) -> Result<f64> {
     }
 }
 
-/// `‖a_r − b_r‖₂` for every row `r` of two row-major `[rows, columns]` matrices (Sens-Merging, Eq. 4).
+/// Columns of two matrices that are compared: the first in each, and how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Columns {
+    /// The first column of the first matrix.
+    pub a: usize,
+    /// The first column of the second matrix.
+    pub b: usize,
+    /// Number of columns.
+    pub count: usize,
+}
+
+/// `‖a_r − b_r‖₂` for every row `r` of two row-major matrices of `rows` rows, over the columns that
+/// `columns` lists, in their order (Sens-Merging, Eq. 4).
 ///
 /// Differences are float32 (float64 if a buffer is float64), squares and sums float64 of a fixed
-/// shape.
+/// shape: the same for the same columns, wherever they stand.
 ///
 /// # Errors
-/// [`Error::Setting`] if the lengths differ or are not a multiple of `rows`.
-pub fn row_distances(a: Buffer, b: Buffer, rows: usize) -> Result<Vec<f64>> {
-    b.check_length("b", a.len())?;
-    if rows == 0 || !a.len().is_multiple_of(rows) {
-        let reason = format!("{rows} rows do not divide {} entries", a.len());
-        return Err(Error::setting("rows", reason));
+/// [`Error::Setting`] if a length is not a multiple of `rows`, or a column does not exist.
+pub fn row_distances(a: Buffer, b: Buffer, rows: usize, columns: &[Columns]) -> Result<Vec<f64>> {
+    for matrix in [a, b] {
+        if rows == 0 || !matrix.len().is_multiple_of(rows) {
+            let reason = format!("{rows} rows do not divide {} entries", matrix.len());
+            return Err(Error::setting("rows", reason));
+        }
     }
-    let columns = a.len() / rows;
+    let (of_a, of_b) = (a.len() / rows, b.len() / rows);
+    let there = |first: usize, count: usize, all: usize| {
+        first.checked_add(count).is_some_and(|end| end <= all)
+    };
+    if let Some(run) =
+        columns.iter().find(|run| !there(run.a, run.count, of_a) || !there(run.b, run.count, of_b))
+    {
+        let reason = format!("{run:?} are not among {of_a} and {of_b} columns");
+        return Err(Error::setting("columns", reason));
+    }
     let double = a.dtype == Float::F64 || b.dtype == Float::F64;
     let distance = |index: usize| {
-        let (a, b) = (a.row(index, columns), b.row(index, columns));
+        let a = a.row(index, of_a).gathered(columns.iter().map(|run| (run.a, run.count)));
+        let b = b.row(index, of_b).gathered(columns.iter().map(|run| (run.b, run.count)));
+        let (a, b) = (a.buffer(), b.buffer());
         let squared = if double {
             sum_blocks(a, b, &Kernel::<f64>::SQUARED_DISTANCE)
         } else {

@@ -141,7 +141,7 @@ mod tests {
             let (mut ones, mut others) = (vec![1; models], vec![2; models]);
             for (j, &found) in out.iter().enumerate() {
                 let entry = |i: usize| rows[i * length + j];
-                let changes = |&i: &usize| !(entry(i).abs() <= thresholds[i]);
+                let changes = |&i: &usize| entry(i).is_nan() || entry(i).abs() > thresholds[i];
                 let changed: Vec<usize> = (0..models).filter(changes).collect();
                 let expected = match changed[..] {
                     [] => 0.0,

@@ -76,7 +76,7 @@ fn ln(z: f64) -> f64 {
         term -= 2.0;
     }
     // The last term is 0, or NaN.
-    power * std::f64::consts::LN_2 + 2.0 * s * series + (z - z)
+    power * std::f64::consts::LN_2 + 2.0 * s * series + z * 0.0
 }
 
 widest! {

@@ -85,6 +85,7 @@ pub struct Builder {
     seed: u64,
     missing: Missing,
     format: OutFormat,
+    notes: Vec<String>,
 }
 
 impl Builder {
@@ -101,6 +102,7 @@ impl Builder {
             seed: 0,
             missing: Missing::default(),
             format: OutFormat::default(),
+            notes: Vec::new(),
         }
     }
 
@@ -204,6 +206,13 @@ impl Builder {
         self
     }
 
+    /// Notes on what was decided before: they are the first of the manifest's.
+    #[must_use]
+    pub fn notes(mut self, notes: Vec<String>) -> Self {
+        self.notes = notes;
+        self
+    }
+
     /// Build the manifest, from headers alone: no tensor data is read.
     ///
     /// # Errors
@@ -255,6 +264,7 @@ impl Builder {
         built.notes.extend(notes);
         built.notes.sort();
         built.notes.dedup();
+        built.notes.splice(0..0, std::mem::take(&mut self.notes));
         let twice = built.tensors.windows(2).find(|pair| pair[0].name == pair[1].name);
         if let Some(pair) = twice {
             return Err(Error::setting(&pair[0].name, "is an output tensor of two parts"));

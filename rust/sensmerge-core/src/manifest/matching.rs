@@ -45,6 +45,8 @@ pub(super) struct Matched {
 pub(super) struct Matcher<'v> {
     template: &'v View,
     experts: Vec<&'v View>,
+    /// The base, if there is one, and the experts.
+    views: Vec<&'v View>,
     checkpoints: &'v Checkpoints,
     missing: Missing,
     identical: Vec<[Stored; 2]>,
@@ -66,6 +68,7 @@ impl<'v> Matcher<'v> {
         Self {
             template: base.unwrap_or_else(|| &models[0]),
             experts: models.iter().collect(),
+            views: base.into_iter().chain(models).collect(),
             checkpoints,
             missing,
             identical: Vec::new(),
@@ -110,9 +113,11 @@ impl<'v> Matcher<'v> {
         with_base: bool,
         format: OutFormat,
     ) -> Result<Option<Matched>> {
+        let first = self.chosen(self.template, name, tensor)?;
+        let shape = first.shape();
         let mut sources = Vec::with_capacity(self.experts.len());
         for expert in self.experts.clone() {
-            sources.push(self.find(expert, name, tensor)?);
+            sources.push(self.find(expert, name, tensor, &first)?);
         }
         let sources: Option<Vec<Source>> = sources.into_iter().collect();
         let copy = || Err(self.checkpoints.stored(self.template, tensor));
@@ -129,17 +134,39 @@ impl<'v> Matcher<'v> {
                 (tensor.dtype, copy())
             }
             (Some(float), Some(sources)) => {
-                let base = with_base.then(|| self.checkpoints.source(self.template, tensor));
+                let base = with_base.then_some(first);
                 packing = format.packing(self.template.checkpoint(), name, tensor);
                 (format.dtype(float), Ok((base, sources)))
+            }
+            (None, Some(_)) if shape != tensor.shape => {
+                let (path, checkpoint) = (self.template.path(), self.template.checkpoint());
+                return Err(Error::tensor(path, name, not_floats(tensor, checkpoint)));
             }
             (None, Some(sources)) => {
                 self.require_equal(tensor, &sources)?;
                 (tensor.dtype, copy())
             }
         };
-        let shape = tensor.shape.clone();
         Ok(Some(Matched { name: name.to_owned(), shape, dtype, packing, content }))
+    }
+
+    /// A model's tensor, or the rows that are to be taken in place of its own.
+    fn chosen(&self, view: &View, name: &str, found: &TensorInfo) -> Result<Source> {
+        let own = self.checkpoints.source(view, found);
+        let Some(selection) = view.selection(name) else { return Ok(own) };
+        let of_model = |number: usize| {
+            let other = self.views.get(number).ok_or_else(|| {
+                let count = self.views.len();
+                Error::setting(name, format!("rows are to be taken of model {number}, of {count}"))
+            })?;
+            let found = other.own(name).or_else(|| other.alias_of(name)).ok_or_else(|| {
+                let reason = "is missing, and rows of it are to be taken";
+                Error::tensor(other.path(), name, reason)
+            })?;
+            Ok(self.checkpoints.source(other, found))
+        };
+        let row = found.shape.get(1..).unwrap_or_default();
+        selection.source(row, &of_model)
     }
 
     /// A tensor that is not computed with is copied, where all models hold the same bytes.
@@ -164,9 +191,15 @@ impl<'v> Matcher<'v> {
         Ok(())
     }
 
-    /// The source of an expert that answers to a tensor of the template; `None` for a tensor that the
-    /// expert lacks and that nothing stands in for.
-    fn find(&mut self, expert: &View, name: &str, tensor: &TensorInfo) -> Result<Option<Source>> {
+    /// The source of an expert that answers to a tensor of the template, whose source is `first`;
+    /// `None` for a tensor that the expert lacks and that nothing stands in for.
+    fn find(
+        &mut self,
+        expert: &View,
+        name: &str,
+        tensor: &TensorInfo,
+        first: &Source,
+    ) -> Result<Option<Source>> {
         let checkpoint = expert.checkpoint();
         let Some(found) = expert.own(name).or_else(|| expert.alias_of(name)) else {
             if let Some(constant) = expert.constant_of(name) {
@@ -180,8 +213,7 @@ impl<'v> Matcher<'v> {
                 return Err(Error::tensor(checkpoint.path(), name, reason));
             }
             self.lacking.entry(expert.path().into()).or_default().push(name.to_owned());
-            let of_template = || self.checkpoints.source(self.template, tensor);
-            return Ok((self.missing == Missing::Base).then(of_template));
+            return Ok((self.missing == Missing::Base).then(|| first.clone()));
         };
         if tensor.dtype.float().is_some() && found.dtype.float().is_none() {
             return Err(Error::tensor(
@@ -196,34 +228,21 @@ impl<'v> Matcher<'v> {
                 ),
             ));
         }
-        let source = self.checkpoints.source(expert, found);
-        if found.shape == tensor.shape {
+        let source = self.chosen(expert, name, found)?;
+        let (ours, theirs) = (source.shape(), first.shape());
+        if ours == theirs {
             return Ok(Some(source));
         }
-        let longer = found.shape.len() == tensor.shape.len()
-            && found.shape.first() > tensor.shape.first()
-            && found.shape.get(1..) == tensor.shape.get(1..);
-        if longer && expert.has_leading_rows(name) {
-            self.notes.insert(format!(
-                "{}: '{}' has {} rows and the base {}: the rows of its extra tokens are left out",
-                checkpoint.path().display(),
-                name,
-                found.shape[0],
-                tensor.shape[0]
-            ));
-            return Ok(Some(source.leading_rows(tensor.shape[0])));
-        }
-        let (ours, theirs) = (&found.shape, &tensor.shape);
         let path = self.template.path().display();
         let reason = if ours.contains(&0) {
             format!(
                 "is empty (shape {ours:?}) and {theirs:?} in {path}; the checkpoint was probably saved \
                  from a sharded run without gathering its parts"
             )
-        } else if longer || ours.get(1..) == theirs.get(1..) {
+        } else if ours.get(1..) == theirs.get(1..) {
             format!(
-                "has {} rows and {} in {path}; where these are vocabularies, only one of the same \
-                 size or, if the configs say so, a larger one is taken",
+                "has {} rows and {} in {path}; only rows of an embedding or an output head are chosen, \
+                 by the models' tokens",
                 ours.first().unwrap_or(&1),
                 theirs.first().unwrap_or(&1)
             )

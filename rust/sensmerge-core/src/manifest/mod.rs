@@ -13,6 +13,7 @@ mod check;
 mod matching;
 mod packing;
 mod prefix;
+mod selection;
 mod source;
 mod view;
 
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 pub use builder::{Builder, Part};
 pub use matching::Missing;
 pub use packing::{OutDtype, Packing};
+pub use selection::Selection;
 pub use source::{File, Run, Scaled, Source, Stored};
 pub use view::View;
 

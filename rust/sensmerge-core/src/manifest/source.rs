@@ -29,6 +29,17 @@ pub enum Source {
         /// Runs of their rows, in the order of the result.
         runs: Vec<Run>,
     },
+    /// The mean of sources of the same shape, entry by entry, as for a token that several models have
+    /// and others lack.
+    Mean {
+        /// The sources; at least one.
+        of: Vec<Source>,
+    },
+    /// The mean of all rows of a source, as a single row, as for rows that belong to no token.
+    MeanRow {
+        /// The source.
+        of: Box<Source>,
+    },
 }
 
 /// A tensor of one of the manifest's models.
@@ -63,9 +74,10 @@ pub struct Scaled {
     pub shape: Vec<usize>,
 }
 
-/// Consecutive rows of one source.
+/// Consecutive rows of one source. Written as three numbers, since a vocabulary in another order has a
+/// run for every token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(from = "[usize; 3]", into = "[usize; 3]")]
 pub struct Run {
     /// Index of the source in [`Source::Rows`].
     pub of: usize,
@@ -90,6 +102,18 @@ impl Stored {
     }
 }
 
+impl From<[usize; 3]> for Run {
+    fn from([of, first, count]: [usize; 3]) -> Self {
+        Self { of, first, count }
+    }
+}
+
+impl From<Run> for [usize; 3] {
+    fn from(run: Run) -> Self {
+        [run.of, run.first, run.count]
+    }
+}
+
 impl Source {
     /// A tensor of a checkpoint, stored as it is or quantised; `model` is the checkpoint's index among
     /// the manifest's.
@@ -106,13 +130,7 @@ impl Source {
         }
     }
 
-    /// The first `count` rows of a source.
-    #[must_use]
-    pub fn leading_rows(self, count: usize) -> Self {
-        Self::Rows { of: vec![self], runs: vec![Run { of: 0, first: 0, count }] }
-    }
-
-    /// Its shape; empty for rows of no source.
+    /// Its shape; empty for rows, or the mean, of no source.
     #[must_use]
     pub fn shape(&self) -> Vec<usize> {
         match self {
@@ -126,6 +144,14 @@ impl Source {
                 }
                 shape
             }
+            Self::Mean { of } => of.first().map(Self::shape).unwrap_or_default(),
+            Self::MeanRow { of } => {
+                let mut shape = of.shape();
+                if let Some(rows) = shape.first_mut() {
+                    *rows = 1;
+                }
+                shape
+            }
         }
     }
 
@@ -136,7 +162,8 @@ impl Source {
             Self::Stored(stored) => vec![stored],
             Self::Scaled(Scaled { values, scales, .. }) => vec![values, scales],
             Self::Constant { .. } => Vec::new(),
-            Self::Rows { of, .. } => of.iter().flat_map(Self::stored).collect(),
+            Self::Rows { of, .. } | Self::Mean { of } => of.iter().flat_map(Self::stored).collect(),
+            Self::MeanRow { of } => of.stored(),
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::selection::Selection;
 use super::source::{Source, Stored};
 use crate::checkpoint::{Checkpoint, TensorInfo};
 
@@ -16,7 +17,7 @@ pub struct View {
     checkpoint: Arc<Checkpoint>,
     names: Option<BTreeMap<String, String>>,
     aliases: BTreeMap<String, String>,
-    leading_rows: Vec<String>,
+    selections: BTreeMap<String, Arc<Selection>>,
     constants: BTreeMap<String, (Vec<usize>, f64)>,
 }
 
@@ -28,7 +29,7 @@ impl View {
             checkpoint,
             names: None,
             aliases: BTreeMap::new(),
-            leading_rows: Vec::new(),
+            selections: BTreeMap::new(),
             constants: BTreeMap::new(),
         }
     }
@@ -49,11 +50,11 @@ impl View {
         self
     }
 
-    /// Read only as many leading rows of the tensor `name` as the output has: the other rows belong
-    /// to tokens that the output does not have.
+    /// Take the rows that `selection` names in place of those of the tensor `name`, as for a vocabulary
+    /// in another order. Tensors may share a selection.
     #[must_use]
-    pub fn leading_rows(mut self, name: impl Into<String>) -> Self {
-        self.leading_rows.push(name.into());
+    pub fn rows(mut self, name: impl Into<String>, selection: Arc<Selection>) -> Self {
+        self.selections.insert(name.into(), selection);
         self
     }
 
@@ -106,9 +107,9 @@ impl View {
         Some(Source::Constant { value: *value, shape: shape.clone() })
     }
 
-    /// Whether the rows beyond those of the output are left out.
-    pub(super) fn has_leading_rows(&self, name: &str) -> bool {
-        self.leading_rows.iter().any(|known| known == name)
+    /// The rows to take in place of those of the tensor of this name.
+    pub(super) fn selection(&self, name: &str) -> Option<&Selection> {
+        self.selections.get(name).map(|selection| &**selection)
     }
 }
 

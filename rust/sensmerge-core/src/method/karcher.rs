@@ -11,7 +11,7 @@
 //! that the iteration needs only their scalar products.
 
 use super::{Base, Count, Kind, Method, Owner, Parameter, Range, Schema, Semantics, Settings};
-use crate::program::gram::{Gram, Groups, WeightedByGram, no_check};
+use crate::program::gram::{Gram, Groups, WeightedByGram};
 use crate::program::{Operand, Program, Subject};
 
 /// mergekit's defaults.
@@ -59,8 +59,8 @@ impl Method for Karcher {
     }
 
     fn program(&self, _: &Settings) -> Program {
-        let (groups, check) = (Groups::Tensor, no_check);
-        let combine = WeightedByGram { name: "karcher", groups, weigh, check };
+        let groups = Groups::Tensor;
+        let combine = WeightedByGram { name: "karcher", groups, weigh, check: None };
         Program::new(Operand::Parameters, Vec::new(), combine)
     }
 }
@@ -84,7 +84,7 @@ fn weigh(gram: &Gram, subject: &Subject) -> Vec<f64> {
         mean.fill(0.0);
         mean[first] = 1.0 / norms[first];
     } else {
-        mean.iter_mut().for_each(|number| *number /= length);
+        mean = scaled(mean, length);
     }
     for _ in 0..steps {
         let tangent = tangent(gram, &mean, &norms, &valid, tol);
@@ -97,11 +97,16 @@ fn weigh(gram: &Gram, subject: &Subject) -> Vec<f64> {
         }
         let length = gram.length(&mean);
         if length > tol {
-            mean.iter_mut().for_each(|number| *number /= length);
+            mean = scaled(mean, length);
         }
     }
     let norm = norms.iter().sum::<f64>() / subject.models as f64;
     mean.into_iter().map(|number| norm * number).collect()
+}
+
+/// Numbers divided by a length.
+fn scaled(numbers: Vec<f64>, length: f64) -> Vec<f64> {
+    numbers.into_iter().map(|number| number / length).collect()
 }
 
 /// The tangent at the point `Σ mean_i x_i` along which it moves, as numbers of the same kind.

@@ -8,7 +8,7 @@
 //! the same.
 
 use super::{Base, Count, Method, Parameter, Schema, Semantics, Settings};
-use crate::program::gram::{Gram, Groups, WeightedByGram, no_check};
+use crate::program::gram::{Gram, Groups, WeightedByGram};
 use crate::program::{Operand, Program, Subject};
 
 /// Smallest divisor of a cosine: a smaller product of two norms is replaced by it.
@@ -40,7 +40,7 @@ impl Method for ModelStock {
 
     fn program(&self, settings: &Settings) -> Program {
         let groups = if settings.switch("filter_wise") { Groups::Rows } else { Groups::Tensor };
-        let combine = WeightedByGram { name: "model_stock", groups, weigh, check: no_check };
+        let combine = WeightedByGram { name: "model_stock", groups, weigh, check: None };
         Program::new(Operand::TaskVectors, Vec::new(), combine)
     }
 }

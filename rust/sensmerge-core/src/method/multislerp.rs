@@ -2,7 +2,7 @@
 //!
 //! With the directions `u_i = x_i / (‖x_i‖ + eps)` of the flattened tensors and `m = Σ w_i u_i`:
 //! `θ = (Σ w_i ‖x_i‖) · m / ‖m‖`, the mean direction with the mean norm. Weights are divided by their sum
-//! unless `normalize_weights: false`. With a base, x_i is the task vector, and the base is added.
+//! unless `normalize_weights: false`. With a base, `x_i` is the task vector, and the base is added.
 //!
 //! mergekit projects the directions into the plane that touches the sphere at `m / ‖m‖`, takes their
 //! weighted mean there, and projects it back. That mean is 0, since `Σ w_i (u_i − ⟨u_i, m⟩ m / ‖m‖²)` is,
@@ -12,7 +12,7 @@
 //! result is `Σ w_i x_i`. Both semantics are the same.
 
 use super::{Base, Count, Kind, Method, Owner, Parameter, Range, Schema, Semantics, Settings};
-use crate::program::gram::{Gram, Groups, WeightedByGram, no_check};
+use crate::program::gram::{Gram, Groups, WeightedByGram};
 use crate::program::sum::refuse_cancelling;
 use crate::program::{Operand, Program, Subject};
 
@@ -62,10 +62,10 @@ impl Method for Multislerp {
                 name: "multislerp",
                 groups,
                 weigh: by_shares,
-                check: refuse_cancelling,
+                check: Some(refuse_cancelling),
             }
         } else {
-            WeightedByGram { name: "multislerp as given", groups, weigh: as_given, check: no_check }
+            WeightedByGram { name: "multislerp as given", groups, weigh: as_given, check: None }
         };
         Program::new(operand, Vec::new(), combine)
     }

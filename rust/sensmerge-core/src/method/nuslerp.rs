@@ -8,7 +8,7 @@
 
 use super::slerp::arc;
 use super::{Base, Count, Method, Parameter, Schema, Semantics, Settings};
-use crate::program::gram::{Gram, Groups, WeightedByGram, no_check};
+use crate::program::gram::{Gram, Groups, WeightedByGram};
 use crate::program::{Operand, Program, Subject};
 
 /// If the sum of the weights is nearer to 0 than this, `t` is ½.
@@ -58,7 +58,7 @@ impl Method for Nuslerp {
             (false, false) => Groups::Rows,
             (false, true) => Groups::Columns,
         };
-        let combine = WeightedByGram { name: "nuslerp", groups, weigh, check: no_check };
+        let combine = WeightedByGram { name: "nuslerp", groups, weigh, check: None };
         Program::new(operand, Vec::new(), combine)
     }
 }

@@ -7,7 +7,7 @@
 //! Shoemake 1985. Both semantics are the same.
 
 use super::{Base, Count, Kind, Method, Owner, Parameter, Range, Schema, Semantics, Settings};
-use crate::program::gram::{Gram, Groups, WeightedByGram, no_check};
+use crate::program::gram::{Gram, Groups, WeightedByGram};
 use crate::program::{Operand, Program, Subject};
 
 /// If the absolute cosine is above this, the tensors are interpolated linearly.
@@ -45,8 +45,7 @@ impl Method for Slerp {
     }
 
     fn program(&self, _: &Settings) -> Program {
-        let combine =
-            WeightedByGram { name: "slerp", groups: Groups::Tensor, weigh, check: no_check };
+        let combine = WeightedByGram { name: "slerp", groups: Groups::Tensor, weigh, check: None };
         Program::new(Operand::Parameters, Vec::new(), combine)
     }
 }

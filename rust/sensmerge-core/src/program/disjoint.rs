@@ -34,7 +34,7 @@ enum Weights {
     MeanSquares,
 }
 
-/// mergekit's, and FuseChat's own code's.
+/// That of mergekit and of the authors' own code.
 const SMALLEST_SQUARES: f64 = 1e-6;
 
 impl Disjoint {

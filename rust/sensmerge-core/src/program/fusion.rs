@@ -45,7 +45,7 @@ impl Step for KeepImportant {
 impl<T: Real> StepOn<T> for KeepImportant {
     fn decide(&self, sweep: &dyn Sweep<T>) -> Result<Vec<Decision<T>>> {
         let subjects = sweep.subjects();
-        let lengths: Vec<usize> = subjects.iter().map(|subject| subject.row_length()).collect();
+        let lengths: Vec<usize> = subjects.iter().map(Subject::row_length).collect();
         let factors: Vec<Vec<T>> = reduce_tensors(sweep, &Divergences { lengths: &lengths })?
             .into_iter()
             .map(|found| found.by_row.into_iter().map(T::from_f64).collect())

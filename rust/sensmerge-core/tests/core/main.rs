@@ -8,3 +8,4 @@ mod merging;
 mod output;
 mod prepared;
 mod reader;
+mod rows;

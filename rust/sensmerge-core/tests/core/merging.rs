@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use sensmerge_core::checkpoint::Checkpoint;
 use sensmerge_core::dtype::Float;
 use sensmerge_core::engine::{Inputs, Monitor, Options, Sidecar, Summary, execute};
-use sensmerge_core::manifest::{Builder, Content, Manifest, Number, Numbers, Source, View};
+use sensmerge_core::manifest::{Builder, Manifest, Number, Numbers, View};
 use sensmerge_core::{Error, Result};
 use tempfile::{TempDir, tempdir};
 
@@ -153,24 +153,14 @@ fn slerp_goes_along_the_arc() {
 }
 
 #[test]
-fn sources_are_more_than_stored_tensors() {
+fn a_head_that_a_model_lacks_may_be_a_constant() {
     let family = Family::new();
-    let rows = [f32s("embed.w", &[3, 2], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])];
-    family.write_tensors(
-        "base",
-        &[f32s("embed.w", &[2, 2], &[0.0; 4]), f32s("head.w", &[2], &[1.0; 2])],
-    );
-    family.write_tensors("one", &rows);
-    // A head that the model lacks is replaced by zeros.
+    family.write_tensors("one", &[f32s("layers.0.w", &[3], &[1.0; 3])]);
     let planned = family.plan_changed(task_arithmetic(), &["one"], |_, input| {
-        input.leading_rows("embed.w").constant("head.w", vec![2], 0.0)
+        input.constant("head.w", vec![1], 0.0)
     });
-    let (manifest, inputs) = planned.unwrap();
-    let Content::Merge(merge) = &manifest.tensors[0].content else { panic!("is merged") };
-    assert!(matches!(merge.experts[0], Source::Rows { .. }));
-    family.write_out(Ok((manifest, inputs)), &Options::default()).unwrap();
-    assert_eq!(family.merged("embed.w"), [1.0, 2.0, 3.0, 4.0]);
-    assert_eq!(family.merged("head.w"), [0.0, 0.0]);
+    family.write_out(planned, &Options::default()).unwrap();
+    assert_eq!(family.merged("head.w"), [0.0]);
 }
 
 #[test]
@@ -275,20 +265,6 @@ fn tied_and_computed_tensors_follow_stated_rules() {
     family.write_tensors("base", &[base[0].clone(), base[1].clone(), f32s("head.w", &[1], &[9.0])]);
     family.write_out(tied("embed.w", &["one"]), &Options::default()).unwrap();
     assert_eq!(family.merged("head.w"), [12.0]);
-}
-
-#[test]
-fn extra_rows_are_left_out_only_where_allowed() {
-    let family = Family::new();
-    family.write_tensors("base", &[f32s("embed.w", &[2, 1], &[1.0, 2.0])]);
-    family.write_tensors("one", &[f32s("embed.w", &[3, 1], &[2.0, 3.0, 99.0])]);
-    let said = family.refusal(family.plan(task_arithmetic(), &["one"]));
-    assert!(said.contains("has 3 rows and 2"), "{said}");
-    let allowed =
-        family.plan_changed(task_arithmetic(), &["one"], |_, input| input.leading_rows("embed.w"));
-    let summary = family.write_out(allowed, &Options::default()).unwrap();
-    assert_eq!(family.merged("embed.w"), [2.0, 3.0]);
-    assert!(summary.notes[0].contains("3 rows"), "{:?}", summary.notes);
 }
 
 #[test]
