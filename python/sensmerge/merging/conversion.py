@@ -105,6 +105,7 @@ def _beside(
     """All files beside the weights, the config with the new dtype."""
     if not is_folder(path):
         return Sidecars(notes=[f"{path}: is a single file: nothing beside it was copied"])
+    quantised.check_config(path, manifest)
     copies = {file.name: str(file) for file in side_files(path) if file.name != OUTPUT_FILE}
     texts, notes = [], []
     changed = with_dtype(copy.deepcopy(config), dtype)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sensmerge.errors import InputError
+from sensmerge.models.folders import own_file
 from sensmerge.models.layers import text_config
 
 if TYPE_CHECKING:
@@ -50,6 +53,25 @@ def describe(
     _remove(config)
     write = _int4 if packing.code == "int4" else _float8
     config["quantization_config"] = write(packing, _left(manifest))
+
+
+def check_config(home: Path, manifest: _core.Manifest) -> None:
+    """Refuse a quantised output without a config, which alone says that it is quantised.
+
+    Args:
+        home: The folder of the model whose config the output has.
+        manifest: Every output tensor, and how it is quantised.
+
+    Raises:
+        InputError: The output is quantised, and the folder has no config.json.
+    """
+    if all(tensor.packing is None for tensor in manifest.tensors):
+        return
+    if own_file(home, "config.json") is None:
+        raise InputError(
+            f"{home}: has no config.json, which has to say how the output is quantised; add it, or "
+            "use a dtype such as bfloat16"
+        )
 
 
 def _said(config: dict[str, Any]) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sensmerge import __version__
 from sensmerge.errors import InputError
+from sensmerge.merging import quantised
 from sensmerge.merging.config import generation_text, merged_config
 from sensmerge.merging.tokenizer import TokenizerFiles, merged_tokenizer
 from sensmerge.models.folders import is_folder, own_file
@@ -83,6 +84,7 @@ def sidecars(
             copies.append((generation.name, str(generation)))
         elif changed is not None:
             texts.append((GENERATION_FILE, changed))
+        quantised.check_config(home, manifest)
         config, text = own_file(home, "config.json"), config_text(recipe, models, manifest)
         if config is None:
             notes.append(f"{home}: has no config.json, so transformers cannot load the result")
