@@ -1,7 +1,7 @@
 """Merges of quantised models beside the same merge in bfloat16, in turns.
 
-Whole processes, page cache warm. The target is at most twice the time in bfloat16. `--record` keeps the
-table in benches/records.
+Whole processes, page cache warm. The target is at most twice the time in bfloat16. ``--record``
+keeps the table in benches/records.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ def main() -> None:
     text = (
         f"# Quantised models, {options.size}, base + {EXPERTS} experts\n\n"
         f"{measure.machine()}; {measure.commit()}, {today}; page cache warm, output not flushed.\n"
-        f"Whole processes in turn, {options.runs} turns after one that warms up; ratios are medians "
-        "of those within a turn to bfloat16.\n\n"
+        f"Whole processes in turn, {options.runs} turns after one that warms up; ratios are "
+        "medians of those within a turn to bfloat16.\n\n"
         "| method | stored | seconds | ratio | target | peak anonymous memory |\n"
         "|---|---|---:|---:|---:|---:|\n" + "\n".join(rows) + "\n"
     )

@@ -145,7 +145,7 @@ impl Checkpoint {
         match quantised::show(&self, &folder.join(select::CONFIG_FILE))? {
             None => Ok(self),
             Some(quantised::Shown { quantised, tensors, packed, parts }) => {
-                Ok(Self { quantised, tensors, packed, parts, ..self })
+                Ok(Self { tensors, quantised, packed, parts, ..self })
             }
         }
     }

@@ -221,7 +221,7 @@ fn f32_to_e4m3(value: f32) -> u8 {
 #[inline(always)]
 fn f32_to_int4(value: f32) -> u8 {
     const UNIT: f32 = 12_582_912.0;
-    let clamped = value.max(-8.0).min(LARGEST_INT4);
+    let clamped = value.clamp(-8.0, LARGEST_INT4);
     let integer = (clamped + UNIT).to_bits().wrapping_sub(UNIT.to_bits());
     (integer.wrapping_add(8) & 15) as u8
 }

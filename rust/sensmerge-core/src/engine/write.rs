@@ -91,7 +91,7 @@ fn targets<'o, T: Computed>(
     let scale_bytes = rows / packing.tile()[0] * tiles * packing.scales().size();
     let scales = destination.slots(tensor.place, 1, scale_bytes);
     for part in 2..tensor.output.specs().len() {
-        let sizes = tensor.output.shape.iter().flat_map(|size| (*size as i64).to_le_bytes());
+        let sizes = tensor.output.shape.iter().flat_map(|size| (*size as u64).to_le_bytes());
         let bytes: Vec<u8> = sizes.collect();
         for slot in destination.slots(tensor.place, part, bytes.len()) {
             slot.put(&bytes)?;

@@ -178,7 +178,7 @@ pub(super) struct OutFormat {
 
 impl OutFormat {
     /// The dtype of a tensor that is `float` in the template.
-    pub(super) fn dtype(&self, float: Float) -> Dtype {
+    pub(super) fn dtype(self, float: Float) -> Dtype {
         match self.dtype {
             Some(OutDtype::Float(asked)) => asked.dtype(),
             _ => float.dtype(),
@@ -187,7 +187,7 @@ impl OutFormat {
 
     /// How the output tensor `name` is quantised, which is `tensor` in the template.
     pub(super) fn packing(
-        &self,
+        self,
         template: &Checkpoint,
         name: &str,
         tensor: &TensorInfo,
@@ -211,7 +211,7 @@ impl OutFormat {
 
     /// Notes for the user on what is quantised, and how.
     pub(super) fn notes(
-        &self,
+        self,
         manifest: &Manifest,
         checkpoints: &[Arc<Checkpoint>],
     ) -> Result<Vec<String>> {
