@@ -240,7 +240,8 @@ def _plan_stages(
                 made = _plan(recipe, calibration if last else None, max_shard_size)
                 if not last:
                     place = folder_of(stage, Path(folder))
-                    sketch(made, sidecars(recipe, open_models(recipe), None, None), place)
+                    beside = sidecars(recipe, open_models(recipe), None, None, made.manifest)
+                    sketch(made, beside, place)
                     places[str(stage.name)] = place
             except InputError as error:
                 label = f"document {stage.document}"

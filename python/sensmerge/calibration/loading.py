@@ -99,7 +99,7 @@ def open_source(name: str, path: Path, base: Path | None, model: Model | None = 
             "the expert, and a merge would not; move that file elsewhere"
         )
     config = read_config(path)
-    quantised = refusal(path, config, _core.Checkpoint(str(path)))
+    quantised = refusal(path, _core.Checkpoint(str(path)))
     if quantised is not None:
         raise InputError(quantised)
     kind = config.get("model_type")
@@ -159,7 +159,8 @@ def load_streamed(source: Source) -> tuple[PreTrainedModel, Late]:
 
 def _load(source: Source, dtype: str, *, streamed: bool) -> tuple[PreTrainedModel, Late]:
     kind = stored_dtype(source.path) if dtype == "stored" else torch.float32
-    weights, adapted = mapped(source.path), Adapted.of(source.model)
+    weights = mapped(source.path, on_disk=streamed)
+    adapted = Adapted.of(source.model)
     size = source.vocabulary
     if adapted is None:
         return assemble(source.path, weights, kind), {}
@@ -201,6 +202,7 @@ def assemble(
             config = transformers.AutoConfig.from_pretrained(
                 path, local_files_only=True, trust_remote_code=False
             )
+            _forget_quantisation(config)
             if rows is not None:
                 config.get_text_config().vocab_size = rows
             architecture: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
@@ -217,6 +219,14 @@ def assemble(
     _check_loaded(path, loaded[1])
     model.eval()
     return model
+
+
+def _forget_quantisation(config: Any) -> None:
+    """Take out what a config says of quantisation: the weights are dequantised already."""
+    for part in (config, config.get_text_config()):
+        for key in ("quantization_config", "compression_config"):
+            if hasattr(part, key):
+                delattr(part, key)
 
 
 def copied_bytes(model: PreTrainedModel) -> int:

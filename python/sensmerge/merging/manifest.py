@@ -101,6 +101,10 @@ class Request:
         """The numbers of every output tensor, by parameter."""
         return {name: each for part in self.parts for name, each in part.numbers.items()}
 
+    def dequantised(self) -> Request:
+        """The same with an output that is quantised only if the recipe says so."""
+        return replace(self, settings=self.settings | {"dequantised": True})
+
     def with_dtype(self, dtype: str | None) -> Request:
         """The same with another dtype of the output."""
         return replace(self, settings=self.settings | {"out_dtype": dtype})
@@ -125,7 +129,7 @@ def request(recipe: Recipe, found: Coefficients | None, models: Models) -> Reque
 
     Raises:
         InputError: A number is missing or not finite, two models are of different architectures,
-            an expert is zero throughout, or a model is quantised.
+            an expert is zero throughout, or a model is quantised in a way that is not read.
     """
     recipe.require_numbers()
     check_architectures(models)
@@ -275,12 +279,12 @@ def check_architectures(models: Models) -> None:
 
 
 def check_quantised(models: Sequence[Model]) -> None:
-    """Refuse quantised models, of which only copies can be made.
+    """Refuse models that are quantised in a way that is not read, of which only copies can be made.
 
     Raises:
         InputError: It has a line for each of them.
     """
-    found = {model.path: refusal(model.path, model.config, model.checkpoint) for model in models}
+    found = {model.path: refusal(model.path, model.checkpoint) for model in models}
     lines = [line for line in found.values() if line is not None]
     if lines and len(found) > 1:
         raise InputError("\n".join(lines))

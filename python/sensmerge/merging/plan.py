@@ -71,18 +71,20 @@ class MergePlan:
         files = self.manifest.files(self.max_shard_bytes)
         places = {name: file for file, names in files for name in names}
         lines = [self._merged()]
-        for tensor in self.data["tensors"]:
+        written = self.manifest.tensors
+        for tensor, output in zip(self.data["tensors"], written, strict=True):
             name, made_of = tensor["name"], "copied"
             if "merge" in tensor["content"]:
                 said = (
                     f"{key} {_written(value)}"
                     for key, value in tensor["content"]["merge"]["numbers"].items()
                 )
-                made_of = "  ".join([tensor["dtype"], *said])
-            lines.append(f"{places[name]}  {name}  {made_of}")
-        total = sum(tensor.nbytes for tensor in self.manifest.tensors)
+                stored = tensor["dtype"] if output.packing is None else output.packing.words
+                made_of = "  ".join([stored, *said])
+            lines.append(f"{places[output.parts[0][0]]}  {name}  {made_of}")
+        total = sum(tensor.nbytes for tensor in written)
         lines.append(
-            f"{len(places)} tensors, {human_size(total)} in {len(files)} "
+            f"{len(written)} tensors, {human_size(total)} in {len(files)} "
             f"{'file' if len(files) == 1 else 'files'}; nothing was written"
         )
         lines.extend(f"note: {note}" for note in self.notes)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sensmerge import __version__
 from sensmerge.errors import InputError
+from sensmerge.merging import quantised
 from sensmerge.merging.config import generation_text, merged_config
 from sensmerge.merging.tokenizer import TokenizerFiles, merged_tokenizer
 from sensmerge.models.folders import is_folder, own_file, read_config
@@ -15,6 +16,7 @@ from sensmerge.models.folders import is_folder, own_file, read_config
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sensmerge import _core
     from sensmerge.calibration import Calibration
     from sensmerge.models import Model, Models
     from sensmerge.recipe import Recipe
@@ -49,6 +51,7 @@ def sidecars(
     models: Models,
     found: Coefficients | None,
     calibration: Calibration | None,
+    manifest: _core.Manifest,
     *,
     tokenizer: bool = True,
     card: bool = True,
@@ -60,6 +63,7 @@ def sidecars(
         models: Its models.
         found: The coefficients; None for a plain merge.
         calibration: The calibration; None for a plain merge.
+        manifest: Every output tensor, and how it is quantised.
         tokenizer: Whether the tokenizer's files are among them.
         card: Whether the model card is among them.
 
@@ -80,7 +84,8 @@ def sidecars(
             copies.append((generation.name, str(generation)))
         elif changed is not None:
             texts.append((GENERATION_FILE, changed))
-        config, text = own_file(home, "config.json"), config_text(recipe, models)
+        quantised.check_config(home, manifest)
+        config, text = own_file(home, "config.json"), config_text(recipe, models, manifest)
         if config is None:
             notes.append(f"{home}: has no config.json, so transformers cannot load the result")
         elif text is None:
@@ -111,16 +116,15 @@ def notes_of(folder: Path) -> list[str]:
     return [str(note) for note in notes] if isinstance(notes, list) else []
 
 
-def config_text(recipe: Recipe, models: Models) -> str | None:
+def config_text(recipe: Recipe, models: Models, manifest: _core.Manifest) -> str | None:
     """The config of the merged model; None if it is the base's.
 
     Raises:
         InputError: A model does not have the layers of a slice.
     """
-    config = merged_config(recipe, models)
-    return (
-        None if config == read_config(models.template.path) else json.dumps(config, indent=2) + "\n"
-    )
+    config = merged_config(recipe, models, manifest)
+    same = config == read_config(models.template.path)
+    return None if same else json.dumps(config, indent=2) + "\n"
 
 
 def model_card(recipe: Recipe, models: Models, found: Coefficients | None) -> str:

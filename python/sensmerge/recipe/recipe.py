@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from sensmerge.errors import InputError
 from sensmerge.recipe import checks, methods, parameters
-from sensmerge.recipe.fields import Dtype, Model, ModelName, Sensitivity, Strict, section
+from sensmerge.recipe.fields import Dtype, Model, ModelName, OutDtype, Sensitivity, Strict, section
 from sensmerge.recipe.findings import Findings
 from sensmerge.recipe.leniency import DEFAULT_LENIENCY, Leniency, stray
 from sensmerge.recipe.methods import DEFAULT_SEMANTICS, Method, Semantics
@@ -59,7 +59,7 @@ class Recipe(Strict):
     base_model: ModelName | None = None
     parameters: Annotated[Parameters, BeforeValidator(section)] = Parameters({})
     dtype: Dtype | None = None
-    out_dtype: Dtype | None = None
+    out_dtype: OutDtype | None = None
     tokenizer_source: TokenizerName | None = None
     tokenizer: Tokenizer | None = None
     chat_template: Annotated[str | None, BeforeValidator(template)] = None

@@ -13,7 +13,7 @@ import torch
 
 from sensmerge import _core
 from sensmerge.calibration import loading
-from sensmerge.calibration.mapped import mapped
+from sensmerge.calibration.mapped import torch_dtype
 from sensmerge.calibration.sensitivity import as_bytes
 from sensmerge.errors import InputError
 from sensmerge.models.dtypes import dtype_name
@@ -53,12 +53,13 @@ class Candidate:
         described = {tensor.name: tensor for tensor in asked.manifest().tensors}
         same = asked.rows == models.template.token_rows and not models.template.changes
         self._rows = None if same else asked.rows
-        stored = mapped(self._path)
         # In the order of the file. Tensors that are copied keep their dtype.
         self._tensors = {
             tensor.name: torch.empty(
                 list(described[tensor.name].shape),
-                dtype=self._dtype if described[tensor.name].merged else stored[tensor.name].dtype,
+                dtype=self._dtype
+                if described[tensor.name].merged
+                else torch_dtype(self._path, tensor),
             )
             for tensor in models.template.checkpoint.tensors
         }

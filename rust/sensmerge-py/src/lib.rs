@@ -28,13 +28,13 @@ use pyo3::pymodule;
 #[pymodule]
 mod _core {
     #[pymodule_export]
-    use crate::checkpoint::{Checkpoint, TensorInfo};
+    use crate::checkpoint::{Checkpoint, Quantised, TensorInfo};
     #[pymodule_export]
     use crate::difference::{Difference, differences};
     #[pymodule_export]
     use crate::distance::row_distances;
     #[pymodule_export]
-    use crate::manifest::{Manifest, OutputTensor};
+    use crate::manifest::{Manifest, OutputTensor, Packing};
     #[pymodule_export]
     use crate::memory::merge_into;
     #[pymodule_export]

@@ -13,10 +13,10 @@ use super::entries::Entries;
 use super::inputs::Inputs;
 use super::monitor::Monitor;
 use super::pool;
-use crate::checkpoint::{Checkpoint, TensorInfo};
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::kernel::{difference, distance};
-use crate::manifest::{Source, Stored};
+use crate::manifest::Source;
 use crate::program::block::BLOCK;
 
 /// Entries of a chunk.
@@ -207,20 +207,9 @@ fn row<'i>(inputs: &'i Inputs, name: &str) -> Result<Row<'i>> {
             return Err(Error::tensor(checkpoint.path(), name, reason));
         }
         length = info.elements();
-        entries.push(Entries::of(&Source::Stored(stored(model, info)), inputs)?);
+        entries.push(Entries::of(&Source::of(model, checkpoint, info), inputs)?);
     }
     Ok(Row { entries, length })
-}
-
-fn stored(model: usize, info: &TensorInfo) -> Stored {
-    Stored {
-        model,
-        name: info.name.clone(),
-        dtype: info.dtype,
-        shape: info.shape.clone(),
-        file: info.shard,
-        bytes: [info.start, info.end],
-    }
 }
 
 fn pieces(length: usize) -> impl Iterator<Item = Range<usize>> {

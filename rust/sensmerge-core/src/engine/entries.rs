@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::average::{mean_row, read_mean};
 use super::inputs::Inputs;
 use super::low_rank::LowRank;
+use super::scaled::Scaled;
 use crate::dtype::{Float, Real};
 use crate::error::{Error, Result};
 use crate::manifest::{Run, Source};
@@ -14,6 +15,8 @@ use crate::processor;
 pub(super) enum Entries<'i> {
     /// A stored tensor.
     Stored { bytes: &'i [u8], dtype: Float },
+    /// A quantised tensor.
+    Scaled(Scaled<'i>),
     /// The same number in every entry.
     Constant(f64),
     /// Rows of other sources.
@@ -41,6 +44,7 @@ impl<'i> Entries<'i> {
     pub(super) fn of(source: &Source, inputs: &'i Inputs) -> Result<Self> {
         match source {
             Source::Constant { value, .. } => Ok(Self::Constant(*value)),
+            Source::Scaled(scaled) => Scaled::of(scaled, inputs).map(Self::Scaled),
             Source::Stored(stored) => {
                 let bytes = inputs.bytes(stored)?;
                 match stored.dtype.float() {
@@ -81,7 +85,7 @@ impl<'i> Entries<'i> {
     /// read, where all threads are free.
     pub(super) fn prepare<T: Real>(&self) {
         match self {
-            Self::Stored { .. } | Self::Constant(_) | Self::Row(_) => {}
+            Self::Stored { .. } | Self::Scaled(_) | Self::Constant(_) | Self::Row(_) => {}
             Self::Rows { of, .. } | Self::Mean(of) => of.iter().for_each(Self::prepare::<T>),
             Self::LowRank(change) => change.prepare::<T>(),
         }
@@ -91,6 +95,7 @@ impl<'i> Entries<'i> {
     pub(super) fn read<T: Real>(&self, entries: Range<usize>, out: &mut [T]) {
         match self {
             Self::Stored { bytes, dtype } => T::widen(*dtype, part(bytes, *dtype, &entries), out),
+            Self::Scaled(scaled) => scaled.read(entries, out),
             Self::Constant(value) => out.fill(T::from_f64(*value)),
             Self::Mean(of) => read_mean(of, entries.start, out),
             Self::Row(values) => {
@@ -114,6 +119,7 @@ impl<'i> Entries<'i> {
     pub(super) fn prefetch(&self, entries: Range<usize>) {
         match self {
             Self::Stored { bytes, dtype } => processor::prefetch(part(bytes, *dtype, &entries)),
+            Self::Scaled(scaled) => scaled.prefetch(entries),
             Self::Constant(_) | Self::Row(_) => {}
             Self::Mean(of) => of.iter().for_each(|one| one.prefetch(entries.clone())),
             Self::Rows { .. } => {
@@ -127,6 +133,8 @@ impl<'i> Entries<'i> {
     pub(super) fn entry_bytes(&self) -> u64 {
         match self {
             Self::Stored { dtype, .. } => dtype.size() as u64,
+            // Two codes of four bits count as one byte each: progress needs no more.
+            Self::Scaled(_) => 1,
             Self::Constant(_) | Self::Row(_) => 0,
             Self::Rows { of, .. } | Self::Mean(of) => {
                 of.iter().map(Self::entry_bytes).max().unwrap_or(0)

@@ -70,7 +70,7 @@ impl Inputs {
     /// [`Error::Tensor`] if the checkpoint holds it with another dtype, shape or place, or not at all.
     pub(super) fn bytes(&self, stored: &Stored) -> Result<&[u8]> {
         let checkpoint = self.checkpoint(stored)?;
-        let found = checkpoint.get(&stored.name).filter(|found| {
+        let found = checkpoint.get_stored(&stored.name).filter(|found| {
             found.dtype == stored.dtype
                 && found.shape == stored.shape
                 && found.shard == stored.file

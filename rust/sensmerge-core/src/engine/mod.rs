@@ -21,10 +21,12 @@ mod entries;
 mod inputs;
 mod low_rank;
 mod monitor;
+mod pack;
 mod pool;
 mod prepare;
 mod read;
 pub mod reduce;
+mod scaled;
 mod stage;
 mod tensor;
 mod window;
@@ -215,7 +217,7 @@ pub fn execute(
     pool.install(|| {
         let writers = shards.iter().map(|shard| folder.shard(shard));
         let writers = writers.collect::<Result<Vec<_>>>()?;
-        run(&job, Destination::files(&writers, &shards))
+        run(&job, Destination::files(manifest, &writers, &shards))
     })?;
     if shards.len() > 1 {
         folder.write(INDEX_FILE, index_json(&shards).as_bytes())?;

@@ -19,6 +19,7 @@ pub mod low_rank;
 pub mod near;
 pub mod random_drop;
 pub mod rank;
+pub mod scale;
 pub mod sensitivity;
 pub mod sum;
 pub mod task_vector;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::{Checkpoint, Encoding, TensorInfo};
 use crate::dtype::{Dtype, Float};
 
 /// An input of an output tensor. Sources may be nested.
@@ -12,6 +13,8 @@ use crate::dtype::{Dtype, Float};
 pub enum Source {
     /// A tensor in a file or in the caller's memory.
     Stored(Stored),
+    /// A quantised tensor: codes, each times the scale of its tile.
+    Scaled(Scaled),
     /// The same number in every entry, as for an output head that a model lacks.
     Constant {
         /// The number.
@@ -79,9 +82,10 @@ impl LowRank {
             ));
         }
         let entries = |stored: &Stored| stored.shape.iter().product::<usize>();
-        self.magnitude.as_ref().filter(|magnitude| entries(magnitude) != outputs).map(|magnitude| {
-            format!("has {} magnitudes for {outputs} outputs", entries(magnitude))
-        })
+        self.magnitude
+            .as_ref()
+            .filter(|magnitude| entries(magnitude) != outputs)
+            .map(|magnitude| format!("has {} magnitudes for {outputs} outputs", entries(magnitude)))
     }
 }
 
@@ -103,6 +107,20 @@ pub struct Stored {
     pub bytes: [usize; 2],
 }
 
+/// A quantised tensor of one of the manifest's models.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scaled {
+    /// The codes.
+    pub values: Stored,
+    /// The scales.
+    pub scales: Stored,
+    /// How the entries are computed from them.
+    pub encoding: Encoding,
+    /// The shape of the tensor that they stand for.
+    pub shape: Vec<usize>,
+}
+
 /// Consecutive rows of one source. Written as three numbers, since a vocabulary in another order has a
 /// run for every token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,6 +132,21 @@ pub struct Run {
     pub first: usize,
     /// Number of rows.
     pub count: usize,
+}
+
+impl Stored {
+    /// A tensor as it is stored in the manifest's model of index `model`.
+    #[must_use]
+    pub(crate) fn of(model: usize, tensor: &TensorInfo) -> Self {
+        Self {
+            model,
+            name: tensor.name.clone(),
+            dtype: tensor.dtype,
+            shape: tensor.shape.clone(),
+            file: tensor.shard,
+            bytes: [tensor.start, tensor.end],
+        }
+    }
 }
 
 impl From<[usize; 3]> for Run {
@@ -129,11 +162,27 @@ impl From<Run> for [usize; 3] {
 }
 
 impl Source {
+    /// A tensor of a checkpoint, stored as it is or quantised; `model` is the checkpoint's index among
+    /// the manifest's.
+    #[must_use]
+    pub(crate) fn of(model: usize, checkpoint: &Checkpoint, tensor: &TensorInfo) -> Self {
+        match checkpoint.packed(&tensor.name) {
+            None => Self::Stored(Stored::of(model, tensor)),
+            Some(packed) => Self::Scaled(Scaled {
+                values: Stored::of(model, &packed.values),
+                scales: Stored::of(model, &packed.scales),
+                encoding: packed.encoding,
+                shape: tensor.shape.clone(),
+            }),
+        }
+    }
+
     /// Its shape; empty for rows, or the mean, of no source.
     #[must_use]
     pub fn shape(&self) -> Vec<usize> {
         match self {
             Self::Stored(stored) => stored.shape.clone(),
+            Self::Scaled(scaled) => scaled.shape.clone(),
             Self::Constant { shape, .. } => shape.clone(),
             Self::Rows { of, runs } => {
                 let mut shape = of.first().map(Self::shape).unwrap_or_default();
@@ -159,6 +208,7 @@ impl Source {
     pub fn stored(&self) -> Vec<&Stored> {
         match self {
             Self::Stored(stored) => vec![stored],
+            Self::Scaled(Scaled { values, scales, .. }) => vec![values, scales],
             Self::Constant { .. } => Vec::new(),
             Self::Rows { of, .. } | Self::Mean { of } => of.iter().flat_map(Self::stored).collect(),
             Self::MeanRow { of } => of.stored(),

@@ -178,22 +178,19 @@ impl Checkpoints {
         &self.0
     }
 
-    /// The description of a tensor of a view's checkpoint.
+    /// The description of a tensor of a view's checkpoint that is stored as it is.
     pub(super) fn stored(&self, view: &View, tensor: &TensorInfo) -> Stored {
         self.stored_in(view.checkpoint(), tensor)
     }
 
-    /// The description of a tensor of one of the checkpoints.
+    /// The description of a tensor of one of the checkpoints that is stored as it is.
     pub(super) fn stored_in(&self, checkpoint: &Arc<Checkpoint>, tensor: &TensorInfo) -> Stored {
+        Stored::of(self.number(checkpoint), tensor)
+    }
+
+    fn number(&self, checkpoint: &Arc<Checkpoint>) -> usize {
         let number = self.0.iter().position(|known| Arc::ptr_eq(known, checkpoint));
-        Stored {
-            model: number.unwrap_or(self.0.len()),
-            name: tensor.name.clone(),
-            dtype: tensor.dtype,
-            shape: tensor.shape.clone(),
-            file: tensor.shard,
-            bytes: [tensor.start, tensor.end],
-        }
+        number.unwrap_or(self.0.len())
     }
 
     /// The entries of a tensor of a view's checkpoint, with the view's changes.
@@ -202,7 +199,8 @@ impl Checkpoints {
     /// [`Error::Tensor`] for a change that does not fit the tensor, or to one that is not computed
     /// with.
     pub(super) fn source(&self, view: &View, tensor: &TensorInfo) -> Result<Source> {
-        let own = Source::Stored(self.stored(view, tensor));
+        let checkpoint = view.checkpoint();
+        let own = Source::of(self.number(checkpoint), checkpoint, tensor);
         let Some(patches) = view.patches.get(&tensor.name) else { return Ok(own) };
         if tensor.dtype.float().is_none() {
             let reason = format!("is {}, which an adapter cannot change", tensor.dtype.name());
