@@ -7,9 +7,7 @@ use sensmerge_core::checkpoint::layout::layout;
 use sensmerge_core::dtype::Float;
 use sensmerge_core::engine::Inputs;
 use sensmerge_core::error::{Error, Result};
-use sensmerge_core::manifest::{
-    self, Builder, Content, Missing, Numbers, Part, Selection, View,
-};
+use sensmerge_core::manifest::{self, Builder, Content, Missing, Numbers, Part, Selection, View};
 use sensmerge_core::method::Semantics;
 use serde::Deserialize;
 

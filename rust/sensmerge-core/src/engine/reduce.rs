@@ -129,12 +129,7 @@ pub struct Columns {
 ///
 /// # Errors
 /// [`Error::Setting`] if a length is not a multiple of `rows`, or a column does not exist.
-pub fn row_distances(
-    a: Buffer,
-    b: Buffer,
-    rows: usize,
-    columns: &[Columns],
-) -> Result<Vec<f64>> {
+pub fn row_distances(a: Buffer, b: Buffer, rows: usize, columns: &[Columns]) -> Result<Vec<f64>> {
     for matrix in [a, b] {
         if rows == 0 || !matrix.len().is_multiple_of(rows) {
             let reason = format!("{rows} rows do not divide {} entries", matrix.len());
@@ -145,9 +140,8 @@ pub fn row_distances(
     let there = |first: usize, count: usize, all: usize| {
         first.checked_add(count).is_some_and(|end| end <= all)
     };
-    if let Some(run) = columns
-        .iter()
-        .find(|run| !there(run.a, run.count, of_a) || !there(run.b, run.count, of_b))
+    if let Some(run) =
+        columns.iter().find(|run| !there(run.a, run.count, of_a) || !there(run.b, run.count, of_b))
     {
         let reason = format!("{run:?} are not among {of_a} and {of_b} columns");
         return Err(Error::setting("columns", reason));

@@ -38,7 +38,9 @@ pub(super) fn under_the_names_of(template: &View, model: View) -> (View, Option<
 /// The model with other names for tensors that the template has under these.
 fn renamed(model: View, template: &View, other: impl Fn(&str) -> Option<String>) -> View {
     let name_of = |name: &str| match other(name) {
-        Some(changed) if template.own(name).is_none() && template.own(&changed).is_some() => changed,
+        Some(changed) if template.own(name).is_none() && template.own(&changed).is_some() => {
+            changed
+        }
         _ => name.to_owned(),
     };
     let names: BTreeMap<String, String> =

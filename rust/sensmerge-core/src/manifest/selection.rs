@@ -54,8 +54,7 @@ impl Selection {
                 let there = |run: &Run| {
                     shapes.get(run.of).is_some_and(|shape| {
                         let end = run.first.checked_add(run.count);
-                        shape.get(1..) == Some(row)
-                            && end.is_some_and(|end| end <= shape[0])
+                        shape.get(1..) == Some(row) && end.is_some_and(|end| end <= shape[0])
                     })
                 };
                 match runs.iter().find(|run| !there(run)) {

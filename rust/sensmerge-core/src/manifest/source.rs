@@ -113,9 +113,7 @@ impl Source {
         match self {
             Self::Stored(stored) => vec![stored],
             Self::Constant { .. } => Vec::new(),
-            Self::Rows { of, .. } | Self::Mean { of } => {
-                of.iter().flat_map(Self::stored).collect()
-            }
+            Self::Rows { of, .. } | Self::Mean { of } => of.iter().flat_map(Self::stored).collect(),
             Self::MeanRow { of } => of.stored(),
         }
     }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use sensmerge_core::Result;
-use sensmerge_core::engine::{Inputs, Monitor, Options, execute};
 use sensmerge_core::checkpoint::Checkpoint;
+use sensmerge_core::engine::{Inputs, Monitor, Options, execute};
 use sensmerge_core::manifest::{Builder, Content, Manifest, Run, Selection, Source, View};
 use tempfile::{TempDir, tempdir};
 
@@ -85,7 +85,14 @@ fn rows_are_those_of_any_model_zeros_or_means() {
             Selection::Mean(vec![one(0, 2), one(1, 4)]),
             Selection::MeanRow(Box::new(Selection::Model(1))),
         ],
-        runs: vec![run(1, 3, 2), run(0, 0, 1), run(2, 0, 2), run(3, 0, 1), run(4, 0, 1), run(4, 0, 1)],
+        runs: vec![
+            run(1, 3, 2),
+            run(0, 0, 1),
+            run(2, 0, 2),
+            run(3, 0, 1),
+            run(4, 0, 1),
+            run(4, 0, 1),
+        ],
     };
     let found = merged(&root, &[chosen.clone(), chosen]);
     let all: Vec<&[f32]> = (0..5).map(|index| row(&entries[1], index)).collect();
