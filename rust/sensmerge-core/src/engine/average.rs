@@ -54,6 +54,8 @@ pub(super) fn mean_row(of: &Entries, rows: usize, length: usize) -> Vec<f64> {
         }
     }
     let count = rows.max(1) as f64;
-    mean.iter_mut().for_each(|total| *total /= count);
+    for total in &mut mean {
+        *total /= count;
+    }
     mean
 }
