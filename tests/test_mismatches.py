@@ -187,7 +187,11 @@ def test_models_that_have_little_in_common(tmp_path: Path) -> None:
 QUANTISED = [
     ({"quant_method": "bitsandbytes", "load_in_4bit": True}, torch.uint8, "bitsandbytes, 4 bit"),
     ({"quant_method": "bitsandbytes", "load_in_8bit": True}, torch.int8, "bitsandbytes, 8 bit"),
-    ({"quant_method": "fp8"}, torch.float8_e4m3fn, "fp8"),
+    (
+        {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"},
+        torch.uint8,
+        "compressed-tensors, nvfp4-pack-quantized",
+    ),
     ({"quant_method": "gptq", "bits": 4}, torch.int32, "gptq, 4 bit"),
     ({}, torch.int32, "by an unnamed method"),
 ]
@@ -201,10 +205,12 @@ def test_quantised_models_are_named_with_their_method(
     write(tmp_path / "base", tensors())
     for name in ("one", "two"):
         write(tmp_path / name, packed, quantization_config=config)
+    advice = "convert it to bfloat16 first"
+    if config.get("quant_method") == "bitsandbytes":
+        advice = "load it with transformers, call dequantize() and save_pretrained()"
     lines = [
-        f"{name}: is quantised ({said}, as its config.json says), and quantised weights are "
-        "neither measured nor merged: convert it to bfloat16 first, or name the model that it was "
-        "made from"
+        f"{name}: is quantised ({said}, as its config.json says), which is not read: {advice}, or "
+        "name the model that it was made from"
         for name in ("one", "two")
     ]
     assert planned(tmp_path, "base", "one") == lines[0]

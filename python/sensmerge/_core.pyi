@@ -14,7 +14,9 @@ __all__ = [
     "Difference",
     "Manifest",
     "OutputTensor",
+    "Packing",
     "Prepared",
+    "Quantised",
     "TensorInfo",
     "check_output",
     "differences",
@@ -87,6 +89,29 @@ class Checkpoint:
     def path(self, /) -> str:
         """The folder or file that was opened; the name of a checkpoint in memory."""
 
+    @property
+    def quantised(self, /) -> Quantised | None:
+        """The quantisation that its config names; None if no tensor is quantised."""
+
+    def read_into(
+        self,
+        /,
+        outputs: collections.abc.Mapping[str, numpy.typing.NDArray[numpy.uint8]],
+        *,
+        threads: SupportsIndex | None = None,
+    ) -> None:
+        """Read tensors into memory, quantised ones as what they stand for.
+
+        Args:
+            outputs: A contiguous, writable uint8 view for every tensor that is read, by name.
+            threads: Threads to use; all cores by default.
+
+        Raises:
+            InputError: There is no such tensor, or an output is of another size, read-only, or overlaps
+                another.
+            KeyboardInterrupt: Ctrl-C was pressed.
+        """
+
     def suspicions(self, /) -> list[str]:
         """Signs that the model was badly saved, one sentence each: empty tensors, or zeros throughout.
 
@@ -95,7 +120,7 @@ class Checkpoint:
 
     @property
     def tensors(self, /) -> list[TensorInfo]:
-        """Its tensors, by name."""
+        """Its tensors, by name. Quantised ones have the name and shape of what they stand for."""
 
     @property
     def tied(self, /) -> dict[str, str]:
@@ -160,8 +185,8 @@ class Manifest:
 
         Args:
             request: JSON: ``method``, ``semantics``, ``switches``, ``seed``, ``out_dtype``,
-                ``notes``, ``missing`` (``error``, ``base`` or ``skip``: what becomes of tensors that only
-                some models have) and ``parts``, which are output tensors that are merged from the same models: ``base`` (or
+                ``dequantised``, ``notes``, ``missing`` (``error``, ``base`` or ``skip``: what becomes of
+                tensors that only some models have) and ``parts``, which are output tensors that are merged from the same models: ``base`` (or
                 null), ``models`` (the index of the ``checkpoint`` of each, and rules for its tensors:
                 ``names``, ``aliases``, ``rows``), and ``tensors``: the numbers of every output tensor,
                 by parameter.
@@ -222,7 +247,9 @@ class OutputTensor:
 
     @property
     def dtype(self, /) -> str:
-        """Name of the dtype in the safetensors format, such as ``BF16``."""
+        """Name of the dtype in the safetensors format, such as ``BF16``; of a quantised tensor the one
+        that it stands for.
+        """
 
     @property
     def merged(self, /) -> bool:
@@ -234,11 +261,39 @@ class OutputTensor:
 
     @property
     def nbytes(self, /) -> int:
-        """Size of its data in bytes."""
+        """Size of its data in bytes, scales included."""
+
+    @property
+    def packing(self, /) -> Packing | None:
+        """How it is quantised; None if it is not."""
+
+    @property
+    def parts(self, /) -> list[tuple[str, str, list[int]]]:
+        """Name, dtype and shape of the tensors that it is written as: itself, or codes and scales."""
 
     @property
     def shape(self, /) -> list[int]:
         """Shape."""
+
+@final
+class Packing:
+    """How an output tensor is quantised."""
+
+    @property
+    def code(self, /) -> str:
+        """The code of its entries, such as ``int4``."""
+
+    @property
+    def powers_of_two(self, /) -> bool:
+        """Whether scales are powers of two."""
+
+    @property
+    def tile(self, /) -> tuple[int, int]:
+        """Rows and columns that share a scale."""
+
+    @property
+    def words(self, /) -> str:
+        """All of it in a few words."""
 
 @final
 class Prepared:
@@ -309,12 +364,30 @@ class Prepared:
         """
 
 @final
+class Quantised:
+    """The quantisation of a checkpoint."""
+
+    @property
+    def advice(self, /) -> str | None:
+        """What to do about it if it is not read; None if it is."""
+
+    @property
+    def words(self, /) -> str:
+        """It in a few words, such as ``fp8, a scale per 128 × 128``."""
+
+@final
 class TensorInfo:
     """A tensor of a checkpoint, as its header describes it."""
 
     @property
+    def code(self, /) -> str | None:
+        """The code in which a quantised tensor is stored, such as ``int4``; None for others."""
+
+    @property
     def dtype(self, /) -> str:
-        """Name of the dtype in the safetensors format, such as ``BF16``."""
+        """Name of the dtype in the safetensors format, such as ``BF16``; of a quantised tensor the one
+        that it stands for.
+        """
 
     @property
     def file(self, /) -> str:
@@ -326,7 +399,7 @@ class TensorInfo:
 
     @property
     def nbytes(self, /) -> int:
-        """Size of its data in bytes."""
+        """Size of its data in bytes, scales included."""
 
     @property
     def shape(self, /) -> list[int]:

@@ -129,7 +129,8 @@ def _merge(
         # Refuse a merge that is bound to fail before the long measurement rather than after it.
         request(_provisional(recipe), None, models).manifest()
         merged_tokenizer(recipe, models)
-        _core.check_output(str(out), [str(model.path) for model in models.all], how.overwrite)
+        inputs = [str(path) for model in models.all for path in model.paths]
+        _core.check_output(str(out), inputs, how.overwrite)
     measured, notes = _measured(
         recipe, models, calibration, threads=how.threads, progress=how.progress
     )
@@ -161,10 +162,11 @@ def _merge_stages(
     # Refuse what is bound to fail in any stage before the first is merged.
     planned = _plan_stages(asked, None, how.max_shard_size)
     inputs = {
-        str(model.path)
+        str(path)
         for _, each in planned.stages
         for model in each.models
-        if model.path not in planned.places.values()
+        for path in model.paths
+        if path not in planned.places.values()
     }
     _core.check_output(str(out), sorted(inputs), how.overwrite)
     places, notes = dict[str, Path](), list(asked.notes)
@@ -238,7 +240,8 @@ def _plan_stages(
                 made = _plan(recipe, calibration if last else None, max_shard_size)
                 if not last:
                     place = folder_of(stage, Path(folder))
-                    sketch(made, sidecars(recipe, open_models(recipe), None, None), place)
+                    beside = sidecars(recipe, open_models(recipe), None, None, made.manifest)
+                    sketch(made, beside, place)
                     places[str(stage.name)] = place
             except InputError as error:
                 label = f"document {stage.document}"
@@ -275,6 +278,7 @@ def _plan(
     return MergePlan(
         manifest=manifest,
         models=asked.models,
+        checkpoints=asked.checkpoints,
         max_shard_bytes=parse_size(max_shard_size),
         coefficients=found,
         notes=[*notes, *manifest.notes],

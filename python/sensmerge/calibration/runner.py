@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 
 from sensmerge import _core
 from sensmerge.calibration import alignment, loading, sensitivity
+from sensmerge.calibration.adapted import Late
+from sensmerge.calibration.mapped import dequantised_bytes
 from sensmerge.calibration.stream import Stream
 from sensmerge.errors import InputError, first_line
 from sensmerge.models.dtypes import STORED
@@ -88,11 +91,15 @@ class Runner:
         streamed = self._memory == "stream"
         if self._memory == "auto":
             streamed = weights > _SHARE * free_memory(self._device)
-        model = loading.load(source, "stored" if streamed else self._dtype)
+        late: Late = {}
+        if streamed:
+            model, late = loading.load_streamed(source)
+        else:
+            model = loading.load(source, self._dtype)
         layers = loading.parameter_layers(model, source.path)
         dtype = torch.float32 if self._dtype == "float32" else None
         try:
-            stream = Stream(model, layers.of, device=self._device, dtype=dtype)
+            stream = Stream(model, layers.of, device=self._device, dtype=dtype, late=late)
         except InputError as error:
             if self._memory == "stream":
                 raise InputError(f"{source.path}: {error}") from None
@@ -100,6 +107,8 @@ class Runner:
                 model = loading.load(source, self._dtype)
                 self._note(f"expert '{source.name}' was run whole, though memory is short: {error}")
             return Opened(source.name, _moved(model, self._device), layers, None, False)
+        if streamed:
+            self._note_dequantised(source)
         copied = loading.copied_bytes(model)
         if streamed and copied > _SMALL * weights:
             self._note(
@@ -146,12 +155,25 @@ class Runner:
         if note not in self.notes:
             self.notes.append(note)
 
+    def _note_dequantised(self, source: loading.Source) -> None:
+        size = dequantised_bytes(_core.Checkpoint(str(source.path)))
+        if size:
+            self._note(
+                f"expert '{source.name}' is quantised: {size / 1e9:.1f} GB of its weights were "
+                f"dequantised into a temporary file in {tempfile.gettempdir()}; TMPDIR names "
+                "another folder"
+            )
+
     def _weights(self, path: Path) -> int:
         """Bytes of a model's weights in the dtype it is run in."""
-        tensors = _core.Checkpoint(str(path)).tensors
+        checkpoint = _core.Checkpoint(str(path))
+        plain = [tensor for tensor in checkpoint.tensors if tensor.code is None]
+        quantised = dequantised_bytes(checkpoint)
         if self._dtype != "float32":
-            return sum(tensor.nbytes for tensor in tensors)
-        return sum(tensor.nbytes * _growth(tensor.dtype) for tensor in tensors)
+            return quantised + sum(tensor.nbytes for tensor in plain)
+        # Quantised weights are dequantised to 16 bits, and widened from there.
+        widened = sum(tensor.nbytes * _growth(tensor.dtype) for tensor in plain)
+        return quantised * _growth("BF16") + widened
 
 
 def _growth(stored: str) -> int:

@@ -21,7 +21,7 @@ from sensmerge.cli.options import (
 @click.argument("out", type=FOLDER)
 @click.option(
     "--dtype",
-    type=click.Choice(["bfloat16", "float16", "float32", "float64"]),
+    type=click.Choice(["bfloat16", "float16", "float32", "float64", "float8_e4m3fn", "int4"]),
     help="Dtype of all tensors of floats; each one's own by default.",
 )
 @shard_option

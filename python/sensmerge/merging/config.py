@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import copy
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from sensmerge.merging import quantised
 from sensmerge.merging.views import Stack
 from sensmerge.models.layers import DEPTHS, text_config
 from sensmerge.models.vocabulary.output import (
     OutputVocabulary,
     output_vocabulary,
 )
+from sensmerge.recipe import Dtype
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sensmerge import _core
     from sensmerge.models import Model, Models
     from sensmerge.recipe import Recipe
 
@@ -31,7 +34,7 @@ _NUMBERS_OF_LAYERS = (
 )
 
 
-def merged_config(recipe: Recipe, models: Models) -> dict[str, Any]:
+def merged_config(recipe: Recipe, models: Models, manifest: _core.Manifest) -> dict[str, Any]:
     """The config of the merged model; empty if the base has none.
 
     Raises:
@@ -50,6 +53,9 @@ def merged_config(recipe: Recipe, models: Models) -> dict[str, Any]:
         text_config(config)["vocab_size"] = output.rows
     for part in [config] if text_config(config) is config else [config, text_config(config)]:
         _renumber(part, models, output)
+    as_template = recipe.out_dtype is None and recipe.dtype is None and recipe.slices is None
+    template = models.template.checkpoint
+    quantised.describe(config, template, manifest, as_template=as_template)
     return config
 
 
@@ -97,7 +103,8 @@ def with_dtype(config: dict[str, Any], dtype: str | None) -> dict[str, Any]:
     """A model's config for its weights in other files and, if one is given, of another dtype."""
     # The key names the model's weight file, which the output does not have.
     changed = {key: value for key, value in config.items() if key != "transformers_weights"}
-    if dtype is not None and config:
+    # A quantised model's dtype is the one that it is run in.
+    if dtype in get_args(Dtype) and config:
         keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
         changed |= dict.fromkeys(keys, dtype)
     return changed

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from sensmerge import _core
 from sensmerge.errors import InputError
+from sensmerge.merging import quantised
 from sensmerge.merging.config import with_dtype
 from sensmerge.merging.disk import DEFAULT_SHARD_SIZE, MergeResult, carry_out
 from sensmerge.merging.plan import parse_size
 from sensmerge.merging.sidecars import OUTPUT_FILE, Sidecars
 from sensmerge.merging.views import View
 from sensmerge.models import Model
-from sensmerge.models.dtypes import TORCH
 from sensmerge.models.folders import is_folder, own_file, read_config
 from sensmerge.models.pickles import unpickling
 from sensmerge.models.quantised import refusal
 from sensmerge.models.references import resolve
 from sensmerge.models.side_files import side_files
+from sensmerge.recipe.fields import OutDtype
 from sensmerge.refusals import unknown_value
 
 
@@ -43,7 +45,8 @@ def convert(
     Args:
         model: The model's folder, weight file or Hub id.
         out: The folder to write. It must not exist, or be empty, unless ``overwrite`` is set.
-        dtype: Dtype of all tensors of floats, such as ``bfloat16``; None keeps each one's own.
+        dtype: Dtype of all tensors of floats, such as ``bfloat16``; ``float8_e4m3fn`` or ``int4``
+            quantises matrices. None keeps each tensor as it is stored.
         max_shard_size: Largest size of a weight file's data, in bytes or as text such as ``5GB``.
         threads: Threads to use; all cores by default. The output does not depend on it.
         progress: Show a progress bar on a terminal and plain lines elsewhere.
@@ -62,7 +65,7 @@ def convert(
         KeyboardInterrupt: Ctrl-C was pressed; nothing is left behind.
     """
     shard_bytes = parse_size(max_shard_size)
-    names = [name for name, known in TORCH.items() if known.merged]
+    names = list(get_args(OutDtype))
     if dtype is not None and dtype not in names:
         raise InputError(f"dtype: {unknown_value(dtype, names)}")
     with unpickling(out, enabled=unpickle, progress=progress) as unpickled:
@@ -70,11 +73,11 @@ def convert(
         _core.check_output(str(out), [str(path) for path in unpickled.copies], overwrite)
         checkpoint, config = _core.Checkpoint(str(path)), read_config(path)
         opened = Model(str(model), path, checkpoint, config)
-        if dtype is not None and (reason := refusal(path, config, checkpoint)) is not None:
+        if dtype is not None and (reason := refusal(path, checkpoint)) is not None:
             raise InputError(reason)
         view = json.dumps(View(opened).plain([opened], None))
         manifest = _core.Manifest.conversion(view, checkpoint, dtype)
-        beside = _beside(path, config, dtype)
+        beside = _beside(path, config, dtype, manifest, checkpoint)
         notes = [*unpickled.notes, *checkpoint.notes, *checkpoint.suspicions(), *beside.notes]
         return carry_out(
             manifest,
@@ -92,13 +95,23 @@ def convert(
         )
 
 
-def _beside(path: Path, config: dict[str, Any], dtype: str | None) -> Sidecars:
+def _beside(
+    path: Path,
+    config: dict[str, Any],
+    dtype: str | None,
+    manifest: _core.Manifest,
+    checkpoint: _core.Checkpoint,
+) -> Sidecars:
     """All files beside the weights, the config with the new dtype."""
     if not is_folder(path):
         return Sidecars(notes=[f"{path}: is a single file: nothing beside it was copied"])
+    quantised.check_config(path, manifest)
     copies = {file.name: str(file) for file in side_files(path) if file.name != OUTPUT_FILE}
     texts, notes = [], []
-    changed = with_dtype(config, dtype)
+    changed = with_dtype(copy.deepcopy(config), dtype)
+    # Without a dtype the parts of quantised tensors are copied.
+    if dtype is not None:
+        quantised.describe(changed, checkpoint, manifest, as_template=False)
     if changed != config:
         copies.pop("config.json")
         texts.append(("config.json", json.dumps(changed, indent=2) + "\n"))

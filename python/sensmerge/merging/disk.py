@@ -107,7 +107,7 @@ def write(
     shard_bytes = parse_size(max_shard_size)
     asked = request(recipe, found, models)
     manifest = asked.manifest()
-    beside = sidecars(recipe, models, found, measured, tokenizer=tokenizer, card=card)
+    beside = sidecars(recipe, models, found, measured, manifest, tokenizer=tokenizer, card=card)
     known = [*(notes or []), *recipe.notes, *models.notes]
     known += [] if found is None else found.notes()
     result = carry_out(

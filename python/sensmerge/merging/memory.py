@@ -54,7 +54,7 @@ def merge_tensors(
 
     Returns:
         Every tensor of the merged model, by name: torch tensors if torch is imported, otherwise
-        NumPy arrays.
+        NumPy arrays. They are quantised only if the recipe's ``out_dtype`` says so.
 
     Raises:
         InputError: Recipe, models or calibration cannot be used as they are, or the result has a
@@ -62,11 +62,10 @@ def merge_tensors(
     """
     recipe = Recipe.of(recipe)
     models = _models(recipe, tensors)
-    asked = request(recipe, coefficients_for(recipe, calibration, models), models)
+    asked = request(recipe, coefficients_for(recipe, calibration, models), models).dequantised()
     manifest = asked.manifest()
-    merged = {
-        tensor.name: _empty(tensor.name, tensor.dtype, tensor.shape) for tensor in manifest.tensors
-    }
+    parts = [part for tensor in manifest.tensors for part in tensor.parts]
+    merged = {name: _empty(name, dtype, shape) for name, dtype, shape in parts}
     outputs = {name: _bytes(name, tensor) for name, tensor in merged.items()}
     _run(asked, manifest, outputs, threads, allow_nan)
     return merged

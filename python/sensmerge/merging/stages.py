@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import tempfile
@@ -14,12 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from sensmerge.errors import InputError
 from sensmerge.merging.sidecars import OUTPUT_FILE, RECIPE_FILE, Sidecars
+from sensmerge.models.dtypes import STORED
 
 if TYPE_CHECKING:
     from sensmerge.merging.plan import MergePlan
     from sensmerge.recipe import Recipe, Stage
 
+# A header's length, and a size in a shape that is stored, are integers of this many bytes.
 _HEADER_BYTES = 8
+
+# The place of a quantised tensor's shape among its parts.
+_SHAPE_PART = 2
 
 
 @contextmanager
@@ -84,23 +90,24 @@ def sketch(plan: MergePlan, beside: Sidecars, folder: Path) -> None:
     for name, text in beside.texts:
         (folder / name).write_text(text, encoding="utf-8")
     header, end = dict[str, Any](), 0
-    starts = []
+    starts: dict[int, bytes] = {}
     for tensor in plan.manifest.tensors:
-        starts += [end] if tensor.nbytes else []
-        header[tensor.name] = {
-            "dtype": tensor.dtype,
-            "shape": tensor.shape,
-            "data_offsets": [end, end + tensor.nbytes],
-        }
-        end += tensor.nbytes
+        # An entry that is not zero, so that the model is not taken for an empty one; a quantised
+        # tensor's shape, which is written as a tensor too.
+        sizes = b"".join(size.to_bytes(_HEADER_BYTES, "little") for size in tensor.shape)
+        for place, (name, dtype, shape) in enumerate(tensor.parts):
+            size = math.prod(shape) * STORED[dtype].size
+            if size:
+                starts[end] = sizes if place == _SHAPE_PART else b"\x01"
+            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
+            end += size
     written = json.dumps(header).encode()
     with (folder / "model.safetensors").open("wb") as file:
         file.write(len(written).to_bytes(_HEADER_BYTES, "little") + written)
         data = file.tell()
-        for start in starts:
-            # An entry that is not zero, so that the model is not taken for an empty one.
+        for start, content in starts.items():
             file.seek(data + start)
-            file.write(b"\x01")
+            file.write(content)
         file.truncate(data + end)
 
 

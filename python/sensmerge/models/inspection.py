@@ -28,7 +28,8 @@ def describe(model: str | Path) -> str:
         shape = " × ".join(map(str, tensor.shape)) or "scalar"
         size = human_size(tensor.nbytes)
         lines.append(
-            f"{tensor.name:<{width}}  {tensor.dtype:<7}  {shape:<16}  {size:>9}  {tensor.file}"
+            f"{tensor.name:<{width}}  {tensor.code or tensor.dtype:<7}  {shape:<16}  {size:>9}  "
+            f"{tensor.file}"
         )
     sizes: Counter[str] = Counter()
     for tensor in tensors:
@@ -40,15 +41,27 @@ def describe(model: str | Path) -> str:
     parameters = sum(math.prod(tensor.shape) for tensor in tensors)
     total = sum(tensor.nbytes for tensor in tensors)
     files = len({tensor.file for tensor in tensors})
-    dtypes = ", ".join(sorted({tensor.dtype for tensor in tensors}))
+    dtypes = ", ".join(sorted({tensor.code or tensor.dtype for tensor in tensors}))
     lines += [
         "",
         f"{len(tensors)} tensors, {parameters:,} parameters, {human_size(total)} in {files} "
         f"{'file' if files == 1 else 'files'}; {dtypes}; {len(inner)} blocks",
         f"fingerprint {checkpoint.fingerprint()}",
+        *_quantised(checkpoint),
         *(f"note: {note}" for note in [*checkpoint.notes, *checkpoint.suspicions()]),
     ]
     return "\n".join(lines)
+
+
+def _quantised(checkpoint: _core.Checkpoint) -> list[str]:
+    found = checkpoint.quantised
+    if found is None:
+        return []
+    if found.advice is not None:
+        return [f"quantised ({found.words}), which is not read: {found.advice}"]
+    count = sum(tensor.code is not None for tensor in checkpoint.tensors)
+    tensors = f"{count} {'tensor' if count == 1 else 'tensors'}"
+    return [f"quantised ({found.words}): {tensors}, dequantised when they are merged or measured"]
 
 
 def human_size(size: float) -> str:

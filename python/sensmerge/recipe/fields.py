@@ -11,6 +11,9 @@ from sensmerge.recipe.parameters import AUTO, ModelParameters
 
 Dtype = Literal["bfloat16", "float16", "float32", "float64"]
 
+# Those of an output: matrices are quantised to the last two.
+OutDtype = Literal["bfloat16", "float16", "float32", "float64", "float8_e4m3fn", "int4"]
+
 DEFAULT_TEMPERATURE = 0.05
 
 _A_MODEL = "expected a path, a Hub id, or {model: {path, revision}}"

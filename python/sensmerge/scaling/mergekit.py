@@ -12,12 +12,12 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from sensmerge.errors import InputError
 from sensmerge.models.dtypes import STORED
 from sensmerge.models.layers import block_of, blocks, layer_of
-from sensmerge.recipe import methods, to_yaml
+from sensmerge.recipe import Dtype, methods, to_yaml
 from sensmerge.recipe.numbers import by_name, resolve, resolve_first
 from sensmerge.recipe.tokenizer import BASE, with_other_names
 
@@ -83,7 +83,10 @@ def mergekit_recipe(
 def _dtypes(recipe: Recipe, stored: Iterable[str]) -> dict[str, str]:
     known = [STORED[name] for name in stored if name in STORED]
     floats = {dtype.torch for dtype in known if dtype.merged}
-    output = recipe.out_dtype or recipe.dtype or (floats.pop() if len(floats) == 1 else None)
+    asked = recipe.out_dtype or recipe.dtype
+    # mergekit writes nothing quantised.
+    asked = asked if asked is None or asked in get_args(Dtype) else "bfloat16"
+    output = asked or (floats.pop() if len(floats) == 1 else None)
     computed = "float64" if output == "float64" or "float64" in floats else "float32"
     return {"dtype": computed} | ({} if output is None else {"out_dtype": output})
 

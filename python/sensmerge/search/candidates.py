@@ -13,7 +13,7 @@ import torch
 
 from sensmerge import _core
 from sensmerge.calibration import loading
-from sensmerge.calibration.mapped import mapped
+from sensmerge.calibration.mapped import torch_dtype
 from sensmerge.calibration.sensitivity import as_bytes
 from sensmerge.errors import InputError
 from sensmerge.models.dtypes import dtype_name
@@ -51,13 +51,15 @@ class Candidate:
             raise InputError(f"{self._path}: a search runs merged models and needs the folder")
         self._dtype = torch.float32 if dtype == "float32" else _running(self._path)
         described = {tensor.name: tensor for tensor in asked.manifest().tensors}
-        self._rows = None if asked.rows == models.template.token_rows else asked.rows
-        stored = mapped(self._path)
+        same = asked.rows == models.template.token_rows and not models.template.changes
+        self._rows = None if same else asked.rows
         # In the order of the file. Tensors that are copied keep their dtype.
         self._tensors = {
             tensor.name: torch.empty(
                 list(described[tensor.name].shape),
-                dtype=self._dtype if described[tensor.name].merged else stored[tensor.name].dtype,
+                dtype=self._dtype
+                if described[tensor.name].merged
+                else torch_dtype(self._path, tensor),
             )
             for tensor in models.template.checkpoint.tensors
         }

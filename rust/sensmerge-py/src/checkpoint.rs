@@ -5,25 +5,41 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use sensmerge_core::checkpoint::{self, MemoryTensor};
 use sensmerge_core::dtype::Dtype;
+use sensmerge_core::engine::{Monitor, read_into};
+use sensmerge_core::manifest::View;
 
 use crate::buffers::Bytes;
+use crate::door::enter;
 use crate::error::{bad_input, to_python};
+use crate::memory::{slices, writable};
 
 /// A tensor of a checkpoint, as its header describes it.
 #[pyclass(frozen, get_all, module = "sensmerge._core")]
 pub(crate) struct TensorInfo {
     /// Name in the checkpoint.
     name: String,
-    /// Name of the dtype in the safetensors format, such as ``BF16``.
+    /// Name of the dtype in the safetensors format, such as ``BF16``; of a quantised tensor the one
+    /// that it stands for.
     dtype: String,
+    /// The code in which a quantised tensor is stored, such as ``int4``; None for others.
+    code: Option<String>,
     /// Shape.
     shape: Vec<usize>,
-    /// Size of its data in bytes.
+    /// Size of its data in bytes, scales included.
     nbytes: usize,
     /// Name of the file that holds it; empty for a checkpoint in memory.
     file: String,
     /// Offset of its data in that file, in bytes.
     start: usize,
+}
+
+/// The quantisation of a checkpoint.
+#[pyclass(frozen, get_all, module = "sensmerge._core")]
+pub(crate) struct Quantised {
+    /// It in a few words, such as ``fp8, a scale per 128 × 128``.
+    words: String,
+    /// What to do about it if it is not read; None if it is.
+    advice: Option<String>,
 }
 
 /// A checkpoint whose headers are checked: safetensors files, mapped read-only, or tensors in memory.
@@ -56,6 +72,20 @@ impl Checkpoint {
     #[new]
     fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
         let inner = py.detach(|| checkpoint::Checkpoint::open(&path)).map_err(to_python)?;
+        Ok(Self { inner: Arc::new(inner), ranges: Vec::new() })
+    }
+
+    /// The weights of an adapter, which are no model of their own.
+    ///
+    /// Args:
+    ///     path: The ``.safetensors`` file.
+    ///
+    /// Raises:
+    ///     InputError: The file is truncated or malformed, or of another format.
+    ///     OSError: It cannot be read.
+    #[staticmethod]
+    fn adapter(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        let inner = py.detach(|| checkpoint::Checkpoint::open_adapter(&path)).map_err(to_python)?;
         Ok(Self { inner: Arc::new(inner), ranges: Vec::new() })
     }
 
@@ -131,6 +161,41 @@ impl Checkpoint {
         self.inner.path().display().to_string()
     }
 
+    /// The quantisation that its config names; None if no tensor is quantised.
+    #[getter]
+    fn quantised(&self) -> Option<Quantised> {
+        self.inner.quantised().map(|found| Quantised {
+            words: found.words.clone(),
+            advice: found.scheme.as_ref().err().cloned(),
+        })
+    }
+
+    /// Read tensors into memory, quantised ones as what they stand for.
+    ///
+    /// Args:
+    ///     outputs: A contiguous, writable uint8 view for every tensor that is read, by name.
+    ///     threads: Threads to use; all cores by default.
+    ///
+    /// Raises:
+    ///     InputError: There is no such tensor, or an output is of another size, read-only, or overlaps
+    ///         another.
+    ///     KeyboardInterrupt: Ctrl-C was pressed.
+    #[pyo3(signature = (
+        outputs: "collections.abc.Mapping[str, numpy.typing.NDArray[numpy.uint8]]", *, threads = None
+    ))]
+    fn read_into(
+        &self,
+        py: Python<'_>,
+        outputs: BTreeMap<String, Bound<'_, PyAny>>,
+        threads: Option<usize>,
+    ) -> PyResult<()> {
+        let mut buffers = writable(&outputs, self.ranges.iter())?;
+        let slices = slices(&mut buffers);
+        let monitor = Monitor::new();
+        let view = View::new(self.inner());
+        enter(py, &monitor, None, || read_into(&view, slices, threads, &monitor))
+    }
+
     /// The repository on the Hub and the commit that it was downloaded from; None if it does not lie
     /// in a Hub cache.
     #[getter]
@@ -138,7 +203,7 @@ impl Checkpoint {
         self.inner.origin().map(|origin| (origin.repository, origin.commit))
     }
 
-    /// Its tensors, by name.
+    /// Its tensors, by name. Quantised ones have the name and shape of what they stand for.
     #[getter]
     fn tensors(&self) -> Vec<TensorInfo> {
         let files = self.inner.shard_paths();
@@ -146,13 +211,17 @@ impl Checkpoint {
             let name = files.get(shard).and_then(|file| file.file_name()).unwrap_or_default();
             name.to_string_lossy().into_owned()
         };
-        let info = |tensor: &Arc<checkpoint::TensorInfo>| TensorInfo {
-            name: tensor.name.clone(),
-            dtype: tensor.dtype.name().to_owned(),
-            shape: tensor.shape.clone(),
-            nbytes: tensor.nbytes(),
-            file: file(tensor.shard),
-            start: tensor.start,
+        let info = |tensor: &Arc<checkpoint::TensorInfo>| {
+            let packed = self.inner.packed(&tensor.name);
+            TensorInfo {
+                name: tensor.name.clone(),
+                dtype: tensor.dtype.name().to_owned(),
+                code: packed.map(|packed| packed.encoding.code.name().to_owned()),
+                shape: tensor.shape.clone(),
+                nbytes: tensor.nbytes() + packed.map_or(0, |packed| packed.scales.nbytes()),
+                file: file(tensor.shard),
+                start: tensor.start,
+            }
         };
         self.inner.tensors().map(info).collect()
     }

@@ -17,6 +17,7 @@ mod output;
 mod pickle_files;
 mod pool;
 mod prepared;
+mod read;
 mod sensitivity;
 mod task_vector;
 mod weight_files;
@@ -27,13 +28,13 @@ use pyo3::pymodule;
 #[pymodule]
 mod _core {
     #[pymodule_export]
-    use crate::checkpoint::{Checkpoint, TensorInfo};
+    use crate::checkpoint::{Checkpoint, Quantised, TensorInfo};
     #[pymodule_export]
     use crate::difference::{Difference, differences};
     #[pymodule_export]
     use crate::distance::row_distances;
     #[pymodule_export]
-    use crate::manifest::{Manifest, OutputTensor};
+    use crate::manifest::{Manifest, OutputTensor, Packing};
     #[pymodule_export]
     use crate::memory::merge_into;
     #[pymodule_export]
@@ -46,6 +47,8 @@ mod _core {
     use crate::pickle_files::pickle_files;
     #[pymodule_export]
     use crate::prepared::Prepared;
+    #[pymodule_export]
+    use crate::read::read_into;
     #[pymodule_export]
     use crate::sensitivity::sum_abs_product;
     #[pymodule_export]

@@ -4,28 +4,59 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use sensmerge_core::checkpoint;
 use sensmerge_core::checkpoint::layout::layout;
-use sensmerge_core::dtype::Float;
 use sensmerge_core::engine::Inputs;
 use sensmerge_core::error::{Error, Result};
-use sensmerge_core::manifest::{self, Builder, Content, Missing, Numbers, Part, Selection, View};
+use sensmerge_core::manifest::{
+    self, Builder, Change, Content, Missing, Numbers, OutDtype, Part, Patch, Selection, View,
+};
 use sensmerge_core::method::Semantics;
 use serde::Deserialize;
 
-use crate::buffers::dtype as parse_dtype;
 use crate::checkpoint::Checkpoint;
 use crate::error::{bad_input, to_python};
+
+/// How an output tensor is quantised.
+#[pyclass(frozen, get_all, module = "sensmerge._core")]
+#[derive(Clone)]
+pub(crate) struct Packing {
+    /// The code of its entries, such as ``int4``.
+    code: String,
+    /// Rows and columns that share a scale.
+    tile: (usize, usize),
+    /// Whether scales are powers of two.
+    powers_of_two: bool,
+    /// All of it in a few words.
+    words: String,
+}
+
+impl Packing {
+    fn of(packing: manifest::Packing) -> Self {
+        let [rows, columns] = packing.tile();
+        Self {
+            code: packing.code().name().to_owned(),
+            tile: (rows, columns),
+            powers_of_two: matches!(packing, manifest::Packing::Float8 { powers_of_two: true, .. }),
+            words: packing.to_string(),
+        }
+    }
+}
 
 /// An output tensor of a manifest.
 #[pyclass(frozen, get_all, module = "sensmerge._core")]
 pub(crate) struct OutputTensor {
     /// Its name.
     name: String,
-    /// Name of the dtype in the safetensors format, such as ``BF16``.
+    /// Name of the dtype in the safetensors format, such as ``BF16``; of a quantised tensor the one
+    /// that it stands for.
     dtype: String,
     /// Shape.
     shape: Vec<usize>,
-    /// Size of its data in bytes.
+    /// Size of its data in bytes, scales included.
     nbytes: usize,
+    /// Name, dtype and shape of the tensors that it is written as: itself, or codes and scales.
+    parts: Vec<(String, String, Vec<usize>)>,
+    /// How it is quantised; None if it is not.
+    packing: Option<Packing>,
     /// Whether it is merged; otherwise it is a copy.
     merged: bool,
 }
@@ -55,7 +86,10 @@ struct Request {
     #[serde(default)]
     missing: Missing,
     seed: u64,
-    out_dtype: Option<Float>,
+    out_dtype: Option<OutDtype>,
+    /// Whether merged tensors are left unquantised where `out_dtype` says nothing.
+    #[serde(default)]
+    dequantised: bool,
     #[serde(default)]
     notes: Vec<String>,
 }
@@ -73,7 +107,7 @@ struct RequestedPart {
 /// A model, and the rules for its tensors.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RequestedView {
+pub(crate) struct RequestedView {
     /// Index of the model's checkpoint.
     checkpoint: usize,
     /// The stored tensor of every output tensor; `None` if they have the same names.
@@ -85,6 +119,32 @@ struct RequestedView {
     /// Rows to take in place of those of some tensors.
     #[serde(default)]
     rows: Option<RequestedRows>,
+    /// Changes to stored tensors, by their names, in order.
+    #[serde(default)]
+    patches: BTreeMap<String, Vec<RequestedPatch>>,
+}
+
+/// A change to a tensor by an adapter; the other names are those of the adapter's tensors.
+#[derive(Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+enum RequestedPatch {
+    LowRank {
+        checkpoint: usize,
+        a: String,
+        b: String,
+        scale: f64,
+        transposed: bool,
+        magnitude: Option<String>,
+    },
+    Whole {
+        checkpoint: usize,
+        tensor: String,
+    },
+    Rows {
+        checkpoint: usize,
+        tensor: String,
+        places: Vec<usize>,
+    },
 }
 
 /// Rows to take in place of those of tensors of a vocabulary.
@@ -106,6 +166,9 @@ impl Request {
             .notes(self.notes);
         if let Some(dtype) = self.out_dtype {
             builder = builder.out_dtype(dtype);
+        }
+        if self.dequantised {
+            builder = builder.dequantised();
         }
         for (name, on) in self.switches {
             builder = builder.switch(name, on);
@@ -134,12 +197,8 @@ impl RequestedPart {
 }
 
 impl RequestedView {
-    fn build(self, checkpoints: &[Arc<checkpoint::Checkpoint>]) -> Result<View> {
-        let checkpoint = checkpoints.get(self.checkpoint).ok_or_else(|| {
-            let reason = format!("there is no checkpoint of number {}", self.checkpoint);
-            Error::Setting { key: "request".to_owned(), reason }
-        })?;
-        let mut view = View::new(Arc::clone(checkpoint));
+    pub(crate) fn build(self, checkpoints: &[Arc<checkpoint::Checkpoint>]) -> Result<View> {
+        let mut view = View::new(numbered(checkpoints, self.checkpoint)?);
         if let Some(names) = self.names {
             view = view.names(names);
         }
@@ -152,8 +211,38 @@ impl RequestedView {
                 view = view.rows(name, Arc::clone(&selection));
             }
         }
+        for (name, patches) in self.patches {
+            for patch in patches {
+                view = view.patch(&name, patch.build(checkpoints)?);
+            }
+        }
         Ok(view)
     }
+}
+
+impl RequestedPatch {
+    fn build(self, checkpoints: &[Arc<checkpoint::Checkpoint>]) -> Result<Patch> {
+        let (number, change) = match self {
+            Self::LowRank { checkpoint, a, b, scale, transposed, magnitude } => {
+                (checkpoint, Change::LowRank { a, b, scale, transposed, magnitude })
+            }
+            Self::Whole { checkpoint, tensor } => (checkpoint, Change::Whole { tensor }),
+            Self::Rows { checkpoint, tensor, places } => {
+                (checkpoint, Change::Rows { tensor, places })
+            }
+        };
+        Ok(Patch::new(numbered(checkpoints, number)?, change))
+    }
+}
+
+fn numbered(
+    checkpoints: &[Arc<checkpoint::Checkpoint>],
+    number: usize,
+) -> Result<Arc<checkpoint::Checkpoint>> {
+    checkpoints.get(number).map(Arc::clone).ok_or_else(|| {
+        let reason = format!("there is no checkpoint of number {number}");
+        Error::Setting { key: "request".to_owned(), reason }
+    })
 }
 
 #[pymethods]
@@ -162,10 +251,10 @@ impl Manifest {
     ///
     /// Args:
     ///     request: JSON: ``method``, ``semantics``, ``switches``, ``seed``, ``out_dtype``,
-    ///         ``notes``, ``missing`` (``error``, ``base`` or ``skip``: what becomes of tensors that only
-    ///         some models have) and ``parts``, which are output tensors that are merged from the same models: ``base`` (or
+    ///         ``dequantised``, ``notes``, ``missing`` (``error``, ``base`` or ``skip``: what becomes of
+    ///         tensors that only some models have) and ``parts``, which are output tensors that are merged from the same models: ``base`` (or
     ///         null), ``models`` (the index of the ``checkpoint`` of each, and rules for its tensors:
-    ///         ``names``, ``aliases``, ``rows``), and ``tensors``: the numbers of every output tensor,
+    ///         ``names``, ``aliases``, ``rows``, ``patches``), and ``tensors``: the numbers of every output tensor,
     ///         by parameter.
     ///     checkpoints: The checkpoints that the request names by their index.
     ///
@@ -189,7 +278,8 @@ impl Manifest {
     /// Args:
     ///     view: JSON: the rules for the model's tensors, as in the request of a merge.
     ///     model: The model.
-    ///     dtype: The dtype, such as ``bfloat16``; None keeps every tensor's own.
+    ///     dtype: The dtype, such as ``bfloat16`` or ``int4``; None keeps every tensor's own, and
+    ///         quantised ones as they are stored.
     ///
     /// Raises:
     ///     InputError: The rules are malformed, or the dtype is unknown.
@@ -202,7 +292,11 @@ impl Manifest {
     ) -> PyResult<Self> {
         let view: RequestedView =
             serde_json::from_str(view).map_err(|error| bad_input(format!("view: {error}")))?;
-        let dtype = dtype.map(|dtype| parse_dtype("dtype", dtype)).transpose()?;
+        let parse = |dtype: &str| {
+            let unknown = |_| bad_input(format!("dtype: unknown dtype '{dtype}'"));
+            dtype.parse::<OutDtype>().map_err(unknown)
+        };
+        let dtype = dtype.map(parse).transpose()?;
         let model = model.inner();
         let inner = py
             .detach(|| manifest::Manifest::conversion(view.build(&[model])?, dtype))
@@ -248,6 +342,12 @@ impl Manifest {
             dtype: output.dtype.name().to_owned(),
             shape: output.shape.clone(),
             nbytes: output.nbytes(),
+            parts: output
+                .specs()
+                .into_iter()
+                .map(|spec| (spec.name, spec.dtype.name().to_owned(), spec.shape))
+                .collect(),
+            packing: output.packing.map(Packing::of),
             merged: matches!(output.content, Content::Merge(_)),
         };
         self.inner.tensors.iter().map(describe).collect()

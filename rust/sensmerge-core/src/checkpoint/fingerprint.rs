@@ -17,7 +17,7 @@ const SCHEME: &str = "sampled-blake3";
 
 pub(super) fn of(checkpoint: &Checkpoint) -> String {
     let mut hasher = blake3::Hasher::new();
-    for tensor in checkpoint.tensors() {
+    for tensor in checkpoint.stored().into_values() {
         // A length precedes every field of variable length, so that two models whose fields are cut
         // differently cannot feed the same bytes to the hash.
         hasher.update(&(tensor.name.len() as u64).to_le_bytes());

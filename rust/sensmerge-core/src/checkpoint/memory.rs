@@ -64,5 +64,5 @@ pub(super) fn checkpoint(path: &Path, tensors: Vec<MemoryTensor>) -> Result<Chec
         storages.push(bytes);
     }
     let path = path.to_path_buf();
-    Ok(Checkpoint { path, files: Vec::new(), storages, tensors: infos, tied, notes: Vec::new() })
+    Ok(Checkpoint { path, storages, tensors: infos, tied, ..Checkpoint::default() })
 }

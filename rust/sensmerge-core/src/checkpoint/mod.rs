@@ -12,6 +12,7 @@ mod mapping;
 mod memory;
 mod origin;
 pub mod output;
+mod quantised;
 mod select;
 mod suspicion;
 
@@ -26,6 +27,7 @@ pub use index::INDEX_FILE;
 use index::Index;
 pub use memory::MemoryTensor;
 pub use origin::Origin;
+pub use quantised::{Encoding, Format, Packed, Quantised, Scheme, Tile};
 pub use select::{pickle_files, weight_files};
 
 /// A tensor as its header describes it.
@@ -63,6 +65,7 @@ impl TensorInfo {
 pub type Bytes = Box<dyn AsRef<[u8]> + Send + Sync>;
 
 /// A checkpoint, opened: its headers are checked, and its data is mapped or in memory.
+#[derive(Default)]
 pub struct Checkpoint {
     path: PathBuf,
     /// The file of every shard; empty for a checkpoint in memory.
@@ -70,6 +73,11 @@ pub struct Checkpoint {
     /// The bytes of every shard.
     storages: Vec<Bytes>,
     tensors: BTreeMap<String, Arc<TensorInfo>>,
+    quantised: Option<Quantised>,
+    /// How quantised tensors are stored, by their names.
+    packed: BTreeMap<String, Packed>,
+    /// Stored tensors that are not shown as such: the parts of quantised ones.
+    parts: BTreeMap<String, Arc<TensorInfo>>,
     tied: BTreeMap<String, String>,
     notes: Vec<String>,
 }
@@ -87,7 +95,8 @@ impl Checkpoint {
         let kind = std::fs::metadata(path).map_err(Error::io(path))?;
         if kind.is_dir() {
             let select::Selection { files, index, notes } = select::select(path)?;
-            return Self::from_files(path, files, index.as_ref(), notes);
+            let checkpoint = Self::from_files(path, files, index.as_ref(), notes)?;
+            return checkpoint.shown(path);
         }
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if foreign::is_adapter(&name) {
@@ -95,6 +104,25 @@ impl Checkpoint {
             return Err(Error::file(path, foreign::adapter(&config)));
         }
         Self::from_files(path, vec![path.to_path_buf()], None, Vec::new())
+    }
+
+    /// Open the weights of an adapter, a single file, which [`open`](Self::open) refuses: they are no
+    /// model.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_adapter(path: &Path) -> Result<Self> {
+        std::fs::metadata(path).map_err(Error::io(path))?;
+        Self::from_files(path, vec![path.to_path_buf()], None, Vec::new())
+    }
+
+    /// Open what [`open`](Self::open) or [`open_adapter`](Self::open_adapter) opened before.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(crate) fn open_again(path: &Path) -> Result<Self> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if foreign::is_adapter(&name) { Self::open_adapter(path) } else { Self::open(path) }
     }
 
     fn from_files(
@@ -120,12 +148,25 @@ impl Checkpoint {
             storages.push(Box::new(map));
         }
         let path = path.to_path_buf();
-        let mut checkpoint = Self { path, files, storages, tensors, tied: BTreeMap::new(), notes };
+        let mut checkpoint = Self { path, files, storages, tensors, notes, ..Self::default() };
         if let Some(index) = index {
             checkpoint.check_index(index)?;
             checkpoint.notes.extend(told_twice(&index.path, twice));
         }
         Ok(checkpoint)
+    }
+
+    /// The same with its quantised tensors shown as what they stand for, as the folder's config says.
+    fn shown(self, folder: &Path) -> Result<Self> {
+        if !select::names(folder)?.contains(select::CONFIG_FILE) {
+            return Ok(self);
+        }
+        match quantised::show(&self, &folder.join(select::CONFIG_FILE))? {
+            None => Ok(self),
+            Some(quantised::Shown { quantised, tensors, packed, parts }) => {
+                Ok(Self { tensors, quantised, packed, parts, ..self })
+            }
+        }
     }
 
     /// A checkpoint of tensors in memory, which are not copied. Messages call it `name`.
@@ -212,7 +253,34 @@ impl Checkpoint {
         self.files.get(tensor.shard).unwrap_or(&self.path)
     }
 
-    /// All tensors, by name.
+    /// The quantisation that the config names, if tensors are quantised.
+    #[must_use]
+    pub fn quantised(&self) -> Option<&Quantised> {
+        self.quantised.as_ref()
+    }
+
+    /// How the quantised tensor of this name is stored; `None` if it is not quantised.
+    #[must_use]
+    pub fn packed(&self, name: &str) -> Option<&Packed> {
+        self.packed.get(name)
+    }
+
+    /// Every tensor as it is stored, by name, the parts of quantised ones included.
+    #[must_use]
+    pub fn stored(&self) -> BTreeMap<&str, &Arc<TensorInfo>> {
+        let whole = self.tensors.iter().filter(|(name, _)| !self.packed.contains_key(*name));
+        whole.chain(&self.parts).map(|(name, tensor)| (name.as_str(), tensor)).collect()
+    }
+
+    /// The stored tensor of this name; `None` for one that is put together from others.
+    #[must_use]
+    pub fn get_stored(&self, name: &str) -> Option<&Arc<TensorInfo>> {
+        self.parts
+            .get(name)
+            .or_else(|| self.tensors.get(name).filter(|_| !self.packed.contains_key(name)))
+    }
+
+    /// All tensors, by name. Quantised ones have the name, dtype and shape of what they stand for.
     pub fn tensors(&self) -> impl Iterator<Item = &Arc<TensorInfo>> {
         self.tensors.values()
     }
@@ -223,7 +291,8 @@ impl Checkpoint {
         self.tensors.get(name)
     }
 
-    /// A tensor's data as stored: row-major, little-endian, at any alignment.
+    /// A tensor's data as stored: row-major, little-endian, at any alignment. Those of a quantised one
+    /// are its codes.
     ///
     /// # Panics
     /// If the tensor is of another checkpoint and its range lies outside this one's data.

@@ -22,7 +22,8 @@ const PICKLE_FILE: &str = "pytorch_model.bin";
 /// File name of the index of pickled shards.
 const PICKLE_INDEX: &str = "pytorch_model.bin.index.json";
 
-const CONFIG_FILE: &str = "config.json";
+/// File name of a model's config.
+pub(super) const CONFIG_FILE: &str = "config.json";
 
 /// The suffix of every index's file name.
 const INDEX_END: &str = ".safetensors.index.json";

@@ -1,11 +1,11 @@
 //! Signs of a badly saved model in a well-formed file: empty tensors, or zeros throughout.
 
-use super::Checkpoint;
+use super::{Checkpoint, TensorInfo};
 
 /// The probable cause of both.
 const CAUSE: &str = "it was probably saved from a sharded run without gathering its parts";
 
-/// Bytes compared with zero at a time.
+/// Bytes looked at at a time.
 const STEP: usize = 4096;
 
 /// One sentence for each sign found in a checkpoint.
@@ -38,10 +38,13 @@ pub(super) fn of(checkpoint: &Checkpoint) -> Vec<String> {
 pub(super) fn is_zero_throughout(checkpoint: &Checkpoint) -> bool {
     let floats = checkpoint.tensors().filter(|tensor| tensor.dtype.float().is_some());
     let mut full = floats.filter(|tensor| tensor.nbytes() > 0).peekable();
-    full.peek().is_some() && full.all(|tensor| is_zero(checkpoint.bytes(tensor)))
+    full.peek().is_some() && full.all(|tensor| is_zero(checkpoint, tensor))
 }
 
-/// Whether all bytes are zero. Stops at the first step that holds another byte.
-fn is_zero(bytes: &[u8]) -> bool {
-    bytes.chunks(STEP).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
+/// Whether all entries are zero. Stops at the first step that holds another one.
+fn is_zero(checkpoint: &Checkpoint, tensor: &TensorInfo) -> bool {
+    let packed = checkpoint.packed(&tensor.name);
+    let zero = packed.map_or(0, |packed| packed.encoding.code.zero());
+    let mut chunks = checkpoint.bytes(tensor).chunks(STEP);
+    chunks.all(|chunk| chunk.iter().fold(0, |all, byte| all | (byte ^ zero)) == 0)
 }

@@ -34,7 +34,7 @@ pub(super) fn write(job: &Job, destination: &mut Destination) -> Result<()> {
     for (place, output) in job.manifest.tensors.iter().enumerate() {
         if let Content::Copy(stored) = &output.content {
             let bytes = job.inputs.bytes(stored)?;
-            copies.extend(destination.slots(place, bytes.len()).pop().map(|slot| (slot, bytes)));
+            copies.extend(destination.slots(place, 0, bytes.len()).pop().map(|slot| (slot, bytes)));
         }
     }
     copies.into_par_iter().try_for_each(|(slot, bytes): (Slot, &[u8])| {

@@ -2,17 +2,24 @@
 
 use std::collections::BTreeMap;
 
-use crate::checkpoint::layout::ShardLayout;
+use crate::checkpoint::layout::{ShardLayout, TensorSpec};
 use crate::checkpoint::output::ShardWriter;
 use crate::error::{Error, Result};
 use crate::manifest::{Manifest, Output};
 
 /// The outputs of a merge.
-pub(super) enum Destination<'o> {
-    /// One writer per shard, and for every tensor of the manifest: its shard, the offset of its first
-    /// byte in the file, and its size in bytes.
+pub(super) struct Destination<'o> {
+    places: Places<'o>,
+    /// For every tensor of the manifest, the index of the first tensor that it is written as.
+    firsts: Vec<usize>,
+}
+
+/// The places of the tensors that are written, in the order of [`Manifest::specs`].
+enum Places<'o> {
+    /// One writer per shard, and for every tensor: its shard, the offset of its first byte in the file,
+    /// and its size in bytes.
     Files(&'o [ShardWriter], Vec<(usize, u64, usize)>),
-    /// The buffer of every tensor of the manifest, in its order; `None` once it is taken.
+    /// The buffer of every tensor; `None` once it is taken.
     Memory(Vec<Option<&'o mut [u8]>>),
 }
 
@@ -31,17 +38,21 @@ pub(super) enum Slot<'o> {
 
 impl<'o> Destination<'o> {
     /// The files of an output folder. The layout lists the manifest's tensors in their order.
-    pub(super) fn files(writers: &'o [ShardWriter], shards: &[ShardLayout]) -> Self {
+    pub(super) fn files(
+        manifest: &Manifest,
+        writers: &'o [ShardWriter],
+        shards: &[ShardLayout],
+    ) -> Self {
         let places = shards.iter().enumerate().flat_map(|(shard, layout)| {
             layout
                 .tensors
                 .iter()
                 .map(move |(spec, offset)| (shard, *offset, spec.nbytes() as usize))
         });
-        Self::Files(writers, places.collect())
+        Self { places: Places::Files(writers, places.collect()), firsts: firsts(manifest) }
     }
 
-    /// The caller's buffers, by the names of the tensors.
+    /// The caller's buffers, by the names of the tensors that are written.
     ///
     /// # Errors
     /// [`Error::Setting`] for a tensor without a buffer or with one of another size, and for a buffer
@@ -50,41 +61,51 @@ impl<'o> Destination<'o> {
         manifest: &Manifest,
         mut buffers: BTreeMap<String, &'o mut [u8]>,
     ) -> Result<Self> {
-        let buffer = |output: &Output| {
+        let buffer = |spec: TensorSpec| {
             let buffer = buffers
-                .remove(&output.name)
-                .ok_or_else(|| Error::setting(&output.name, "the output has no buffer for it"))?;
-            let (needed, found) = (output.nbytes(), buffer.len());
+                .remove(&spec.name)
+                .ok_or_else(|| Error::setting(&spec.name, "the output has no buffer for it"))?;
+            let (needed, found) = (spec.nbytes() as usize, buffer.len());
             if needed == found {
                 return Ok(Some(buffer));
             }
             let reason = format!("its output buffer has {found} bytes where it needs {needed}");
-            Err(Error::setting(&output.name, reason))
+            Err(Error::setting(&spec.name, reason))
         };
-        let taken = manifest.tensors.iter().map(buffer).collect::<Result<_>>()?;
+        let taken = manifest.specs().into_iter().map(buffer).collect::<Result<_>>()?;
         match buffers.into_keys().next() {
-            None => Ok(Self::Memory(taken)),
+            None => Ok(Self { places: Places::Memory(taken), firsts: firsts(manifest) }),
             Some(name) => Err(Error::setting(name, "is not a tensor of the merged model")),
         }
     }
 
-    /// The destinations of the pieces of the tensor at index `place`, of `size` bytes each; the last
-    /// may be shorter. May be called once for each tensor: memory is handed out then.
-    pub(super) fn slots(&mut self, place: usize, size: usize) -> Vec<Slot<'o>> {
-        let size = size.max(1);
-        match self {
-            Self::Files(writers, places) => {
+    /// The destinations of the pieces, of `size` bytes each, of the `part`-th tensor that the tensor at
+    /// index `place` is written as; the last piece may be shorter. May be called once for each: memory
+    /// is handed out then.
+    pub(super) fn slots(&mut self, place: usize, part: usize, size: usize) -> Vec<Slot<'o>> {
+        let (size, place) = (size.max(1), self.firsts[place] + part);
+        match &mut self.places {
+            Places::Files(writers, places) => {
                 let (shard, start, bytes) = places[place];
                 let writer = &writers[shard];
                 let offsets = (0..bytes).step_by(size);
                 offsets.map(|offset| Slot::File { writer, offset: start + offset as u64 }).collect()
             }
-            Self::Memory(buffers) => {
+            Places::Memory(buffers) => {
                 let bytes = buffers[place].take().unwrap_or_default();
                 bytes.chunks_mut(size).map(Slot::Memory).collect()
             }
         }
     }
+}
+
+fn firsts(manifest: &Manifest) -> Vec<usize> {
+    let mut next = 0;
+    let first = |output: &Output| {
+        next += output.specs().len();
+        next - output.specs().len()
+    };
+    manifest.tensors.iter().map(first).collect()
 }
 
 impl Slot<'_> {

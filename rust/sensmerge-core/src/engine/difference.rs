@@ -13,10 +13,10 @@ use super::entries::Entries;
 use super::inputs::Inputs;
 use super::monitor::Monitor;
 use super::pool;
-use crate::checkpoint::{Checkpoint, TensorInfo};
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::kernel::{difference, distance};
-use crate::manifest::{Source, Stored};
+use crate::manifest::Source;
 use crate::program::block::BLOCK;
 
 /// Entries of a chunk.
@@ -74,7 +74,7 @@ pub fn differences(
     monitor: &Monitor,
 ) -> Result<Vec<Difference>> {
     let checkpoints = [a, b].into_iter().chain(base).map(Arc::clone).collect();
-    let inputs = Inputs { checkpoints };
+    let inputs = Inputs::new(checkpoints);
     let rows = tensors.iter().map(|name| row(&inputs, name)).collect::<Result<Vec<_>>>()?;
     let bytes = |row: &Row| row.chunk_bytes(0..row.length);
     monitor.expect(rows.iter().map(bytes).sum());
@@ -115,7 +115,7 @@ pub fn task_vector(
     output: &mut [u8],
 ) -> Result<()> {
     const SIZE: usize = size_of::<f32>();
-    let inputs = Inputs { checkpoints: vec![Arc::clone(expert), Arc::clone(base)] };
+    let inputs = Inputs::new(vec![Arc::clone(expert), Arc::clone(base)]);
     let row = row(&inputs, tensor)?;
     let (length, bytes) = (row.length, output.len());
     let end = first.checked_add(bytes / SIZE).filter(|_| bytes.is_multiple_of(SIZE));
@@ -207,20 +207,9 @@ fn row<'i>(inputs: &'i Inputs, name: &str) -> Result<Row<'i>> {
             return Err(Error::tensor(checkpoint.path(), name, reason));
         }
         length = info.elements();
-        entries.push(Entries::of(&Source::Stored(stored(model, info)), inputs)?);
+        entries.push(Entries::of(&Source::of(model, checkpoint, info), inputs)?);
     }
     Ok(Row { entries, length })
-}
-
-fn stored(model: usize, info: &TensorInfo) -> Stored {
-    Stored {
-        model,
-        name: info.name.clone(),
-        dtype: info.dtype,
-        shape: info.shape.clone(),
-        file: info.shard,
-        bytes: [info.start, info.end],
-    }
 }
 
 fn pieces(length: usize) -> impl Iterator<Item = Range<usize>> {

@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use super::average::{mean_row, read_mean};
 use super::inputs::Inputs;
+use super::low_rank::LowRank;
+use super::scaled::Scaled;
 use crate::dtype::{Float, Real};
 use crate::error::{Error, Result};
 use crate::manifest::{Run, Source};
@@ -13,6 +15,8 @@ use crate::processor;
 pub(super) enum Entries<'i> {
     /// A stored tensor.
     Stored { bytes: &'i [u8], dtype: Float },
+    /// A quantised tensor.
+    Scaled(Scaled<'i>),
     /// The same number in every entry.
     Constant(f64),
     /// Rows of other sources.
@@ -23,6 +27,8 @@ pub(super) enum Entries<'i> {
         /// Every run, and the index of its first row in the result.
         runs: Vec<(usize, Run)>,
     },
+    /// A low-rank change to another source.
+    LowRank(Box<LowRank<'i>>),
     /// The mean of other sources.
     Mean(Vec<Entries<'i>>),
     /// A single row, computed beforehand.
@@ -38,6 +44,7 @@ impl<'i> Entries<'i> {
     pub(super) fn of(source: &Source, inputs: &'i Inputs) -> Result<Self> {
         match source {
             Source::Constant { value, .. } => Ok(Self::Constant(*value)),
+            Source::Scaled(scaled) => Scaled::of(scaled, inputs).map(Self::Scaled),
             Source::Stored(stored) => {
                 let bytes = inputs.bytes(stored)?;
                 match stored.dtype.float() {
@@ -70,6 +77,17 @@ impl<'i> Entries<'i> {
                 let rows = of.shape().first().copied().unwrap_or(0);
                 Ok(Self::Row(mean_row(&Self::of(of, inputs)?, rows, length)))
             }
+            Source::LowRank(change) => Ok(Self::LowRank(Box::new(LowRank::of(change, inputs)?))),
+        }
+    }
+
+    /// Compute what is needed of a whole tensor to read its entries. To be called before they are
+    /// read, where all threads are free.
+    pub(super) fn prepare<T: Real>(&self) {
+        match self {
+            Self::Stored { .. } | Self::Scaled(_) | Self::Constant(_) | Self::Row(_) => {}
+            Self::Rows { of, .. } | Self::Mean(of) => of.iter().for_each(Self::prepare::<T>),
+            Self::LowRank(change) => change.prepare::<T>(),
         }
     }
 
@@ -77,6 +95,7 @@ impl<'i> Entries<'i> {
     pub(super) fn read<T: Real>(&self, entries: Range<usize>, out: &mut [T]) {
         match self {
             Self::Stored { bytes, dtype } => T::widen(*dtype, part(bytes, *dtype, &entries), out),
+            Self::Scaled(scaled) => scaled.read(entries, out),
             Self::Constant(value) => out.fill(T::from_f64(*value)),
             Self::Mean(of) => read_mean(of, entries.start, out),
             Self::Row(values) => {
@@ -92,6 +111,7 @@ impl<'i> Entries<'i> {
                     out = later;
                 });
             }
+            Self::LowRank(change) => change.read(entries, out),
         }
     }
 
@@ -99,11 +119,13 @@ impl<'i> Entries<'i> {
     pub(super) fn prefetch(&self, entries: Range<usize>) {
         match self {
             Self::Stored { bytes, dtype } => processor::prefetch(part(bytes, *dtype, &entries)),
+            Self::Scaled(scaled) => scaled.prefetch(entries),
             Self::Constant(_) | Self::Row(_) => {}
             Self::Mean(of) => of.iter().for_each(|one| one.prefetch(entries.clone())),
             Self::Rows { .. } => {
                 self.pieces(entries, &mut |source, entries| source.prefetch(entries));
             }
+            Self::LowRank(change) => change.unchanged().prefetch(entries),
         }
     }
 
@@ -111,10 +133,13 @@ impl<'i> Entries<'i> {
     pub(super) fn entry_bytes(&self) -> u64 {
         match self {
             Self::Stored { dtype, .. } => dtype.size() as u64,
+            // Two codes of four bits count as one byte each: progress needs no more.
+            Self::Scaled(_) => 1,
             Self::Constant(_) | Self::Row(_) => 0,
             Self::Rows { of, .. } | Self::Mean(of) => {
                 of.iter().map(Self::entry_bytes).max().unwrap_or(0)
             }
+            Self::LowRank(change) => change.unchanged().entry_bytes(),
         }
     }
 
@@ -204,7 +229,7 @@ mod tests {
         let sources =
             vec![stored("a"), stored("b"), Source::Constant { value: 0.5, shape: vec![9, 3] }];
         let [a, b] = values;
-        (Inputs { checkpoints: vec![Arc::new(checkpoint)] }, sources, vec![a, b, vec![0.5; 27]])
+        (Inputs::new(vec![Arc::new(checkpoint)]), sources, vec![a, b, vec![0.5; 27]])
     }
 
     proptest! {

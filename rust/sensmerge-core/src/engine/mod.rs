@@ -19,10 +19,14 @@ mod destination;
 pub mod difference;
 mod entries;
 mod inputs;
+mod low_rank;
 mod monitor;
+mod pack;
 mod pool;
 mod prepare;
+mod read;
 pub mod reduce;
+mod scaled;
 mod stage;
 mod tensor;
 mod window;
@@ -47,6 +51,7 @@ pub use inputs::Inputs;
 pub use monitor::Monitor;
 pub use pool::pool;
 pub use prepare::Prepared;
+pub use read::read_into;
 use stage::Stage;
 use tensor::{Precision, Tensor};
 use window::{precision, windows};
@@ -212,7 +217,7 @@ pub fn execute(
     pool.install(|| {
         let writers = shards.iter().map(|shard| folder.shard(shard));
         let writers = writers.collect::<Result<Vec<_>>>()?;
-        run(&job, Destination::files(&writers, &shards))
+        run(&job, Destination::files(manifest, &writers, &shards))
     })?;
     if shards.len() > 1 {
         folder.write(INDEX_FILE, index_json(&shards).as_bytes())?;

@@ -80,8 +80,8 @@ impl Prepared {
     }
 
     /// Whether the reductions' results hold for another manifest too. It may differ in the weights, λ,
-    /// `normalize` and the output's dtype, but not in the inputs or in a parameter of the steps that
-    /// drop, trim or rescale entries.
+    /// `normalize` and the output's dtype, but not in the inputs, in how the output is quantised or in a
+    /// parameter of the steps that drop, trim or rescale entries.
     #[must_use]
     pub fn serves(&self, manifest: &Manifest) -> bool {
         let (ours, theirs) = (&self.manifest, manifest);
@@ -97,7 +97,9 @@ impl Prepared {
             && ours.models == theirs.models
             && ours.tensors.len() == theirs.tensors.len()
             && ours.tensors.iter().zip(&theirs.tensors).all(|(one, other)| {
+                // Quantised outputs are cut into chunks of their own.
                 one.name == other.name
+                    && one.packing == other.packing
                     && match (&one.content, &other.content) {
                         (Content::Copy(ours), Content::Copy(theirs)) => ours == theirs,
                         (Content::Merge(ours), Content::Merge(theirs)) => {

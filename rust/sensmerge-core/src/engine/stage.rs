@@ -5,6 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::Job;
+use super::pack::Packer;
 use super::tensor::Tensor;
 use super::window::{block_entries, blocks, chunks};
 use crate::dtype::Real;
@@ -22,6 +23,8 @@ pub(super) struct Worker<T: Real> {
     pub(super) block: Block<T>,
     /// A chunk's output, as it is written to a file.
     pub(super) bytes: Vec<u8>,
+    /// The same of a quantised output.
+    pub(super) packer: Packer<T>,
 }
 
 /// The results of the program's reductions for a stage. They do not depend on the weights.
@@ -47,6 +50,7 @@ impl<'s, 'm, T: Computed> Stage<'s, 'm, T> {
         let models = tensors.first().map_or(0, Tensor::experts);
         let division = job.program.blocks();
         let capacity = block_entries(tensors, division);
+        tensors.iter().for_each(Tensor::prepare::<T>);
         Self {
             job,
             tensors,
@@ -55,6 +59,7 @@ impl<'s, 'm, T: Computed> Stage<'s, 'm, T> {
             scratch: Idle::new(Box::new(move || Worker {
                 block: Block::new(models, capacity),
                 bytes: Vec::new(),
+                packer: Packer::default(),
             })),
             subjects: tensors.iter().map(Tensor::subject).collect(),
         }

@@ -24,12 +24,19 @@ const WINDOW_TENSORS: usize = 4096;
 /// over columns are sums of the chunks' sums, and would change with it.
 const CHUNK_OF_ROWS: usize = 1 << 18;
 
-/// Number of entries of a chunk of `tensor`.
+/// Number of entries of a chunk of `tensor`: whole blocks or rows, and whole rows of tiles where its
+/// output is quantised.
 pub(super) fn chunk_entries<T: Real>(tensor: &Tensor, blocks: Blocks, chunk_bytes: usize) -> usize {
-    match blocks {
-        Blocks::Flat => (chunk_bytes / size_of::<T>() / BLOCK).max(1) * BLOCK,
-        Blocks::Rows | Blocks::WholeRows => whole_rows(tensor, CHUNK_OF_ROWS),
-    }
+    let row_length = tensor.subject().row_length().max(1);
+    let (unit, about) = match blocks {
+        Blocks::Flat => (BLOCK, chunk_bytes / size_of::<T>()),
+        Blocks::Rows | Blocks::WholeRows => (row_length, CHUNK_OF_ROWS),
+    };
+    let unit = match tensor.output.packing {
+        None => unit,
+        Some(packing) => least_common_multiple(unit, packing.tile()[0] * row_length),
+    };
+    (about / unit).max(1) * unit
 }
 
 /// Number of entries of as many whole rows as `entries` hold, at least one row.
@@ -45,6 +52,14 @@ pub(super) fn block_entries(tensors: &[Tensor], blocks: Blocks) -> usize {
         Blocks::Flat | Blocks::Rows => BLOCK,
         Blocks::WholeRows => largest.map_or(BLOCK, |largest| largest.max(BLOCK)),
     }
+}
+
+fn least_common_multiple(one: usize, other: usize) -> usize {
+    let (mut divisor, mut rest) = (one, other);
+    while rest != 0 {
+        (divisor, rest) = (rest, divisor % rest);
+    }
+    one / divisor * other
 }
 
 /// The chunks of all `tensors`. An empty tensor has none.

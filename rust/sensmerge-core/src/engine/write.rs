@@ -17,15 +17,15 @@ use rayon::prelude::*;
 
 use super::Job;
 use super::destination::{Destination, Slot};
-use super::stage::{Decided, Stage, carried};
+use super::stage::{Decided, Stage, Worker, carried};
 use super::tensor::Tensor;
 use super::window::chunk_entries;
-use crate::dtype::{Float, Real};
+use crate::dtype::{Code, Float, Real};
 use crate::error::{Error, Hint, Result};
 use crate::kernel::finite::{all_finite, has_infinite, has_nan};
 use crate::kernel::weighted_sum::scale_and_add;
-use crate::manifest::Source;
-use crate::program::block::{Block, Parts};
+use crate::manifest::{Packing, Source, Stored};
+use crate::program::block::{BLOCK, Block, Parts};
 use crate::program::sweep::Chunk;
 use crate::program::{Computed, Join, Operand};
 
@@ -45,24 +45,63 @@ impl<T: Computed> Combination<T> {
     }
 }
 
+/// The destination of one chunk.
+enum Target<'o> {
+    /// Entries in the output's dtype.
+    Entries(Slot<'o>),
+    /// Codes and scales of a quantised output.
+    Codes(Slot<'o>, Slot<'o>),
+}
+
 /// Merge the tensors of a stage into their destination.
 pub(super) fn write<T: Computed>(
     stage: &Stage<T>,
     decided: &Decided<T>,
     destination: &mut Destination,
 ) -> Result<()> {
-    let (job, blocks) = (stage.job, stage.division);
     let combinations: Vec<Combination<T>> = (stage.tensors.iter().zip(&decided.found))
-        .map(|(tensor, found)| Combination::new(job, tensor, found))
+        .map(|(tensor, found)| Combination::new(stage.job, tensor, found))
         .collect();
-    let slots = stage.tensors.iter().flat_map(|tensor| {
-        let entries = chunk_entries::<T>(tensor, blocks, job.options.chunk_bytes);
-        destination.slots(tensor.place, entries.saturating_mul(tensor.dtype.size()))
-    });
-    let pieces: Vec<(&Chunk, Slot)> = stage.chunks.iter().zip(slots).collect();
-    pieces.into_par_iter().try_for_each(|(chunk, slot)| {
-        merge_chunk(stage, decided, &combinations[chunk.tensor], chunk, slot)
+    let mut found = Vec::with_capacity(stage.chunks.len());
+    for tensor in stage.tensors {
+        found.extend(targets(stage, tensor, destination)?);
+    }
+    let pieces: Vec<(&Chunk, Target)> = stage.chunks.iter().zip(found).collect();
+    pieces.into_par_iter().try_for_each(|(chunk, target)| {
+        merge_chunk(stage, decided, &combinations[chunk.tensor], chunk, target)
     })
+}
+
+/// The destinations of a tensor's chunks. The shape of a quantised tensor is written at once.
+fn targets<'o, T: Computed>(
+    stage: &Stage<T>,
+    tensor: &Tensor,
+    destination: &mut Destination<'o>,
+) -> Result<Vec<Target<'o>>> {
+    let entries = chunk_entries::<T>(tensor, stage.division, stage.job.options.chunk_bytes);
+    let Some(packing) = tensor.output.packing else {
+        let size = entries.saturating_mul(tensor.dtype.size());
+        let slots = destination.slots(tensor.place, 0, size);
+        return Ok(slots.into_iter().map(Target::Entries).collect());
+    };
+    let columns = tensor.subject().row_length();
+    let rows = entries / columns.max(1);
+    let tiles = columns.div_ceil(packing.tile()[1]);
+    let values = destination.slots(tensor.place, 0, rows * packing.row_bytes(columns));
+    let scale_bytes = rows / packing.tile()[0] * tiles * packing.scales().size();
+    let scales = destination.slots(tensor.place, 1, scale_bytes);
+    for part in 2..tensor.output.specs().len() {
+        let sizes = tensor.output.shape.iter().flat_map(|size| (*size as u64).to_le_bytes());
+        let bytes: Vec<u8> = sizes.collect();
+        for slot in destination.slots(tensor.place, part, bytes.len()) {
+            slot.put(&bytes)?;
+        }
+    }
+    Ok(values
+        .into_iter()
+        .zip(scales)
+        .map(|(values, scales)| Target::Codes(values, scales))
+        .collect())
 }
 
 /// Merge one chunk of a tensor into its destination.
@@ -71,19 +110,39 @@ fn merge_chunk<T: Computed>(
     decided: &Decided<T>,
     combination: &Combination<T>,
     chunk: &Chunk,
-    slot: Slot,
+    target: Target,
 ) -> Result<()> {
-    let tensor = &stage.tensors[chunk.tensor];
-    stage.job.monitor.check()?;
-    stage.scratch.lend(|worker| {
-        let block = &mut worker.block;
-        match slot {
-            Slot::Memory(bytes) => merge_into(stage, decided, combination, chunk, block, bytes),
-            Slot::File { writer, offset } => {
-                let bytes = &mut worker.bytes;
+    let (job, tensor) = (stage.job, &stage.tensors[chunk.tensor]);
+    job.monitor.check()?;
+    stage.scratch.lend(|Worker { block, bytes, packer }| {
+        let mut into = |bytes: &mut [u8]| {
+            let mut rest = bytes;
+            merge_blocks(stage, decided, combination, chunk, block, &mut |entries, block| {
+                let size = entries.len() * tensor.dtype.size();
+                let (bytes, later) = std::mem::take(&mut rest).split_at_mut(size);
+                rest = later;
+                round(job, tensor, entries, block, bytes)
+            })
+        };
+        match target {
+            Target::Entries(Slot::Memory(bytes)) => into(bytes),
+            Target::Entries(slot @ Slot::File { .. }) => {
                 bytes.resize(chunk.entries.len() * tensor.dtype.size(), 0);
-                merge_into(stage, decided, combination, chunk, block, bytes)?;
-                writer.write_at(offset, bytes)
+                into(bytes)?;
+                slot.put(bytes)
+            }
+            Target::Codes(values, scales) => {
+                let Some(packing) = tensor.output.packing else { return Ok(()) };
+                let columns = tensor.subject().row_length();
+                packer.start();
+                merge_blocks(stage, decided, combination, chunk, block, &mut |entries, block| {
+                    check_codable(job, tensor, packing, entries, block)?;
+                    packer.push(packing, columns, block.parts().out);
+                    Ok(())
+                })?;
+                packer.finish(packing, columns);
+                values.put(&packer.values)?;
+                scales.put(&packer.scales)
             }
         }
     })?;
@@ -91,30 +150,28 @@ fn merge_chunk<T: Computed>(
     Ok(())
 }
 
-/// Merge one chunk of a tensor into `bytes`.
-fn merge_into<T: Computed>(
+/// Called with the range of a block's entries, and the block with its entries combined.
+type TakeBlock<'t, T> = &'t mut dyn FnMut(&Range<usize>, &mut Block<T>) -> Result<()>;
+
+/// Merge the blocks of one chunk of a tensor, in order.
+fn merge_blocks<T: Computed>(
     stage: &Stage<T>,
     decided: &Decided<T>,
     combination: &Combination<T>,
     chunk: &Chunk,
     block: &mut Block<T>,
-    bytes: &mut [u8],
+    take: TakeBlock<T>,
 ) -> Result<()> {
-    let (job, tensor) = (stage.job, &stage.tensors[chunk.tensor]);
     let mut carried = carried(&decided.steps, chunk.tensor, chunk.place);
-    let mut rest = bytes;
     block.activate(|_| true);
     for entries in stage.blocks(chunk) {
-        let size = entries.len() * tensor.dtype.size();
-        let (bytes, later) = std::mem::take(&mut rest).split_at_mut(size);
-        rest = later;
         read(stage, decided, (chunk.tensor, chunk.tensor), &entries, &mut carried, block)?;
         combination.join.join(block);
-        if job.program.operand == Operand::TaskVectors {
+        if stage.job.program.operand == Operand::TaskVectors {
             let Parts { base, out, .. } = block.parts();
             scale_and_add(base, combination.lambda, out);
         }
-        round(job, tensor, &entries, block, bytes)?;
+        take(&entries, block)?;
     }
     Ok(())
 }
@@ -180,6 +237,30 @@ fn round<T: Real>(
             let reason = format!("merged values are beyond {name}'s range; use out_dtype: {wider}");
             return Err(unusable(job, tensor, &reason));
         }
+    }
+    Ok(())
+}
+
+/// Refuse combined entries that cannot be coded: NaN and infinite ones, unless they are let through and
+/// the code has NaN; and float64 beyond the range of scales.
+fn check_codable<T: Real>(
+    job: &Job,
+    tensor: &Tensor,
+    packing: Packing,
+    entries: &Range<usize>,
+    block: &mut Block<T>,
+) -> Result<()> {
+    if !all_finite(block.parts().out) {
+        explain(job, tensor, entries, block)?;
+        if packing.code() == Code::Int4 && has_nan(block.parts().out) {
+            return Err(unusable(job, tensor, "holds NaN, which int4 cannot store"));
+        }
+    }
+    let largest = T::from_f64(f32::MAX.into());
+    let beyond = |value: &T| value.abs() > largest && value.abs() < T::INFINITY;
+    if size_of::<T>() > size_of::<f32>() && block.parts().out.iter().any(beyond) {
+        let reason = "merged values are beyond the range of scales; use out_dtype: float64";
+        return Err(unusable(job, tensor, reason));
     }
     Ok(())
 }
@@ -253,16 +334,32 @@ fn nan_input(job: &Job, tensor: &Tensor, expert: Option<usize>) -> Error {
     Error::tensor(path, name, reason).with_hint(Hint::AllowNan)
 }
 
-/// The checkpoint and the tensor's name in it, of the base or of an expert.
+/// The checkpoint and the tensor's name in it, of the base or of an expert. Of several stored tensors
+/// it is the first that holds values which are not finite, if there is one.
 fn input_of(job: &Job, tensor: &Tensor, expert: Option<usize>) -> (std::path::PathBuf, String) {
     let source = match expert {
         None => tensor.merge.base.as_ref(),
         Some(expert) => Some(&tensor.merge.experts[expert]),
     };
-    let stored = source.map(Source::stored).unwrap_or_default().into_iter().next();
+    let stored = source.map(Source::stored).unwrap_or_default();
+    let several = stored.len() > 1;
+    let culprit = stored.iter().find(|stored| several && !is_finite(job, stored));
+    let stored = culprit.or(stored.first());
     let path = stored.and_then(|stored| job.inputs.checkpoint(stored).ok());
     (
         path.map(|checkpoint| checkpoint.path().to_path_buf()).unwrap_or_default(),
         stored.map_or_else(|| tensor.output.name.clone(), |stored| stored.name.clone()),
     )
+}
+
+fn is_finite(job: &Job, stored: &Stored) -> bool {
+    let (Ok(bytes), Some(dtype)) = (job.inputs.bytes(stored), stored.dtype.float()) else {
+        return true;
+    };
+    bytes.chunks(BLOCK * dtype.size()).all(|bytes| {
+        let mut wide = [0.0_f64; BLOCK];
+        let wide = &mut wide[..bytes.len() / dtype.size()];
+        f64::widen(dtype, bytes, wide);
+        all_finite(wide)
+    })
 }

@@ -1,7 +1,8 @@
 //! What is probably the matter with models whose tensors do not match, from their names alone, and what
 //! to do.
 
-use crate::checkpoint::{Checkpoint, TensorInfo};
+use crate::checkpoint::{Checkpoint, Format, TensorInfo};
+use crate::dtype::Code;
 
 /// What wrappers of a training run put before all names of a model.
 const WRAPPERS: [(&str, &str); 3] = [
@@ -129,6 +130,15 @@ fn is_causal_mask(name: &str, holder: &Checkpoint) -> bool {
 
 /// Why a tensor is not computed with, and what to do.
 pub(super) fn not_floats(tensor: &TensorInfo, checkpoint: &Checkpoint) -> String {
+    if let Some(Ok(scheme)) = checkpoint.quantised().map(|found| &found.scheme)
+        && Code::of(tensor.dtype).is_some()
+    {
+        let ending = if scheme.format == Format::Float8 { "_scale_inv" } else { "_scale" };
+        return format!(
+            "its scale, '{}{ending}', is missing; the checkpoint was probably saved in part",
+            tensor.name
+        );
+    }
     let quantised =
         QUANTISED.iter().any(|part| checkpoint.tensors().any(|tensor| tensor.name.contains(part)));
     if quantised || tensor.dtype.name().starts_with("F8") || tensor.dtype.name().starts_with("F4") {

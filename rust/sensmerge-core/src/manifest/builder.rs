@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use super::check::check;
 use super::matching::{Matched, Matcher, Missing};
+use super::packing::{OutDtype, OutFormat};
 use super::prefix::under_the_names_of;
 use super::view::{Checkpoints, View};
 use super::{Content, File, Manifest, Merge, Model, Output, VERSION};
 use crate::checkpoint::Checkpoint;
-use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::method::{Base, Kind, Owner, Schema, Semantics, Settings, find};
 use crate::numbers::{Number, Numbers};
@@ -84,7 +84,7 @@ pub struct Builder {
     numbers: Numbers,
     seed: u64,
     missing: Missing,
-    out_dtype: Option<Float>,
+    format: OutFormat,
     notes: Vec<String>,
 }
 
@@ -101,7 +101,7 @@ impl Builder {
             numbers: Numbers::new(),
             seed: 0,
             missing: Missing::default(),
-            out_dtype: None,
+            format: OutFormat::default(),
             notes: Vec::new(),
         }
     }
@@ -191,10 +191,18 @@ impl Builder {
         self
     }
 
-    /// The dtype of merged tensors; by default that of the base's tensor (or of the first model's).
+    /// The dtype of merged tensors; by default that of the base's tensor (or of the first model's),
+    /// and where that is quantised, quantised likewise.
     #[must_use]
-    pub fn out_dtype(mut self, dtype: Float) -> Self {
-        self.out_dtype = Some(dtype);
+    pub fn out_dtype(mut self, dtype: impl Into<OutDtype>) -> Self {
+        self.format.dtype = Some(dtype.into());
+        self
+    }
+
+    /// Leave merged tensors unquantised by default, even those that are quantised in the base.
+    #[must_use]
+    pub fn dequantised(mut self) -> Self {
+        self.format.dequantised = true;
         self
     }
 
@@ -252,6 +260,8 @@ impl Builder {
             self.add(&mut built, &schema, part, &checkpoints, operand)?;
         }
         built.tensors.sort_by(|one, other| one.name.cmp(&other.name));
+        let notes = self.format.notes(&built, checkpoints.all())?;
+        built.notes.extend(notes);
         built.notes.sort();
         built.notes.dedup();
         built.notes.splice(0..0, std::mem::take(&mut self.notes));
@@ -290,11 +300,11 @@ impl Builder {
             manifest.notes.extend(note);
         }
         let mut matcher = Matcher::new(base.as_ref(), &renamed, checkpoints, self.missing);
-        let outputs = matcher.matches(operand == Operand::TaskVectors, self.out_dtype)?;
+        let outputs = matcher.matches(operand == Operand::TaskVectors, self.format)?;
         let (identical, notes) = matcher.findings();
         manifest.identical.extend(identical);
         manifest.notes.extend(notes);
-        for Matched { name, shape, dtype, content } in outputs {
+        for Matched { name, shape, dtype, packing, content } in outputs {
             let own = numbers.remove(&name);
             let content = match content {
                 Ok((base, experts)) => {
@@ -304,7 +314,7 @@ impl Builder {
                 }
                 Err(stored) => Content::Copy(stored),
             };
-            manifest.tensors.push(Output { name, shape, dtype, content });
+            manifest.tensors.push(Output { name, shape, dtype, packing, content });
         }
         // Numbers of tensors that are skipped, since some model lacks them, are of no use.
         let skipped = |name: &str| template.as_ref().is_some_and(|view| view.own(name).is_some());

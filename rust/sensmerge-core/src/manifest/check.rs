@@ -49,6 +49,9 @@ pub(super) fn check(manifest: &Manifest) -> Result<()> {
             let reason = format!("has shape {:?}, but an input has {shape:?}", output.shape);
             return Err(Error::setting(&output.name, reason));
         }
+        if let Some(packing) = &output.packing {
+            packing.check(&output.name, &output.shape)?;
+        }
         for parameter in &schema.parameters {
             check_number(manifest, output, merge, parameter, first)?;
         }

@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::advice::{advice, not_floats};
+use super::packing::{OutFormat, Packing};
 use super::source::{Source, Stored};
 use super::view::{Checkpoints, View};
 use crate::checkpoint::TensorInfo;
-use crate::dtype::{Dtype, Float};
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 
 /// Buffers that old checkpoints store and newer ones compute; they are no parameters.
@@ -35,6 +36,7 @@ pub(super) struct Matched {
     pub(super) name: String,
     pub(super) shape: Vec<usize>,
     pub(super) dtype: Dtype,
+    pub(super) packing: Option<Packing>,
     /// The base and the experts where it is merged, or the tensor that it is a copy of.
     pub(super) content: std::result::Result<(Option<Source>, Vec<Source>), Stored>,
 }
@@ -95,16 +97,18 @@ impl<'v> Matcher<'v> {
     }
 
     /// Every output tensor, by name.
-    pub(super) fn matches(
-        &mut self,
-        with_base: bool,
-        out_dtype: Option<Float>,
-    ) -> Result<Vec<Matched>> {
+    pub(super) fn matches(&mut self, with_base: bool, format: OutFormat) -> Result<Vec<Matched>> {
         for expert in self.experts.clone() {
             self.check_extra_tensors(expert)?;
         }
+        for view in std::iter::once(self.template).chain(self.experts.iter().copied()) {
+            if let Some(name) = view.patched_nothing() {
+                let reason = "is missing, and an adapter changes it";
+                return Err(Error::tensor(view.path(), name, reason));
+            }
+        }
         let template = self.template;
-        let of_tensor = |(name, tensor)| self.matched(name, tensor, with_base, out_dtype);
+        let of_tensor = |(name, tensor)| self.matched(name, tensor, with_base, format);
         template.tensors().map(of_tensor).filter_map(Result::transpose).collect()
     }
 
@@ -113,9 +117,8 @@ impl<'v> Matcher<'v> {
         name: &str,
         tensor: &TensorInfo,
         with_base: bool,
-        out_dtype: Option<Float>,
+        format: OutFormat,
     ) -> Result<Option<Matched>> {
-        let template = self.checkpoints.stored(self.template, tensor);
         let first = self.chosen(self.template, name, tensor)?;
         let shape = first.shape();
         let mut sources = Vec::with_capacity(self.experts.len());
@@ -123,6 +126,8 @@ impl<'v> Matcher<'v> {
             sources.push(self.find(expert, name, tensor, &first)?);
         }
         let sources: Option<Vec<Source>> = sources.into_iter().collect();
+        let copy = || Err(self.checkpoints.stored(self.template, tensor));
+        let mut packing = None;
         let (dtype, content) = match (tensor.dtype.float(), sources) {
             (_, None) if !is_computed_buffer(name) => return Ok(None),
             // A computed buffer may be missing in some models: then it is the template's.
@@ -132,11 +137,12 @@ impl<'v> Matcher<'v> {
                     COMPUTED_BUFFERS[0],
                     self.template.path().display()
                 ));
-                (tensor.dtype, Err(template))
+                (tensor.dtype, copy())
             }
             (Some(float), Some(sources)) => {
                 let base = with_base.then_some(first);
-                (out_dtype.unwrap_or(float).dtype(), Ok((base, sources)))
+                packing = format.packing(self.template.checkpoint(), name, tensor);
+                (format.dtype(float), Ok((base, sources)))
             }
             (None, Some(_)) if shape != tensor.shape => {
                 let (path, checkpoint) = (self.template.path(), self.template.checkpoint());
@@ -144,15 +150,15 @@ impl<'v> Matcher<'v> {
             }
             (None, Some(sources)) => {
                 self.require_equal(tensor, &sources)?;
-                (tensor.dtype, Err(template))
+                (tensor.dtype, copy())
             }
         };
-        Ok(Some(Matched { name: name.to_owned(), shape, dtype, content }))
+        Ok(Some(Matched { name: name.to_owned(), shape, dtype, packing, content }))
     }
 
     /// A model's tensor, or the rows that are to be taken in place of its own.
     fn chosen(&self, view: &View, name: &str, found: &TensorInfo) -> Result<Source> {
-        let own = Source::Stored(self.checkpoints.stored(view, found));
+        let own = self.checkpoints.source(view, found)?;
         let Some(selection) = view.selection(name) else { return Ok(own) };
         let of_model = |number: usize| {
             let other = self.views.get(number).ok_or_else(|| {
@@ -163,7 +169,7 @@ impl<'v> Matcher<'v> {
                 let reason = "is missing, and rows of it are to be taken";
                 Error::tensor(other.path(), name, reason)
             })?;
-            Ok(Source::Stored(self.checkpoints.stored(other, found)))
+            self.checkpoints.source(other, found)
         };
         let row = found.shape.get(1..).unwrap_or_default();
         selection.source(row, &of_model)

@@ -11,26 +11,31 @@ mod advice;
 mod builder;
 mod check;
 mod matching;
+mod packing;
+mod patch;
 mod prefix;
 mod selection;
 mod source;
 mod view;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 pub use builder::{Builder, Part};
 pub use matching::Missing;
+pub use packing::{OutDtype, Packing};
+pub use patch::{Change, Patch};
 pub use selection::Selection;
-pub use source::{File, Run, Source, Stored};
+pub use source::{File, LowRank, Run, Scaled, Source, Stored};
 pub use view::View;
 
 pub use crate::numbers::{Number, Numbers};
 
 use crate::checkpoint::layout::TensorSpec;
 use crate::checkpoint::{Checkpoint, Origin};
-use crate::dtype::{Dtype, Float};
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::method::{IDENTITY, Settings};
 use crate::program::Subject;
@@ -81,8 +86,11 @@ pub struct Output {
     pub name: String,
     /// Its shape.
     pub shape: Vec<usize>,
-    /// The dtype it is stored in.
+    /// The dtype it is stored in; the one that it stands for, if it is quantised.
     pub dtype: Dtype,
+    /// How it is quantised.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packing: Option<Packing>,
     /// The origin of its entries.
     pub content: Content,
 }
@@ -111,13 +119,33 @@ pub struct Merge {
 }
 
 impl Manifest {
-    /// One model as it is, its floats stored as `dtype` where one is given.
+    /// One model as it is, its floats stored as `dtype` where one is given. Without one, the parts of
+    /// quantised tensors are copied.
     ///
     /// # Errors
     /// As for [`Builder::build`].
-    pub fn conversion(model: View, dtype: Option<Float>) -> Result<Self> {
-        let builder = Builder::new(IDENTITY).model(model);
-        dtype.into_iter().fold(builder, Builder::out_dtype).build()
+    pub fn conversion(model: View, dtype: Option<OutDtype>) -> Result<Self> {
+        let checkpoint = Arc::clone(model.checkpoint());
+        let builder = Builder::new(IDENTITY).model(model).dequantised();
+        if let Some(dtype) = dtype {
+            return builder.out_dtype(dtype).build();
+        }
+        let mut built = builder.build()?;
+        built.tensors.retain(|output| checkpoint.packed(&output.name).is_none());
+        let stored = checkpoint.stored().into_values();
+        let parts = stored.filter(|tensor| {
+            let shown = checkpoint.get(&tensor.name);
+            shown.is_none_or(|_| checkpoint.packed(&tensor.name).is_some())
+        });
+        built.tensors.extend(parts.map(|tensor| Output {
+            name: tensor.name.clone(),
+            shape: tensor.shape.clone(),
+            dtype: tensor.dtype,
+            packing: None,
+            content: Content::Copy(Stored::of(0, tensor)),
+        }));
+        built.tensors.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(built)
     }
 
     /// Read a manifest.
@@ -146,15 +174,11 @@ impl Manifest {
             .map_err(|error| Error::setting("manifest", format!("cannot be written: {error}")))
     }
 
-    /// Name, dtype and shape of every output tensor.
+    /// Name, dtype and shape of every tensor that is written, in the order of the output tensors: one
+    /// for each of them, and several for those that are quantised.
     #[must_use]
     pub fn specs(&self) -> Vec<TensorSpec> {
-        let spec = |output: &Output| TensorSpec {
-            name: output.name.clone(),
-            dtype: output.dtype,
-            shape: output.shape.clone(),
-        };
-        self.tensors.iter().map(spec).collect()
+        self.tensors.iter().flat_map(Output::specs).collect()
     }
 
     /// The tensors that are merged.
@@ -196,7 +220,17 @@ impl Output {
     /// Number of bytes.
     #[must_use]
     pub fn nbytes(&self) -> usize {
-        self.elements() * self.dtype.bits() / 8
+        self.specs().iter().map(|spec| spec.nbytes() as usize).sum()
+    }
+
+    /// Name, dtype and shape of the tensors that it is written as.
+    #[must_use]
+    pub fn specs(&self) -> Vec<TensorSpec> {
+        let (name, shape) = (self.name.clone(), self.shape.clone());
+        match &self.packing {
+            None => vec![TensorSpec { name, dtype: self.dtype, shape }],
+            Some(packing) => packing.specs(&name, &shape),
+        }
     }
 }
 

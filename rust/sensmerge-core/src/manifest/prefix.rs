@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::advice::is_wrapper;
 use super::view::View;
 
-/// Names of a LoRA adapter's tensors, which wrap those of a model for another reason.
+/// Names of a low-rank adapter's tensors, which wrap those of a model for another reason.
 const ADAPTER: &str = ".lora_";
 
 /// A model under the names of another, if most of its names are the same but for a prefix; and a note

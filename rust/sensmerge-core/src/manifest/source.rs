@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::{Checkpoint, Encoding, TensorInfo};
 use crate::dtype::{Dtype, Float};
 
 /// An input of an output tensor. Sources may be nested.
@@ -12,6 +13,8 @@ use crate::dtype::{Dtype, Float};
 pub enum Source {
     /// A tensor in a file or in the caller's memory.
     Stored(Stored),
+    /// A quantised tensor: codes, each times the scale of its tile.
+    Scaled(Scaled),
     /// The same number in every entry, as for an output head that a model lacks.
     Constant {
         /// The number.
@@ -37,6 +40,53 @@ pub enum Source {
         /// The source.
         of: Box<Source>,
     },
+    /// Another source and a low-rank change to it, as of a LoRA adapter.
+    LowRank(Box<LowRank>),
+}
+
+/// `W + s·B·A`, where `W` is a matrix of outputs × inputs.
+///
+/// With a magnitude `m` (DoRA), the weights of every output `o` are then given the norm `m_o`:
+/// `m_o · (W + s·B·A)_o / ‖(W + s·B·A)_o‖₂`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LowRank {
+    /// `W`.
+    pub of: Source,
+    /// `A`, of rank × inputs.
+    pub a: Stored,
+    /// `B`, of outputs × rank.
+    pub b: Stored,
+    /// `s`.
+    pub scale: f64,
+    /// Whether `W`, and with it the result, is stored as inputs × outputs.
+    pub transposed: bool,
+    /// `m`, one number an output.
+    pub magnitude: Option<Stored>,
+}
+
+impl LowRank {
+    /// Why the shapes of its parts do not fit one another; `None` if they do.
+    pub(crate) fn mismatch(&self) -> Option<String> {
+        let shape = self.of.shape();
+        let [rows, columns] = shape[..] else {
+            return Some(format!("changes a tensor of shape {shape:?}, which is no matrix"));
+        };
+        let (outputs, inputs) = if self.transposed { (columns, rows) } else { (rows, columns) };
+        let rank = self.a.shape.first().copied().unwrap_or(0);
+        let (a, b) = (&self.a.shape, &self.b.shape);
+        if *a != [rank, inputs] || *b != [outputs, rank] || rank == 0 {
+            return Some(format!(
+                "the product of B, of shape {b:?}, and A, of shape {a:?}, does not fit a matrix of \
+                 {outputs} outputs and {inputs} inputs"
+            ));
+        }
+        let entries = |stored: &Stored| stored.shape.iter().product::<usize>();
+        self.magnitude
+            .as_ref()
+            .filter(|magnitude| entries(magnitude) != outputs)
+            .map(|magnitude| format!("has {} magnitudes for {outputs} outputs", entries(magnitude)))
+    }
 }
 
 /// A tensor of one of the manifest's models.
@@ -57,6 +107,20 @@ pub struct Stored {
     pub bytes: [usize; 2],
 }
 
+/// A quantised tensor of one of the manifest's models.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scaled {
+    /// The codes.
+    pub values: Stored,
+    /// The scales.
+    pub scales: Stored,
+    /// How the entries are computed from them.
+    pub encoding: Encoding,
+    /// The shape of the tensor that they stand for.
+    pub shape: Vec<usize>,
+}
+
 /// Consecutive rows of one source. Written as three numbers, since a vocabulary in another order has a
 /// run for every token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +132,21 @@ pub struct Run {
     pub first: usize,
     /// Number of rows.
     pub count: usize,
+}
+
+impl Stored {
+    /// A tensor as it is stored in the manifest's model of index `model`.
+    #[must_use]
+    pub(crate) fn of(model: usize, tensor: &TensorInfo) -> Self {
+        Self {
+            model,
+            name: tensor.name.clone(),
+            dtype: tensor.dtype,
+            shape: tensor.shape.clone(),
+            file: tensor.shard,
+            bytes: [tensor.start, tensor.end],
+        }
+    }
 }
 
 impl From<[usize; 3]> for Run {
@@ -83,11 +162,27 @@ impl From<Run> for [usize; 3] {
 }
 
 impl Source {
+    /// A tensor of a checkpoint, stored as it is or quantised; `model` is the checkpoint's index among
+    /// the manifest's.
+    #[must_use]
+    pub(crate) fn of(model: usize, checkpoint: &Checkpoint, tensor: &TensorInfo) -> Self {
+        match checkpoint.packed(&tensor.name) {
+            None => Self::Stored(Stored::of(model, tensor)),
+            Some(packed) => Self::Scaled(Scaled {
+                values: Stored::of(model, &packed.values),
+                scales: Stored::of(model, &packed.scales),
+                encoding: packed.encoding,
+                shape: tensor.shape.clone(),
+            }),
+        }
+    }
+
     /// Its shape; empty for rows, or the mean, of no source.
     #[must_use]
     pub fn shape(&self) -> Vec<usize> {
         match self {
             Self::Stored(stored) => stored.shape.clone(),
+            Self::Scaled(scaled) => scaled.shape.clone(),
             Self::Constant { shape, .. } => shape.clone(),
             Self::Rows { of, runs } => {
                 let mut shape = of.first().map(Self::shape).unwrap_or_default();
@@ -104,6 +199,7 @@ impl Source {
                 }
                 shape
             }
+            Self::LowRank(change) => change.of.shape(),
         }
     }
 
@@ -112,9 +208,15 @@ impl Source {
     pub fn stored(&self) -> Vec<&Stored> {
         match self {
             Self::Stored(stored) => vec![stored],
+            Self::Scaled(Scaled { values, scales, .. }) => vec![values, scales],
             Self::Constant { .. } => Vec::new(),
             Self::Rows { of, .. } | Self::Mean { of } => of.iter().flat_map(Self::stored).collect(),
             Self::MeanRow { of } => of.stored(),
+            Self::LowRank(change) => {
+                let mut stored = change.of.stored();
+                stored.extend([&change.a, &change.b].into_iter().chain(&change.magnitude));
+                stored
+            }
         }
     }
 

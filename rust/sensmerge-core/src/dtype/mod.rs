@@ -4,12 +4,15 @@
 //! Conversions have no branch per entry, so that the loops vectorise on any target, and give the same
 //! bits on every target: no hardware conversion that flushes subnormals is used.
 
+mod code;
+
 use std::ops::{Add, AddAssign, Div, Mul, Sub};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::processor::widest;
+pub use code::Code;
 
 /// Every dtype that a safetensors header can name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -208,6 +211,10 @@ pub trait Real:
     #[must_use]
     fn of_magnitude(magnitude: Self::Magnitude) -> Self;
 
+    /// To float32, rounded to odd: a second rounding, to a format of at most 22 significant bits, then
+    /// gives the same as rounding once.
+    fn to_odd(self) -> f32;
+
     /// One little-endian float16, exactly.
     fn read_f16(entry: [u8; 2]) -> Self;
     /// One little-endian bfloat16, exactly.
@@ -267,6 +274,11 @@ impl Real for f32 {
     #[inline]
     fn magnitude(self) -> i32 {
         (self.to_bits() & 0x7fff_ffff).cast_signed()
+    }
+
+    #[inline]
+    fn to_odd(self) -> f32 {
+        self
     }
 
     #[inline]
@@ -332,6 +344,11 @@ impl Real for f64 {
     #[inline]
     fn magnitude(self) -> i64 {
         (self.to_bits() & 0x7fff_ffff_ffff_ffff).cast_signed()
+    }
+
+    #[inline]
+    fn to_odd(self) -> f32 {
+        to_odd(self)
     }
 
     #[inline]
