@@ -272,10 +272,13 @@ mod tests {
             |((rows, columns, rank), scale, transposed, pattern)| {
                 let mut pattern = pattern.into_iter().cycle();
                 let mut take = |count: usize| pattern.by_ref().take(count).collect::<Vec<f32>>();
-                let (outputs, inputs) =
-                    if transposed { (columns, rows) } else { (rows, columns) };
-                let values =
-                    [take(rows * columns), take(rank * inputs), take(outputs * rank), take(outputs)];
+                let (outputs, inputs) = if transposed { (columns, rows) } else { (rows, columns) };
+                let values = [
+                    take(rows * columns),
+                    take(rank * inputs),
+                    take(outputs * rank),
+                    take(outputs),
+                ];
                 Case { shape: [rows, columns], rank, scale, transposed, values }
             },
         )
@@ -284,8 +287,7 @@ mod tests {
     impl Case {
         fn opened(&self) -> (Inputs, manifest::LowRank) {
             let [rows, columns] = self.shape;
-            let (outputs, inputs) =
-                if self.transposed { (columns, rows) } else { (rows, columns) };
+            let (outputs, inputs) = if self.transposed { (columns, rows) } else { (rows, columns) };
             let shapes = [
                 vec![rows, columns],
                 vec![self.rank, inputs],

@@ -67,8 +67,7 @@ impl Patch {
             Change::LowRank { a, b, scale, transposed, magnitude } => {
                 let (a, b) = (self.stored(a, checkpoints)?, self.stored(b, checkpoints)?);
                 let magnitude = magnitude.as_ref();
-                let magnitude =
-                    magnitude.map(|name| self.stored(name, checkpoints)).transpose()?;
+                let magnitude = magnitude.map(|name| self.stored(name, checkpoints)).transpose()?;
                 let (scale, transposed) = (*scale, *transposed);
                 let change = LowRank { of: source, a, b, scale, transposed, magnitude };
                 match change.mismatch() {

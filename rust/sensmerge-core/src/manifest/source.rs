@@ -79,9 +79,10 @@ impl LowRank {
             ));
         }
         let entries = |stored: &Stored| stored.shape.iter().product::<usize>();
-        self.magnitude.as_ref().filter(|magnitude| entries(magnitude) != outputs).map(|magnitude| {
-            format!("has {} magnitudes for {outputs} outputs", entries(magnitude))
-        })
+        self.magnitude
+            .as_ref()
+            .filter(|magnitude| entries(magnitude) != outputs)
+            .map(|magnitude| format!("has {} magnitudes for {outputs} outputs", entries(magnitude)))
     }
 }
 
