@@ -216,7 +216,8 @@ class Manifest:
         Args:
             view: JSON: the rules for the model's tensors, as in the request of a merge.
             model: The model.
-            dtype: The dtype, such as ``bfloat16``; None keeps every tensor's own.
+            dtype: The dtype, such as ``bfloat16`` or ``int4``; None keeps every tensor's own, and
+                quantised ones as they are stored.
 
         Raises:
             InputError: The rules are malformed, or the dtype is unknown.
