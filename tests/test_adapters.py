@@ -355,7 +355,7 @@ def test_a_base_that_stands_alone_is_written_with_its_adapter(tmp_path: Path) ->
 
 @pytest.mark.parametrize("dora", [False, True])
 def test_bytes_depend_on_neither_threads_nor_chunks(tmp_path: Path, dora: bool) -> None:
-    shapes = {WEIGHT: (300, 501), "model.embed_tokens.weight": (97, 32)}
+    shapes: dict[str, tuple[int, ...]] = {WEIGHT: (300, 501), "model.embed_tokens.weight": (97, 32)}
     small(tmp_path, shapes)
     draw = np.random.default_rng(0)
     for name in ("a", "b"):

@@ -37,10 +37,10 @@ def write_adapter(model: Path, folder: Path, dtype: torch.dtype, seed: int = 0, 
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if parameter.requires_grad:
-                parameter += 0.1 * torch.randn_like(parameter)
+                parameter.add_(0.1 * torch.randn_like(parameter))
                 if "magnitude" in name:
                     parameter.abs_().add_(0.1)
-    adapted.save_pretrained(folder)
+    adapted.save_pretrained(str(folder))
 
 
 def merged_by_peft(model: Path, adapters: list[Path], out: Path, dtype: torch.dtype) -> None:
@@ -132,7 +132,7 @@ def test_two_adapters_are_merged_one_after_the_other(models: Path, tmp_path: Pat
 
 
 @pytest.mark.filterwarnings("ignore")
-# Not of embeddings, whose change PEFT rounds before it adds it, and not of DoRA, whose norms it rounds.
+# Not of embeddings, whose change PEFT rounds before it adds it, nor of DoRA, whose norms it rounds.
 @pytest.mark.parametrize("case", ["plain", "rslora", "patterns", "whole modules"])
 def test_in_bfloat16_within_an_ulp(tmp_path: Path, case: str) -> None:
     base = llama_family(tmp_path, experts=0, dtype="bfloat16").folder / "base"

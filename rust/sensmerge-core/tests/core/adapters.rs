@@ -42,11 +42,11 @@ fn views(folder: &Path, changes: Vec<(&str, Change)>) -> (View, View) {
     let base = Arc::new(Checkpoint::open(&folder.join("base")).unwrap());
     let adapter = folder.join("adapter_model.safetensors");
     let adapter = Arc::new(Checkpoint::open_adapter(&adapter).unwrap());
-    let mut changed = View::new(Arc::clone(&base));
+    let mut patched = View::new(Arc::clone(&base));
     for (name, change) in changes {
-        changed = changed.patch(name, Patch::new(Arc::clone(&adapter), change));
+        patched = patched.patch(name, Patch::new(Arc::clone(&adapter), change));
     }
-    (View::new(base), changed)
+    (View::new(base), patched)
 }
 
 #[test]

@@ -1,6 +1,6 @@
 """Merges of a base with LoRA adapters, compared with the same merges of merged copies.
 
-``python benches/adapters.py [--size 1b|7b|tiny] [--runs N] [--ranks 16,64] [--record]``
+``python benches/lora.py [--size 1b|7b|tiny] [--runs N] [--ranks 16,64] [--record]``
 
 Both are whole processes, run in turn, each into a new folder; a ratio is taken within a turn, and
 the median of the ratios is reported. The first turn warms up and is not counted. The copies are
@@ -69,7 +69,7 @@ def merge(folder: Path, data: dict[str, Any]) -> measure.Taken:
     """One merge, as a user runs it."""
     path, out = folder / "adapters.json", folder / "out"
     path.write_text(json.dumps(data))
-    command = [
+    command: list[str | Path] = [
         Path(sys.executable).parent / "sensmerge",
         "merge",
         path,
