@@ -6,8 +6,8 @@ all models that do; zeros where none does. So a token that one model alone knows
 the output, whatever its weight, and a task vector is zero where its expert lacks a token.
 
 Where the recipe names no tokenizer, a token that a model lacks may be one that it calls otherwise,
-or lists nowhere: if the model has at that id no token, or one that the output lacks, the row at that
-id is its own.
+or lists nowhere: if the model has at that id no token, or one that the output lacks, the row at
+that id is its own.
 
 A row without a token is padding: a model's own where it has padding at that place, otherwise that
 of the model whose vocabulary the output has; beyond that model's rows, the mean of the model's rows
