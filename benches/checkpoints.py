@@ -75,6 +75,9 @@ class Shape:
 
 
 SHAPES = {
+    "300m": Shape(
+        hidden=1024, intermediate=2816, blocks=22, heads=16, key_value=256, vocabulary=32_000
+    ),
     "1b": Shape(
         hidden=2048, intermediate=5632, blocks=22, heads=32, key_value=256, vocabulary=32_000
     ),

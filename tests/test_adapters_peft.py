@@ -132,7 +132,8 @@ def test_two_adapters_are_merged_one_after_the_other(models: Path, tmp_path: Pat
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("case", ["plain", "embedding", "whole modules"])
+# Not of embeddings, whose change PEFT rounds before it adds it, and not of DoRA, whose norms it rounds.
+@pytest.mark.parametrize("case", ["plain", "rslora", "patterns", "whole modules"])
 def test_in_bfloat16_within_an_ulp(tmp_path: Path, case: str) -> None:
     base = llama_family(tmp_path, experts=0, dtype="bfloat16").folder / "base"
     write_adapter(base, tmp_path / "lora", torch.bfloat16, **CASES[case][1])

@@ -124,13 +124,12 @@ def _merge(
     """Merge one recipe; ``earlier`` are notes of the stages before it."""
     models = open_models(recipe, progress=how.progress)
     pickled = unpickled()
-    _core.check_output(str(out), [str(path) for path in pickled.copies], how.overwrite)
+    inputs = [path for model in models.all for path in model.paths]
+    _core.check_output(str(out), [*map(str, inputs), *map(str, pickled.copies)], how.overwrite)
     if recipe.auto or (calibration is None and needs_calibration(recipe)):
         # Refuse a merge that is bound to fail before the long measurement rather than after it.
         request(_provisional(recipe), None, models).manifest()
         merged_tokenizer(recipe, models)
-        inputs = [str(path) for model in models.all for path in model.paths]
-        _core.check_output(str(out), inputs, how.overwrite)
     measured, notes = _measured(
         recipe, models, calibration, threads=how.threads, progress=how.progress
     )

@@ -360,8 +360,6 @@ def known(source: Source) -> Vocabulary:
     Raises:
         InputError: transformers does not know the config.
     """
-    if source.vocabulary is not None:
-        return source.vocabulary
     with quiet_transformers():
         try:
             config: Any = transformers.AutoConfig.from_pretrained(
@@ -369,5 +367,5 @@ def known(source: Source) -> Vocabulary:
             )
         except Exception as error:
             raise InputError(f"{source.path}: cannot be loaded: {first_line(error)}") from None
-    size = int(config.get_text_config().vocab_size)
+    size = source.vocabulary or int(config.get_text_config().vocab_size)
     return Vocabulary(source.name, source.tokenizer.get_vocab(), size)

@@ -181,8 +181,8 @@ def changes_of(
                 f"{adapter.path}, tensor '{stored}': {CONFIG_FILE} does not say which tokens its "
                 "rows belong to (trainable_token_indices)"
             )
-        plain = {"kind": "rows", "tensor": stored, "places": places}
-        changes.append(Change(names[f"{module}.weight"], adapter.checkpoint, plain))
+        rows = {"kind": "rows", "tensor": stored, "places": places}
+        changes.append(Change(names[f"{module}.weight"], adapter.checkpoint, rows))
     for module, parts in found.modules.items():
         plain = _low_rank(adapter, module, parts)
         tensor = names[f"{module}.weight"]
