@@ -59,9 +59,11 @@ def without_rows(models: Models, output: OutputVocabulary) -> list[str]:
     ]
     if any(ids is output.ids and max(ids.values(), default=-1) < rows for ids, rows in known):
         return []
-    homeless = [
-        token for token in output.ids if not any(ids.get(token, rows) < rows for ids, rows in known)
-    ]
+    left = set(output.ids)
+    for ids, rows in known:
+        left.difference_update(_with_rows(ids, rows))
+    ours = output.ids
+    homeless = sorted(left, key=lambda token: ours[token])
     if not homeless:
         return []
     return [
@@ -76,6 +78,8 @@ def _renamed(model: Model, models: Models, output: OutputVocabulary) -> dict[str
     if output.named or output.ids is None or known is None or known.ids is output.ids:
         return {}
     ours: Mapping[str, int] = output.ids
+    if known.ids.keys() <= ours.keys():
+        return {}
     tokens = {place: token for token, place in ours.items()}
     found = {}
     for token, place in known.ids.items():
@@ -102,16 +106,15 @@ def _of_model(
     known, rows = models.tokens(model), model.token_rows or 0
     if output.ids is None or known is None:
         return _by_index(model.name, rows, output.rows or 0)
-    theirs = {token: row for token, row in known.ids.items() if row < rows}
+    theirs = _with_rows(known.ids, rows)
     ours: Mapping[str, int] = output.ids
     moved = [token for token, row in theirs.items() if ours.get(token, row) != row]
-    lost = [token for token in theirs if token not in ours and token not in renamed]
-    names = {place: token for token, place in theirs.items()}
-    lacking = [
-        token
-        for token, place in ours.items()
-        if token not in theirs and (output.named or place >= rows or names.get(place) in ours)
-    ]
+    lost = sorted(theirs.keys() - ours.keys() - renamed.keys(), key=lambda token: theirs[token])
+    lacking = sorted(ours.keys() - theirs.keys(), key=lambda token: ours[token])
+    if lacking and not output.named:
+        names = {place: token for token, place in theirs.items()}
+        # The others have another name there, or none.
+        lacking = [each for each in lacking if ours[each] >= rows or names.get(ours[each]) in ours]
     found = []
     if moved:
         one = moved[0]
@@ -143,6 +146,13 @@ def _by_index(name: str, rows: int, wanted: int) -> list[str]:
             "base's or, beyond those, the mean of its own"
         ]
     return []
+
+
+def _with_rows(ids: Mapping[str, int], rows: int) -> Mapping[str, int]:
+    """The tokens that have a row."""
+    if max(ids.values(), default=-1) < rows:
+        return ids
+    return {token: row for token, row in ids.items() if row < rows}
 
 
 def _count(tokens: Sequence[str], noun: str) -> str:
