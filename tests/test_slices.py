@@ -119,16 +119,13 @@ def test_one_slice_of_whole_models_is_the_list_of_models(family: Path, tmp_path:
         parameters=parameters,
     )
     sliced = [{"sources": [source("e0", 0, 4), source("e1", 0, 4)]}]
-    for at, given in enumerate(
-        (
-            {"slices": sliced, "parameters": parameters},
-            {"modules": {"default": {"slices": sliced}}, "parameters": parameters},
-            {
-                "modules": {"default": {"models": [{"model": "e0"}, {"model": "e1"}],
-                                        "parameters": parameters}},
-            },
-        )
-    ):  # fmt: skip
+    models = {"models": [{"model": "e0"}, {"model": "e1"}], "parameters": parameters}
+    spellings: list[dict[str, Any]] = [
+        {"slices": sliced, "parameters": parameters},
+        {"modules": {"default": {"slices": sliced}}, "parameters": parameters},
+        {"modules": {"default": models}},
+    ]
+    for at, given in enumerate(spellings):
         found, same = merged(family, tmp_path / str(at), **keys, **given)
         assert set(found) == set(listed)
         assert all(torch.equal(found[name], listed[name]) for name in listed)

@@ -47,7 +47,13 @@ def oracle(wanted: Wanted, models: Sequence[Known], base: int | None, number: in
     matrices = [matrix(place, model.rows) for place, model in enumerate(models)]
 
     def own(model: int, token: str) -> Rows | None:
-        place = models[model].ids.get(token)
+        ids = models[model].ids
+        place = ids.get(token)
+        if wanted.renamed and (place is None or place >= models[model].rows):
+            place = wanted.ids[token]
+            there = [other for other, at in ids.items() if at == place]
+            if there and there[0] in wanted.ids:
+                return None
         return None if place is None or place >= models[model].rows else matrices[model][place]
 
     def default(token: str) -> Rows:
@@ -113,7 +119,7 @@ def merges(draw: st.DrawFn) -> tuple[Wanted, list[Known], int | None]:
             )
         )
     base = draw(st.sampled_from([0, None]))
-    return Wanted(ids, rows, home, chosen), models, base
+    return Wanted(ids, rows, home, draw(st.booleans()), chosen), models, base
 
 
 @settings(deadline=None)
@@ -146,6 +152,20 @@ def test_models_with_the_same_tokens_keep_their_rows() -> None:
     for each in (ids, {}):
         models = [Known(each, 16), Known(dict(each), 16)]
         assert selections(Wanted(each, 16), models, 0) == [None, None]
+
+
+def test_a_token_of_another_name_is_the_same_where_no_tokenizer_is_named() -> None:
+    base, other = {"a": 0, "b": 1, "c": 2}, {"a": 0, "x": 1}
+    models = [Known(base, 3), Known(other, 3)]
+    assert selections(Wanted(base, 3, renamed=True), models, 0) == [None, None]
+    named = selections(Wanted(base, 3), models, 0)
+    runs = [[0, 0, 1], [1, 1, 2]]
+    assert named == [None, {"rows": {"of": [{"model": 1}, {"model": 0}], "runs": runs}}]
+    # A token that has an id elsewhere is no other's name.
+    swapped = [Known(base, 3), Known({"a": 0, "c": 1, "x": 2}, 3)]
+    own, found = selections(Wanted(base, 3, renamed=True), swapped, 0)
+    runs = [[0, 0, 1], [1, 1, 1], [0, 1, 1]]
+    assert (own, found) == (None, {"rows": {"of": [{"model": 1}, {"model": 0}], "runs": runs}})
 
 
 def test_rows_without_tokens_are_cut_or_filled() -> None:

@@ -46,13 +46,13 @@ def make(folder: Path) -> None:
     base.save_pretrained(folder / "base")
     words.save_pretrained(folder / "base")
 
-    chat = tuned(base, TOKENS).to(torch.bfloat16)
+    chat = tuned(base, TOKENS).bfloat16()
     chat.save_pretrained(folder / "chat")
     words.save_pretrained(folder / "chat")
 
     padded = tokenizer()
     padded.add_special_tokens({"pad_token": PAD})
-    math = tuned(base, TOKENS + 1).to(torch.bfloat16)
+    math = tuned(base, TOKENS + 1).bfloat16()
     math.save_pretrained(folder / "math")
     padded.save_pretrained(folder / "math")
 

@@ -24,6 +24,7 @@ __all__ = [
     "merge_into",
     "methods",
     "pickle_files",
+    "read_into",
     "row_distances",
     "sum_abs_product",
     "task_vector",
@@ -43,6 +44,18 @@ class Checkpoint:
     """
 
     def __new__(cls, /, path: str | PathLike[str]) -> Checkpoint: ...
+    @staticmethod
+    def adapter(path: str | PathLike[str]) -> Checkpoint:
+        """The weights of an adapter, which are no model of their own.
+
+        Args:
+            path: The ``.safetensors`` file.
+
+        Raises:
+            InputError: The file is truncated or malformed, or of another format.
+            OSError: It cannot be read.
+        """
+
     def fingerprint(self, /) -> str:
         """A short digest of the weights: names, dtypes, shapes and sampled bytes.
 
@@ -188,7 +201,7 @@ class Manifest:
                 ``dequantised``, ``notes``, ``missing`` (``error``, ``base`` or ``skip``: what becomes of
                 tensors that only some models have) and ``parts``, which are output tensors that are merged from the same models: ``base`` (or
                 null), ``models`` (the index of the ``checkpoint`` of each, and rules for its tensors:
-                ``names``, ``aliases``, ``rows``), and ``tensors``: the numbers of every output tensor,
+                ``names``, ``aliases``, ``rows``, ``patches``), and ``tensors``: the numbers of every output tensor,
                 by parameter.
             checkpoints: The checkpoints that the request names by their index.
 
@@ -550,6 +563,27 @@ def pickle_files(folder: str | PathLike[str], names: collections.abc.Set[str]) -
     Raises:
         InputError: The index is malformed.
         OSError: The index cannot be read.
+    """
+
+def read_into(
+    view: str,
+    checkpoints: SupportsGetItem[int, Checkpoint],
+    outputs: collections.abc.Mapping[str, numpy.typing.NDArray[numpy.uint8]],
+    *,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """Write tensors of a model as they enter a merge, with the changes of its adapters.
+
+    Args:
+        view: JSON: the model as the request of a manifest has it.
+        checkpoints: The checkpoints that the view names by their index.
+        outputs: A contiguous, writable uint8 view for every wanted tensor, by its stored name. Each is
+            rounded once to the dtype that it is stored in.
+        threads: Threads to use; all cores by default.
+
+    Raises:
+        InputError: The view is malformed, or a tensor is missing, of another size or not computed with.
+        KeyboardInterrupt: Ctrl-C was pressed; some outputs are written, others are not.
     """
 
 def row_distances(

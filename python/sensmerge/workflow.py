@@ -124,12 +124,12 @@ def _merge(
     """Merge one recipe; ``earlier`` are notes of the stages before it."""
     models = open_models(recipe, progress=how.progress)
     pickled = unpickled()
-    _core.check_output(str(out), [str(path) for path in pickled.copies], how.overwrite)
+    inputs = [path for model in models.all for path in model.paths]
+    _core.check_output(str(out), [*map(str, inputs), *map(str, pickled.copies)], how.overwrite)
     if recipe.auto or (calibration is None and needs_calibration(recipe)):
         # Refuse a merge that is bound to fail before the long measurement rather than after it.
         request(_provisional(recipe), None, models).manifest()
         merged_tokenizer(recipe, models)
-        _core.check_output(str(out), [str(model.path) for model in models.all], how.overwrite)
     measured, notes = _measured(
         recipe, models, calibration, threads=how.threads, progress=how.progress
     )
@@ -161,10 +161,11 @@ def _merge_stages(
     # Refuse what is bound to fail in any stage before the first is merged.
     planned = _plan_stages(asked, None, how.max_shard_size)
     inputs = {
-        str(model.path)
+        str(path)
         for _, each in planned.stages
         for model in each.models
-        if model.path not in planned.places.values()
+        for path in model.paths
+        if path not in planned.places.values()
     }
     _core.check_output(str(out), sorted(inputs), how.overwrite)
     places, notes = dict[str, Path](), list(asked.notes)
@@ -276,6 +277,7 @@ def _plan(
     return MergePlan(
         manifest=manifest,
         models=asked.models,
+        checkpoints=asked.checkpoints,
         max_shard_bytes=parse_size(max_shard_size),
         coefficients=found,
         notes=[*notes, *manifest.notes],

@@ -119,7 +119,7 @@ def prepare(recipes: Path, folder: Path) -> None:
     """Make the models of a recipe, and the recipe that mergekit gets."""
     if (folder / "float32.yml").exists():
         return
-    command = [sys.executable, recipes / "make.py", folder.name, folder]
+    command = [sys.executable, str(recipes / "make.py"), folder.name, str(folder)]
     subprocess.run(command, check=True, capture_output=True)
     changed = []
     for data in documents(folder):
@@ -160,7 +160,7 @@ def merged(folder: Path) -> str:
     """Merge with sensmerge; what it says against the recipe, or nothing."""
     out = folder / "ours"
     program = Path(sys.executable).with_name("sensmerge")
-    command = [program, "merge", folder / "recipe.yml", out, "--no-sync", "--force"]
+    command = [str(program), "merge", str(folder / "recipe.yml"), str(out), "--no-sync", "--force"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 0:
         return ""

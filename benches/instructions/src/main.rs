@@ -14,6 +14,7 @@ use sensmerge_core::kernel::distance::{squared_distance, squared_distance_stored
 use sensmerge_core::kernel::divergence::{importance, keep_important, softmax_divergence};
 use sensmerge_core::kernel::elect::{elect_sign, sum_of_signs};
 use sensmerge_core::kernel::finite::{all_finite, has_infinite, has_nan};
+use sensmerge_core::kernel::low_rank::{add_dots, add_rows, add_squares, multiply_each};
 use sensmerge_core::kernel::near::near;
 use sensmerge_core::kernel::random_drop::drop_and_rescale;
 use sensmerge_core::kernel::rank::{keep_ranks, sort_by_magnitude};
@@ -109,6 +110,21 @@ const KERNELS: &[(&str, Kernel)] = &[
     ("sum_abs_product, float16", |b| {
         keep_result(sum_abs_product_stored::<f32>(Float::F16, &b.float16, &b.float16));
     }),
+    // Matrices of 4,096 entries: four rows of 1,024, or 256 rows of 16.
+    ("add_rows, float32", |b| {
+        add_rows(Float::F32, &b.float32, 1024, 0, &b.delta[..4], &mut b.out[..1024]);
+    }),
+    ("add_rows, bfloat16", |b| {
+        add_rows(Float::Bf16, &b.bfloat16, 1024, 0, &b.delta[..4], &mut b.out[..1024]);
+    }),
+    ("add_rows, float16", |b| {
+        add_rows(Float::F16, &b.float16, 1024, 0, &b.delta[..4], &mut b.out[..1024]);
+    }),
+    ("add_dots, float32", |b| {
+        add_dots(Float::F32, &b.float32, 16, 0, &b.delta[..16], &mut b.out[..256]);
+    }),
+    ("multiply_each", |b| multiply_each(&mut b.delta, &b.base)),
+    ("add_squares", |b| add_squares(&b.delta, &mut b.squares)),
     ("dot", |b| keep_result(dot(&b.base, &b.delta))),
     ("squared_distance", |b| keep_result(squared_distance(&b.base, &b.delta))),
     ("squared_distance, bfloat16", |b| {
@@ -135,6 +151,7 @@ struct Block {
     float16: Vec<u8>,
     bfloat16: Vec<u8>,
     float32: Vec<u8>,
+    squares: Vec<f64>,
     factor: f32,
     zero_sign: f32,
     /// The bits of a magnitude: about two entries in three are below it, and some equal it.
@@ -166,6 +183,7 @@ impl Block {
             float16: stored(Float::F16),
             bfloat16: stored(Float::Bf16),
             float32: stored(Float::F32),
+            squares: vec![0.0; ENTRIES],
             keep: delta.iter().map(|&delta| u8::from(delta > 0.0)).collect(),
             signs: signs.into_iter().map(f32::signum).collect(),
             base,

@@ -13,17 +13,20 @@ import torch
 import transformers
 
 from sensmerge import _core
+from sensmerge.calibration.adapted import Adapted, Late
 from sensmerge.calibration.mapped import mapped
 from sensmerge.calibration.surroundings import quiet_transformers
 from sensmerge.calibration.vocabularies import Vocabulary
 from sensmerge.errors import InputError, first_line
 from sensmerge.models.dtypes import STORED, is_float
 from sensmerge.models.folders import is_folder, mode_of, read_config, tokenizer_files
-from sensmerge.models.layers import layer_of
+from sensmerge.models.layers import layer_of, text_config
 from sensmerge.models.quantised import refusal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from sensmerge.models import Model
 
 # One of these holds a tokenizer's vocabulary.
 _VOCABULARY_FILES = {
@@ -49,16 +52,38 @@ class Source:
         path: Its folder.
         tokenizer: Its tokenizer, or the base's where it has none.
         borrowed: Whether the tokenizer is the base's.
+        model: The expert, opened; needed if adapters are added to it.
     """
 
     name: str
     path: Path
     tokenizer: PreTrainedTokenizerBase
     borrowed: bool
+    model: Model | None = None
+
+    def fingerprint(self) -> str:
+        """A short digest of its weights, adapters included."""
+        if self.model is None:
+            return _core.Checkpoint(str(self.path)).fingerprint()
+        return self.model.fingerprint()
+
+    @property
+    def vocabulary(self) -> int | None:
+        """The size of its vocabulary, where its adapters change it."""
+        if self.model is None or not self.model.changes:
+            return None
+        size = text_config(self.model.config).get("vocab_size")
+        return size if isinstance(size, int) else None
 
 
-def open_source(name: str, path: Path, base: Path | None) -> Source:
+def open_source(name: str, path: Path, base: Path | None, model: Model | None = None) -> Source:
     """Find an expert's files and load its tokenizer.
+
+    Args:
+        name: What the recipe calls it.
+        path: Its folder.
+        base: The folder of the base, whose tokenizer it takes if it has none.
+        model: The expert, opened; needed if adapters are added to it.
 
     Raises:
         InputError: It is no model folder, or neither it nor the base has a tokenizer.
@@ -100,10 +125,10 @@ def open_source(name: str, path: Path, base: Path | None) -> Source:
             raise InputError(
                 f"{home}: its tokenizer cannot be loaded: {first_line(error)}"
             ) from None
-    return Source(name, path, tokenizer, borrowed)
+    return Source(name, path, tokenizer, borrowed, model)
 
 
-def load(source: Source, dtype: str, *, on_disk: bool = False) -> PreTrainedModel:
+def load(source: Source, dtype: str) -> PreTrainedModel:
     """Load an expert for running: dropout off, no cache.
 
     Weights that are stored in the dtype they are run in are views of the mapped files: they are
@@ -112,14 +137,48 @@ def load(source: Source, dtype: str, *, on_disk: bool = False) -> PreTrainedMode
     Args:
         source: The expert.
         dtype: ``stored``, or ``float32``.
-        on_disk: Whether quantised weights are dequantised into a temporary file rather than into
-            memory.
 
     Raises:
         InputError: transformers cannot load it, or its weights do not fit its config.
     """
+    return _load(source, dtype, streamed=False)[0]
+
+
+def load_streamed(source: Source) -> tuple[PreTrainedModel, Late]:
+    """Load an expert for running it block by block, in the stored dtype.
+
+    Returns:
+        The model, and the parameters whose weights are to be written into memory while they are
+        needed: those that adapters change.
+
+    Raises:
+        InputError: As :func:`load`.
+    """
+    return _load(source, "stored", streamed=True)
+
+
+def _load(source: Source, dtype: str, *, streamed: bool) -> tuple[PreTrainedModel, Late]:
     kind = stored_dtype(source.path) if dtype == "stored" else torch.float32
-    return assemble(source.path, mapped(source.path, on_disk=on_disk), kind)
+    weights = mapped(source.path, on_disk=streamed)
+    adapted = Adapted.of(source.model)
+    size = source.vocabulary
+    if adapted is None:
+        return assemble(source.path, weights, kind), {}
+    late: Late = {}
+    at_once = list(adapted.tensors)
+    if streamed:
+        resized = [name for name in at_once if adapted.is_resized(name, weights[name])]
+        first = weights | {name: adapted.read(name, weights[name]) for name in resized}
+        model = assemble(source.path, first, kind, size)
+        late = adapted.late(model, weights)
+        at_once = adapted.missing(model, weights, late)
+        if set(at_once) <= set(resized):
+            return model, late
+        # Converted when they are loaded, and so to be changed before.
+        del model
+    weights |= {name: adapted.read(name, weights[name]) for name in at_once}
+    model = assemble(source.path, weights, kind, size)
+    return model, adapted.late(model, weights) if streamed else {}
 
 
 def assemble(
@@ -308,5 +367,5 @@ def known(source: Source) -> Vocabulary:
             )
         except Exception as error:
             raise InputError(f"{source.path}: cannot be loaded: {first_line(error)}") from None
-    size = int(config.get_text_config().vocab_size)
+    size = source.vocabulary or int(config.get_text_config().vocab_size)
     return Vocabulary(source.name, source.tokenizer.get_vocab(), size)

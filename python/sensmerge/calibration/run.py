@@ -16,8 +16,8 @@ from sensmerge.calibration import samples
 from sensmerge.calibration.kept import Kept, Part
 from sensmerge.calibration.record import Calibration, Expert
 from sensmerge.errors import InputError
+from sensmerge.models import open_models
 from sensmerge.models.layers import block_of, blocks
-from sensmerge.models.references import resolve
 from sensmerge.progress import bar
 from sensmerge.recipe import Sensitivity
 
@@ -101,13 +101,11 @@ _MEASURED = {"positions", "distance", "dtype", "samples", "max_length", "seed"}
 
 def open_sources(recipe: Recipe, *, progress: bool = True) -> list[loading.Source]:
     """The files and the tokenizer of every expert of a recipe."""
-
-    def found(name: str) -> Path:
-        return resolve(name, recipe.places, progress=progress)
-
-    base = None if recipe.base_model is None else found(recipe.base_model)
+    models = open_models(recipe, progress=progress)
+    base = None if models.base is None else models.base.path
     return [
-        loading.open_source(expert.model, found(expert.model), base) for expert in recipe.experts
+        loading.open_source(expert.model, model.path, base, model)
+        for expert, model in zip(recipe.experts, models.experts, strict=True)
     ]
 
 
@@ -160,7 +158,7 @@ def _sensitivities(
     progress: bool,
     threads: int | None,
 ) -> list[Part]:
-    fingerprints = [_core.Checkpoint(str(source.path)).fingerprint() for source in sources]
+    fingerprints = [source.fingerprint() for source in sources]
     found = [
         kept.part(fingerprint, task.record.token_ids)
         for fingerprint, task in zip(fingerprints, tasks, strict=True)

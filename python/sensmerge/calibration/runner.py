@@ -12,6 +12,7 @@ import torch
 
 from sensmerge import _core
 from sensmerge.calibration import alignment, loading, sensitivity
+from sensmerge.calibration.adapted import Late
 from sensmerge.calibration.mapped import dequantised_bytes
 from sensmerge.calibration.stream import Stream
 from sensmerge.errors import InputError, first_line
@@ -90,11 +91,15 @@ class Runner:
         streamed = self._memory == "stream"
         if self._memory == "auto":
             streamed = weights > _SHARE * free_memory(self._device)
-        model = loading.load(source, "stored" if streamed else self._dtype, on_disk=streamed)
+        late: Late = {}
+        if streamed:
+            model, late = loading.load_streamed(source)
+        else:
+            model = loading.load(source, self._dtype)
         layers = loading.parameter_layers(model, source.path)
         dtype = torch.float32 if self._dtype == "float32" else None
         try:
-            stream = Stream(model, layers.of, device=self._device, dtype=dtype)
+            stream = Stream(model, layers.of, device=self._device, dtype=dtype, late=late)
         except InputError as error:
             if self._memory == "stream":
                 raise InputError(f"{source.path}: {error}") from None

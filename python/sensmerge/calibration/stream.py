@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from sensmerge.calibration import blocks as inner
+from sensmerge.calibration.adapted import Late, data_of
 from sensmerge.errors import InputError
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Stream:
         *,
         device: torch.device = _CPU,
         dtype: torch.dtype | None = None,
+        late: Late | None = None,
     ) -> None:
         """Take a model apart.
 
@@ -64,6 +66,7 @@ class Stream:
             layers: The layer of every parameter.
             device: Where to compute; weights are brought there a block at a time.
             dtype: In which dtype to compute; None is that of the weights.
+            late: Parameters whose weights are written into memory while they are needed.
 
         Raises:
             InputError: Its blocks cannot be found, or share parameters.
@@ -72,6 +75,7 @@ class Stream:
         self.blocks = inner.find(model, layers)
         self._device = device
         self._dtype = dtype
+        self._late = late or {}
         self._template: Any = None
         seen: dict[int, int] = {}
         for place, block in enumerate(self.blocks):
@@ -96,14 +100,16 @@ class Stream:
     @contextmanager
     def outer_on_device(self) -> Iterator[None]:
         """Hold the modules outside the blocks on the device."""
-        with _resident(self._outer(), self._device, self._dtype):
+        with _resident(self._outer(), self._device, self._dtype, self._late):
             yield
 
     def keep_outer(self) -> None:
         """Move the modules outside the blocks to the device for good, and free the blocks."""
         self.learn()
         for tensor in self._outer():
-            tensor.data = _brought(tensor, self._device, self._dtype)
+            tensor.data = _brought(tensor, self._device, self._dtype, self._late)
+        # They are there now, changes and all.
+        self._late = {}
         for block in self.blocks:
             for parameter in block.parameters():
                 parameter.data = parameter.data.new_empty(0)
@@ -228,7 +234,7 @@ class Stream:
 
     @contextmanager
     def _on_device(self, module: nn.Module) -> Iterator[None]:
-        with _resident(list(_tensors(module)), self._device, self._dtype):
+        with _resident(list(_tensors(module)), self._device, self._dtype, self._late):
             yield
 
 
@@ -239,12 +245,12 @@ def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
 
 @contextmanager
 def _resident(
-    tensors: list[torch.Tensor], device: torch.device, dtype: torch.dtype | None
+    tensors: list[torch.Tensor], device: torch.device, dtype: torch.dtype | None, late: Late
 ) -> Iterator[None]:
     """Hold tensors on a device for a while, and parameters in a dtype; None keeps theirs."""
     moved = [(tensor, tensor.data) for tensor in tensors]
     for tensor, _ in moved:
-        tensor.data = _brought(tensor, device, dtype)
+        tensor.data = _brought(tensor, device, dtype, late)
     try:
         yield
     finally:
@@ -252,9 +258,12 @@ def _resident(
             tensor.data = data
 
 
-def _brought(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None) -> torch.Tensor:
+def _brought(
+    tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None, late: Late
+) -> torch.Tensor:
     is_weight = isinstance(tensor, nn.Parameter) and tensor.is_floating_point()
-    return tensor.data.to(device, dtype if is_weight else None)
+    brought: torch.Tensor = data_of(tensor, late).to(device, dtype if is_weight else None)
+    return brought
 
 
 def _split(

@@ -75,7 +75,7 @@ def convert(
         opened = Model(str(model), path, checkpoint, config)
         if dtype is not None and (reason := refusal(path, checkpoint)) is not None:
             raise InputError(reason)
-        view = json.dumps(View(opened).plain([opened], None))
+        view = json.dumps(View(opened).plain([checkpoint], None))
         manifest = _core.Manifest.conversion(view, checkpoint, dtype)
         beside = _beside(path, config, dtype, manifest, checkpoint)
         notes = [*unpickled.notes, *checkpoint.notes, *checkpoint.suspicions(), *beside.notes]

@@ -69,7 +69,9 @@ class Request:
     """The core's input for building a manifest.
 
     Attributes:
-        models: The models, in the order in which the manifest numbers their checkpoints.
+        models: The models, in the order in which they are used first.
+        checkpoints: Their checkpoints and those of their adapters, in the order in which the
+            manifest numbers them.
         settings: The method and the other settings of the whole merge.
         parts: The parts of the output.
         rows: The number of rows that the output has for tokens; None if no tensor has a known name
@@ -77,6 +79,7 @@ class Request:
     """
 
     models: list[Model]
+    checkpoints: list[_core.Checkpoint]
     settings: dict[str, Any]
     parts: list[Part]
     rows: int | None = None
@@ -97,11 +100,6 @@ class Request:
     def numbers(self) -> dict[str, dict[str, Number]]:
         """The numbers of every output tensor, by parameter."""
         return {name: each for part in self.parts for name, each in part.numbers.items()}
-
-    @property
-    def checkpoints(self) -> list[_core.Checkpoint]:
-        """The models' checkpoints, in their order."""
-        return [model.checkpoint for model in self.models]
 
     def dequantised(self) -> Request:
         """The same with an output that is quantised only if the recipe says so."""
@@ -142,6 +140,7 @@ def request(recipe: Recipe, found: Coefficients | None, models: Models) -> Reque
     found_models = {id(view.model): view.model for _, views in parts for view in views.all}
     used = list(found_models.values())
     check_quantised(used)
+    checkpoints = list({id(each): each for model in used for each in model.checkpoints}.values())
     switches = {
         parameter.name: bool(recipe.value(parameter.name))
         for parameter in method.parameters
@@ -158,7 +157,7 @@ def request(recipe: Recipe, found: Coefficients | None, models: Models) -> Reque
     resolved = []
     for part, views in parts:
         rows = alignment.rows(part, views)
-        plain = [view.plain(used, each) for view, each in zip(views.all, rows, strict=True)]
+        plain = [view.plain(checkpoints, each) for view, each in zip(views.all, rows, strict=True)]
         resolved.append(
             Part(
                 base=None if views.base is None else plain.pop(0),
@@ -167,7 +166,7 @@ def request(recipe: Recipe, found: Coefficients | None, models: Models) -> Reque
             )
         )
     settings["notes"] = alignment.notes()
-    return Request(used, settings, resolved, alignment.output.rows)
+    return Request(used, checkpoints, settings, resolved, alignment.output.rows)
 
 
 def numbers(

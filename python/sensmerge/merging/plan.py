@@ -41,7 +41,8 @@ class MergePlan:
 
     Attributes:
         manifest: Every output tensor with its inputs and numbers.
-        models: The models of the manifest, in its order.
+        models: The models, in the order in which they are used first.
+        checkpoints: The checkpoints of the manifest, in its order.
         max_shard_bytes: Largest size of a weight file's data, in bytes.
         coefficients: The coefficients in its weights; None for a plain merge.
         notes: Notes for the user.
@@ -49,6 +50,7 @@ class MergePlan:
 
     manifest: _core.Manifest
     models: list[Model]
+    checkpoints: list[_core.Checkpoint]
     max_shard_bytes: int
     coefficients: Coefficients | None
     notes: list[str]
@@ -61,8 +63,7 @@ class MergePlan:
 
     def to_json(self) -> str:
         """The manifest as JSON, with digests of the weights, so that changed models are noticed."""
-        checkpoints = [model.checkpoint for model in self.models]
-        sealed = json.loads(self.manifest.with_fingerprints(checkpoints).to_json())
+        sealed = json.loads(self.manifest.with_fingerprints(self.checkpoints).to_json())
         return json.dumps(sealed, indent=2, ensure_ascii=False) + "\n"
 
     def describe(self) -> str:

@@ -11,7 +11,7 @@ from sensmerge.errors import InputError
 from sensmerge.merging import quantised
 from sensmerge.merging.config import generation_text, merged_config
 from sensmerge.merging.tokenizer import TokenizerFiles, merged_tokenizer
-from sensmerge.models.folders import is_folder, own_file
+from sensmerge.models.folders import is_folder, own_file, read_config
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -123,14 +123,15 @@ def config_text(recipe: Recipe, models: Models, manifest: _core.Manifest) -> str
         InputError: A model does not have the layers of a slice.
     """
     config = merged_config(recipe, models, manifest)
-    return None if config == models.template.config else json.dumps(config, indent=2) + "\n"
+    same = config == read_config(models.template.path)
+    return None if same else json.dumps(config, indent=2) + "\n"
 
 
 def model_card(recipe: Recipe, models: Models, found: Coefficients | None) -> str:
     """The README.md of the merged model, with the front matter that the Hub reads."""
     method = recipe.merge_method + (" with Sens-Merging" if found is not None else "")
     lines = ["---", "library_name: transformers", "tags:", "- merge", "- sensmerge"]
-    origins = [model.checkpoint.origin for model in models.all]
+    origins = [checkpoint.origin for model in models.all for checkpoint in model.checkpoints]
     repositories = dict.fromkeys(origin[0] for origin in origins if origin is not None)
     if repositories:
         lines += ["base_model:", *(f"- {json.dumps(name)}" for name in repositories)]
@@ -140,7 +141,7 @@ def model_card(recipe: Recipe, models: Models, found: Coefficients | None) -> st
     lines += [] if repositories else ["| model | role |", "|---|---|"]
     base = models.base
     lines += [] if base is None else [_row(base, "base", bool(repositories))]
-    experts = [model for model in models.experts if base is None or model.path != base.path]
+    experts = [model for model in models.experts if model is not base]
     lines += [_row(model, "expert", bool(repositories)) for model in experts]
     if found is not None:
         lines += ["", "## Coefficients", "", *(f"{sentence}." for sentence in found.sentences())]
@@ -151,9 +152,9 @@ def model_card(recipe: Recipe, models: Models, found: Coefficients | None) -> st
 
 
 def _row(model: Model, role: str, with_commit: bool) -> str:
-    origin = model.checkpoint.origin
-    commit = [] if not with_commit else ["" if origin is None else f"`{origin[1]}`"]
-    return f"| {' | '.join([_cell(model.name), role, *commit])} |"
+    origins = [checkpoint.origin for checkpoint in model.checkpoints]
+    commits = "+".join(f"`{origin[1]}`" for origin in origins if origin is not None)
+    return f"| {' | '.join([_cell(model.name), role, *([commits] if with_commit else [])])} |"
 
 
 def _cell(text: str) -> str:

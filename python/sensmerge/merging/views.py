@@ -10,8 +10,7 @@ from sensmerge.models.layers import Decoder, decoder_of
 from sensmerge.models.vocabulary.names import INPUT_EMBEDDINGS, OUTPUT_HEADS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from sensmerge import _core
     from sensmerge.models import Model, Models
     from sensmerge.recipe import Recipe
     from sensmerge.recipe.slices import Slice, Source
@@ -34,15 +33,16 @@ class View:
         """The names of its tensors in the output."""
         return self.model.tensors if self.names is None else list(self.names)
 
-    def plain(self, used: Sequence[Model], rows: dict[str, Any] | None) -> dict[str, Any]:
+    def plain(
+        self, checkpoints: list[_core.Checkpoint], rows: dict[str, Any] | None
+    ) -> dict[str, Any]:
         """The view as the core's request has it.
 
         Args:
-            used: The models of the request; the core knows them by their place.
+            checkpoints: The checkpoints of the request; the core knows them by their place.
             rows: The rows of the tensors of the vocabulary; None for its own.
         """
-        return {
-            "checkpoint": next(place for place, each in enumerate(used) if each is self.model),
+        return self.model.plain(checkpoints) | {
             "names": self.names,
             "aliases": _aliases(self.model),
             "rows": rows,

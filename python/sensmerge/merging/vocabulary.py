@@ -54,6 +54,7 @@ class Alignment:
             ids=self.output.ids or {},
             rows=self.output.rows,
             home=home,
+            renamed=not self.output.named,
             chosen=self._chosen(seen),
         )
         merged = self._recipe.method.base == "merged" and self._recipe.base_of(part) is not None

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from sensmerge.models.opened import Model, Models, open_models
+from sensmerge.models.opened import Model, Models, open_model, open_models
 
-__all__ = ["Model", "Models", "open_models"]
+__all__ = ["Model", "Models", "open_model", "open_models"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from sensmerge import _core
 from sensmerge.errors import InputError
+from sensmerge.models.adapters import Adapter, Change, changes_of, open_adapter
 from sensmerge.models.folders import read_config
+from sensmerge.models.layers import text_config
 from sensmerge.models.references import resolve
 from sensmerge.models.vocabulary.names import has_rows
 from sensmerge.models.vocabulary.tokens import Tokens, Vocabularies
-from sensmerge.recipe.places import place_of
+from sensmerge.recipe.places import parts_of, place_of
 
 if TYPE_CHECKING:
     from sensmerge.recipe import Recipe
@@ -27,29 +32,75 @@ class Model:
 
     Attributes:
         name: Its name in the recipe.
-        path: Its folder or file; the name of a model in memory.
-        checkpoint: Its tensors, of which only headers are read.
+        path: Its folder or file; the name of a model in memory. Adapters have folders of their own.
+        checkpoint: Its tensors without adapters, of which only headers are read.
         config: Its ``config.json``; empty if it has none.
+        adapters: The adapters that are added to it, in their order.
+        changes: What they change in its tensors, in that order.
+        adapter_notes: Notes for the user on them.
     """
 
     name: str
     path: Path
     checkpoint: _core.Checkpoint
     config: dict[str, Any]
+    adapters: tuple[Adapter, ...] = ()
+    changes: tuple[Change, ...] = ()
+    adapter_notes: tuple[str, ...] = ()
 
     @cached_property
     def tensors(self) -> list[str]:
         """Names of its tensors."""
         return [tensor.name for tensor in self.checkpoint.tensors]
 
+    @property
+    def checkpoints(self) -> list[_core.Checkpoint]:
+        """Its checkpoint and those of its adapters."""
+        return [self.checkpoint, *(adapter.checkpoint for adapter in self.adapters)]
+
+    @property
+    def paths(self) -> list[Path]:
+        """Its folder or file and the folders of its adapters."""
+        return [self.path, *(adapter.path for adapter in self.adapters)]
+
+    def plain(self, checkpoints: list[_core.Checkpoint]) -> dict[str, Any]:
+        """The model as the core's request has it, without rules for the names of its tensors.
+
+        Args:
+            checkpoints: All checkpoints of the request; the core knows them by their place.
+        """
+
+        def number(of: _core.Checkpoint) -> int:
+            return next(place for place, each in enumerate(checkpoints) if each is of)
+
+        patches: dict[str, list[dict[str, Any]]] = {}
+        for change in self.changes:
+            patch = change.plain | {"checkpoint": number(change.checkpoint)}
+            patches.setdefault(change.tensor, []).append(patch)
+        return {"checkpoint": number(self.checkpoint), "patches": patches}
+
+    def fingerprint(self) -> str:
+        """A short digest of its weights: of its checkpoint and of what adapters add to it."""
+        own = self.checkpoint.fingerprint()
+        if not self.adapters:
+            return own
+        parts = [own, *(adapter.checkpoint.fingerprint() for adapter in self.adapters)]
+        said = json.dumps([parts, self.plain(self.checkpoints)["patches"]], sort_keys=True)
+        return f"adapted-blake2:{hashlib.blake2b(said.encode(), digest_size=16).hexdigest()}"
+
+    @cached_property
+    def shapes(self) -> dict[str, list[int]]:
+        """The shape of every tensor, as adapters leave it."""
+        found = {tensor.name: list(tensor.shape) for tensor in self.checkpoint.tensors}
+        for change in self.changes:
+            if change.shape is not None:
+                found[change.tensor] = change.shape
+        return found
+
     @cached_property
     def token_rows(self) -> int | None:
         """The number of rows that it has for tokens; None without a tensor of a known name."""
-        found = [
-            tensor.shape[0]
-            for tensor in self.checkpoint.tensors
-            if has_rows(tensor.name) and tensor.shape
-        ]
+        found = [shape[0] for name, shape in self.shapes.items() if has_rows(name) and shape]
         return min(found, default=None)
 
 
@@ -112,7 +163,11 @@ class Models:
         said = [
             note
             for model in self.all
-            for note in [*model.checkpoint.notes, *model.checkpoint.suspicions()]
+            for note in [
+                *model.checkpoint.notes,
+                *model.checkpoint.suspicions(),
+                *model.adapter_notes,
+            ]
         ]
         return list(dict.fromkeys(said))
 
@@ -144,12 +199,14 @@ def open_models(
     held = {}
     for name, checkpoint in (given or {}).items():
         held[place_of(name, recipe.places)] = checkpoint
-        if place_of(name, recipe.places) not in places.values():
+        bases = [place_of(parts_of(known, recipe.places)[0], recipe.places) for known in names]
+        if place_of(name, recipe.places) not in (*places.values(), *bases):
             raise InputError(f"'{name}' is not a model of the recipe; it has {', '.join(names)}")
     opened: dict[str, Model] = {}
+    read = _Read(recipe.places, held, progress)
     for name, place in places.items():
         if place not in opened:
-            opened[place] = _open(recipe, name, held.get(place), progress)
+            opened[place] = read.model(name, place)
     return Models(
         base=None if base is None else opened[places[base]],
         experts=[opened[places[expert]] for expert in experts],
@@ -158,9 +215,90 @@ def open_models(
     )
 
 
-def _open(recipe: Recipe, name: str, checkpoint: _core.Checkpoint | None, progress: bool) -> Model:
-    if checkpoint is None:
-        path = resolve(name, recipe.places, progress=progress)
-        return Model(name, path, _core.Checkpoint(str(path)), read_config(path))
-    path = Path(checkpoint.path)
-    return Model(name, path, checkpoint, {} if checkpoint.in_memory else read_config(path))
+def open_model(name: str, places: Path | Places) -> Model:
+    """Open one model, with the adapters that its name adds to it.
+
+    Args:
+        name: Its name.
+        places: The folder that relative names start from, or a recipe's places.
+
+    Raises:
+        InputError: It is missing or malformed.
+        OSError: A file cannot be read.
+    """
+    return _Read(places, {}, progress=True).model(name, place_of(name, places))
+
+
+class _Read:
+    """Opens models; files that several models share are opened once."""
+
+    def __init__(
+        self, places: Path | Places, held: Mapping[str, _core.Checkpoint], progress: bool
+    ) -> None:
+        """Set out to open models.
+
+        Args:
+            places: The folder that relative names start from, or a recipe's places.
+            held: Checkpoints that are open already, by the places of their models.
+            progress: Show progress of downloads from the Hub.
+        """
+        self._places = places
+        self._held = held
+        self._progress = progress
+        self._opened: dict[str, Model] = {}
+        self._adapters: dict[str, Adapter] = {}
+
+    def model(self, name: str, place: str) -> Model:
+        """Open a model."""
+        whole, adapters = parts_of(name, self._places)
+        if not adapters or place in self._held:
+            return self._plain(name, place)
+        model = self._plain(whole, place_of(whole, self._places))
+        added = [self._adapter(each) for each in adapters]
+        config = copy.deepcopy(model.config)
+        shapes = {tensor.name: tensor.shape for tensor in model.checkpoint.tensors}
+        changes: list[Change] = []
+        notes: list[str] = []
+        for adapter in added:
+            found, said = changes_of(adapter, model.path, shapes, config)
+            for change in found:
+                if change.shape is not None:
+                    _resize(config, shapes, change.tensor, change.shape)
+            changes += found
+            notes += said
+        return Model(
+            name, model.path, model.checkpoint, config, tuple(added), tuple(changes), tuple(notes)
+        )
+
+    def _plain(self, name: str, place: str) -> Model:
+        """A model without adapters."""
+        if place not in self._opened:
+            checkpoint, path = self._held.get(place), Path()
+            if checkpoint is None:
+                path = resolve(name, self._places, progress=self._progress)
+                checkpoint = _core.Checkpoint(str(path))
+            else:
+                path = Path(checkpoint.path)
+            config = {} if checkpoint.in_memory else read_config(path)
+            self._opened[place] = Model(name, path, checkpoint, config)
+        return self._opened[place]
+
+    def _adapter(self, name: str) -> Adapter:
+        place = place_of(name, self._places)
+        if place not in self._adapters:
+            if not name:
+                raise InputError("a model's name ends with '+': name the adapter after it")
+            path = resolve(name, self._places, adapter=True, progress=self._progress)
+            self._adapters[place] = open_adapter(name, path)
+        return self._adapters[place]
+
+
+def _resize(
+    config: dict[str, Any], shapes: dict[str, list[int]], tensor: str, shape: list[int]
+) -> None:
+    """Change what is known of a model whose embedding is replaced by one of another size."""
+    said = text_config(config)
+    old = shapes[tensor]
+    if old[:1] != shape[:1] and len(old) > 1 and said.get("vocab_size") == old[0]:
+        said["vocab_size"] = shape[0]
+    shapes[tensor] = shape

@@ -19,6 +19,7 @@ def resolve(
     Args:
         model: A path; or a Hub id such as ``org/name`` or ``org/name@revision``, read from the
             local cache or downloaded where ``huggingface_hub`` is installed; or a stage's name.
+            Not a model with adapters: the parts of its name are resolved one by one.
         places: The folder that relative paths start from, or a recipe's places.
         adapter: Whether the name is an adapter's.
         progress: Show progress of a download.
@@ -28,18 +29,12 @@ def resolve(
         safetensors if the model is stored as pickles.
 
     Raises:
-        InputError: There is no such folder here or on the Hub, or the name asks for an adapter.
+        InputError: There is no such folder here or on the Hub.
         OSError: The path cannot be examined.
     """
     path = path_of(model, places)
     if mode_of(path) is not None:
         return readable(path)
-    if "+" in model:
-        whole, part = model.split("+", 1)
-        raise InputError(
-            f"model '{model}': the LoRA adapter '{part}' has to be merged into '{whole}' first; "
-            "load both with PEFT, call merge_and_unload() and save the result"
-        )
     reference = Reference.of(model)
     if reference is not None:
         pickles = enabled() and not adapter

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sensmerge.recipe import methods, slices
 from sensmerge.recipe.fields import model_name
 from sensmerge.recipe.findings import Findings
 from sensmerge.recipe.methods import DEFAULT_SEMANTICS, SEMANTICS, Method, Parameter, Semantics
-from sensmerge.recipe.places import path_of, place_of
+from sensmerge.recipe.places import place_of
 from sensmerge.recipe.tables import no_method
 from sensmerge.recipe.tokenizer import unknown_source
 from sensmerge.refusals import Location
@@ -36,24 +35,6 @@ def method(data: dict[str, Any], found: Findings) -> Method | None:
 def _semantics(data: dict[str, Any]) -> Semantics:
     given = data.get("semantics")
     return next((each for each in SEMANTICS if each == given), DEFAULT_SEMANTICS)
-
-
-def adapters(data: dict[str, Any], folder: Path, found: Findings) -> None:
-    """Refuse every LoRA adapter that a recipe adds to a model (``model+adapter``), once each."""
-    told: set[str] = set()
-    for location, value in _named(data):
-        try:
-            name = model_name(value)
-        except ValueError:
-            continue
-        whole_model, plus, adapter = name.partition("+")
-        if plus and name not in told and not path_of(name, folder).exists():
-            told.add(name)
-            found.refuse(
-                location,
-                f"'{adapter}' is a LoRA adapter, which is not supported; merge it into "
-                f"'{whole_model}' first (PEFT's merge_and_unload) and name the result",
-            )
 
 
 def _named(data: dict[str, Any]) -> Iterator[tuple[Location, Any]]:
@@ -126,13 +107,22 @@ def _models(recipe: Recipe, method: Method, found: Findings) -> None:
 def _count(recipe: Recipe, method: Method, part: Slice, at: Location, found: Findings) -> None:
     """Refuse a number of models that the method does not merge."""
     count = len(recipe.experts_of(part))
+    base = recipe.base_of(part)
     if count == 0:
         found.refuse(at, "there is no expert to merge; list models besides the base")
+    elif count == 1 and method.base != "merged" and base is not None and _is_base(recipe, part):
+        found.note(f"{base} is merged with no other model: the output is the model itself")
     elif count < method.least or (method.most is not None and count > method.most):
         beside = {"needed": " besides the base", "merged": ", the base among them"}
         beside["optional"] = beside["needed"]
         where = beside.get(method.base, "") if recipe.base_of(part) is not None else ""
         found.refuse(at, f"{method.name} merges {method.count()}{where}, not {count}")
+
+
+def _is_base(recipe: Recipe, part: Slice) -> bool:
+    """Whether the only expert of a slice is its base."""
+    named = (str(recipe.base_of(part)), recipe.experts_of(part)[0].model)
+    return len({place_of(name, recipe.places) for name in named}) == 1
 
 
 def _same(recipe: Recipe, found: Findings) -> None:

@@ -21,8 +21,30 @@ class Places:
     stages: Mapping[str, Path] = field(default_factory=dict)
 
 
+def parts_of(model: str, places: Path | Places) -> tuple[str, list[str]]:
+    """The names of a model and of the adapters that are added to it, in their order.
+
+    ``name+adapter`` names an adapter after the model; several follow one another. A path that
+    exists is one name, whatever characters it has.
+
+    Args:
+        model: The name.
+        places: The recipe's folder, or its places.
+    """
+    parts: list[str] = []
+    words = model.split("+")
+    while words:
+        joined = ["+".join(words[:count]) for count in range(len(words), 0, -1)]
+        there = next((name for name in joined if name and path_of(name, places).exists()), words[0])
+        parts.append(there)
+        words = words[there.count("+") + 1 :]
+    return parts[0], parts[1:]
+
+
 def place_of(model: str, places: Path | Places) -> str:
     """The place that a model's name resolves to: the same for every spelling of one model.
+
+    A model with adapters is another place than the model.
 
     Args:
         model: A path; a Hub id, with a revision if one is named; or a stage's name.
@@ -32,10 +54,15 @@ def place_of(model: str, places: Path | Places) -> str:
         The absolute path with links followed, if it exists; otherwise the name, normalised (without
         doubled slashes and the like).
     """
-    path = path_of(model, places)
+    base, adapters = parts_of(model, places)
+    return "+".join(_place_of(part, places) for part in (base, *adapters))
+
+
+def _place_of(name: str, places: Path | Places) -> str:
+    path = path_of(name, places)
     if path.exists():
         return os.path.realpath(path)
-    return os.path.normpath(path_of(model, Path()))
+    return os.path.normpath(path_of(name, Path()))
 
 
 def path_of(model: str, places: Path | Places) -> Path:

@@ -21,7 +21,7 @@ from sensmerge.recipe.findings import Findings
 from sensmerge.recipe.leniency import DEFAULT_LENIENCY, Leniency, stray
 from sensmerge.recipe.methods import DEFAULT_SEMANTICS, Method, Semantics
 from sensmerge.recipe.parameters import AUTO, SCALE, Parameters
-from sensmerge.recipe.places import Places, is_from_here, place_of
+from sensmerge.recipe.places import Places, is_from_here, parts_of, place_of
 from sensmerge.recipe.references import overrides, references
 from sensmerge.recipe.slices import Slice, hoisted, whole
 from sensmerge.recipe.tokenizer import BASE, Tokenizer, TokenizerName, template
@@ -129,7 +129,6 @@ class Recipe(Strict):
             raise InputError("a recipe is a mapping with merge_method and models")
         found = Findings(leniency)
         method = checks.method(data, found)
-        checks.adapters(data, Path(folder), found)
         for location in overrides(data):
             found.unused(location, method, "not used; tensors are matched by their names")
         for name in dict.fromkeys(name for _, name in references(data)):
@@ -268,7 +267,8 @@ class Recipe(Strict):
             same = place_of(model.model, self._places) == base
             (listed if same else others).append(model)
         if method.base != "merged":
-            return others
+            # A base with adapters that stands alone is wanted as it is, with the adapters in it.
+            return others or (listed[:1] if parts_of(named, self._places)[1] else [])
         return [*(listed[:1] or [Model(model=named)]), *others]
 
     def settings(self, expert: Model, name: str, part: Slice | None = None) -> list[Any]:

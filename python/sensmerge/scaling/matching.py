@@ -48,7 +48,7 @@ def matching(
             )
     opened = (models or open_models(recipe)).experts
     with ThreadPoolExecutor() as pool:
-        fingerprints = list(pool.map(lambda model: model.checkpoint.fingerprint(), opened))
+        fingerprints = list(pool.map(lambda model: model.fingerprint(), opened))
     selected = calibration.select(fingerprints)
     # The same weights may have had other names when they were measured.
     experts = [

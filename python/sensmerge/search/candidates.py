@@ -51,7 +51,8 @@ class Candidate:
             raise InputError(f"{self._path}: a search runs merged models and needs the folder")
         self._dtype = torch.float32 if dtype == "float32" else _running(self._path)
         described = {tensor.name: tensor for tensor in asked.manifest().tensors}
-        self._rows = None if asked.rows == models.template.token_rows else asked.rows
+        same = asked.rows == models.template.token_rows and not models.template.changes
+        self._rows = None if same else asked.rows
         # In the order of the file. Tensors that are copied keep their dtype.
         self._tensors = {
             tensor.name: torch.empty(

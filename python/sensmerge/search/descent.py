@@ -332,7 +332,7 @@ def _key(recipe: Recipe, problem: Problem, options: Options) -> dict[str, Any]:
         "options": asdict(replace(options, steps=0)),
         "recipe": said,
         "samples": [task.digest for task in problem.tasks],
-        "models": [model.checkpoint.fingerprint() for model in problem.models.all],
+        "models": [model.fingerprint() for model in problem.models.all],
         "start": problem.weights.start.tolist(),
     }
     # Through JSON, to be comparable with the key in a file.

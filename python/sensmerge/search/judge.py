@@ -136,7 +136,7 @@ class Judge:
             numbers = measured.sensitivity.tobytes() + measured.alignment.tobytes()
         return {
             "recipe": {key: said for key, said in self.recipe.source.items() if key != "models"},
-            "models": [model.checkpoint.fingerprint() for model in self._models.all],
+            "models": [model.fingerprint() for model in self._models.all],
             "samples": [task.digest for task in self.tasks],
             "calibration": hashlib.sha256(numbers).hexdigest(),
         }

@@ -36,7 +36,7 @@ def notes(models: Models, tasks: list[Task]) -> list[str]:
     of_base: list[list[float]] | None = None
     if models.base is not None:
         tokenizer = tasks[0].source.tokenizer
-        base = loading.Source(models.base.name, models.base.path, tokenizer, True)
+        base = loading.Source(models.base.name, models.base.path, tokenizer, True, models.base)
         of_base = sample_losses(loading.load(base, "stored"), [task.search for task in tasks])
     found = []
     for place, task in enumerate(tasks):

@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 use sensmerge_core::checkpoint::{self, MemoryTensor};
 use sensmerge_core::dtype::Dtype;
 use sensmerge_core::engine::{Monitor, read_into};
+use sensmerge_core::manifest::View;
 
 use crate::buffers::Bytes;
 use crate::door::enter;
@@ -71,6 +72,20 @@ impl Checkpoint {
     #[new]
     fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
         let inner = py.detach(|| checkpoint::Checkpoint::open(&path)).map_err(to_python)?;
+        Ok(Self { inner: Arc::new(inner), ranges: Vec::new() })
+    }
+
+    /// The weights of an adapter, which are no model of their own.
+    ///
+    /// Args:
+    ///     path: The ``.safetensors`` file.
+    ///
+    /// Raises:
+    ///     InputError: The file is truncated or malformed, or of another format.
+    ///     OSError: It cannot be read.
+    #[staticmethod]
+    fn adapter(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        let inner = py.detach(|| checkpoint::Checkpoint::open_adapter(&path)).map_err(to_python)?;
         Ok(Self { inner: Arc::new(inner), ranges: Vec::new() })
     }
 
@@ -177,7 +192,8 @@ impl Checkpoint {
         let mut buffers = writable(&outputs, self.ranges.iter())?;
         let slices = slices(&mut buffers);
         let monitor = Monitor::new();
-        enter(py, &monitor, None, || read_into(&self.inner, slices, threads, &monitor))
+        let view = View::new(self.inner());
+        enter(py, &monitor, None, || read_into(&view, slices, threads, &monitor))
     }
 
     /// The repository on the Hub and the commit that it was downloaded from; None if it does not lie

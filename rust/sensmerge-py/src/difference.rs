@@ -9,6 +9,7 @@ use crate::door::enter;
 /// Sums are float64, of a fixed shape. With a base, task vectors stand for ``a`` and ``b`` in all but
 /// ``changed``, ``largest`` and ``squared_difference``, which a base does not change.
 #[pyclass(frozen, get_all, module = "sensmerge._core")]
+#[expect(clippy::struct_field_names, reason = "Python reads these names")]
 pub(crate) struct Difference {
     /// Number of entries.
     entries: u64,

@@ -17,6 +17,7 @@ mod output;
 mod pickle_files;
 mod pool;
 mod prepared;
+mod read;
 mod sensitivity;
 mod task_vector;
 mod weight_files;
@@ -46,6 +47,8 @@ mod _core {
     use crate::pickle_files::pickle_files;
     #[pymodule_export]
     use crate::prepared::Prepared;
+    #[pymodule_export]
+    use crate::read::read_into;
     #[pymodule_export]
     use crate::sensitivity::sum_abs_product;
     #[pymodule_export]

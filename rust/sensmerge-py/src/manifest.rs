@@ -7,7 +7,7 @@ use sensmerge_core::checkpoint::layout::layout;
 use sensmerge_core::engine::Inputs;
 use sensmerge_core::error::{Error, Result};
 use sensmerge_core::manifest::{
-    self, Builder, Content, Missing, Numbers, OutDtype, Part, Selection, View,
+    self, Builder, Change, Content, Missing, Numbers, OutDtype, Part, Patch, Selection, View,
 };
 use sensmerge_core::method::Semantics;
 use serde::Deserialize;
@@ -107,7 +107,7 @@ struct RequestedPart {
 /// A model, and the rules for its tensors.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RequestedView {
+pub(crate) struct RequestedView {
     /// Index of the model's checkpoint.
     checkpoint: usize,
     /// The stored tensor of every output tensor; `None` if they have the same names.
@@ -119,6 +119,32 @@ struct RequestedView {
     /// Rows to take in place of those of some tensors.
     #[serde(default)]
     rows: Option<RequestedRows>,
+    /// Changes to stored tensors, by their names, in order.
+    #[serde(default)]
+    patches: BTreeMap<String, Vec<RequestedPatch>>,
+}
+
+/// A change to a tensor by an adapter; the other names are those of the adapter's tensors.
+#[derive(Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+enum RequestedPatch {
+    LowRank {
+        checkpoint: usize,
+        a: String,
+        b: String,
+        scale: f64,
+        transposed: bool,
+        magnitude: Option<String>,
+    },
+    Whole {
+        checkpoint: usize,
+        tensor: String,
+    },
+    Rows {
+        checkpoint: usize,
+        tensor: String,
+        places: Vec<usize>,
+    },
 }
 
 /// Rows to take in place of those of tensors of a vocabulary.
@@ -171,12 +197,8 @@ impl RequestedPart {
 }
 
 impl RequestedView {
-    fn build(self, checkpoints: &[Arc<checkpoint::Checkpoint>]) -> Result<View> {
-        let checkpoint = checkpoints.get(self.checkpoint).ok_or_else(|| {
-            let reason = format!("there is no checkpoint of number {}", self.checkpoint);
-            Error::Setting { key: "request".to_owned(), reason }
-        })?;
-        let mut view = View::new(Arc::clone(checkpoint));
+    pub(crate) fn build(self, checkpoints: &[Arc<checkpoint::Checkpoint>]) -> Result<View> {
+        let mut view = View::new(numbered(checkpoints, self.checkpoint)?);
         if let Some(names) = self.names {
             view = view.names(names);
         }
@@ -189,8 +211,38 @@ impl RequestedView {
                 view = view.rows(name, Arc::clone(&selection));
             }
         }
+        for (name, patches) in self.patches {
+            for patch in patches {
+                view = view.patch(&name, patch.build(checkpoints)?);
+            }
+        }
         Ok(view)
     }
+}
+
+impl RequestedPatch {
+    fn build(self, checkpoints: &[Arc<checkpoint::Checkpoint>]) -> Result<Patch> {
+        let (number, change) = match self {
+            Self::LowRank { checkpoint, a, b, scale, transposed, magnitude } => {
+                (checkpoint, Change::LowRank { a, b, scale, transposed, magnitude })
+            }
+            Self::Whole { checkpoint, tensor } => (checkpoint, Change::Whole { tensor }),
+            Self::Rows { checkpoint, tensor, places } => {
+                (checkpoint, Change::Rows { tensor, places })
+            }
+        };
+        Ok(Patch::new(numbered(checkpoints, number)?, change))
+    }
+}
+
+fn numbered(
+    checkpoints: &[Arc<checkpoint::Checkpoint>],
+    number: usize,
+) -> Result<Arc<checkpoint::Checkpoint>> {
+    checkpoints.get(number).map(Arc::clone).ok_or_else(|| {
+        let reason = format!("there is no checkpoint of number {number}");
+        Error::Setting { key: "request".to_owned(), reason }
+    })
 }
 
 #[pymethods]
@@ -202,7 +254,7 @@ impl Manifest {
     ///         ``dequantised``, ``notes``, ``missing`` (``error``, ``base`` or ``skip``: what becomes of
     ///         tensors that only some models have) and ``parts``, which are output tensors that are merged from the same models: ``base`` (or
     ///         null), ``models`` (the index of the ``checkpoint`` of each, and rules for its tensors:
-    ///         ``names``, ``aliases``, ``rows``), and ``tensors``: the numbers of every output tensor,
+    ///         ``names``, ``aliases``, ``rows``, ``patches``), and ``tensors``: the numbers of every output tensor,
     ///         by parameter.
     ///     checkpoints: The checkpoints that the request names by their index.
     ///

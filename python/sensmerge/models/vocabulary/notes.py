@@ -20,8 +20,11 @@ def notes(models: Models, output: OutputVocabulary, aligned: Iterable[Model]) ->
     """
     found = _of_output(models, output)
     said = {model.path: model for model in aligned}
-    for model in said.values():
-        found += _of_model(model, models, output)
+    for model in models.places.values():
+        renamed = _renamed(model, models, output)
+        found += _of_renamed(model.name, renamed)
+        if model.path in said:
+            found += _of_model(model, models, output, renamed)
     if any("not in the output's tokenizer" in note for note in found):
         found.append("tokenizer_source: union would keep the tokens that are left out")
     return found
@@ -67,15 +70,48 @@ def without_rows(models: Models, output: OutputVocabulary) -> list[str]:
     ]
 
 
-def _of_model(model: Model, models: Models, output: OutputVocabulary) -> list[str]:
+def _renamed(model: Model, models: Models, output: OutputVocabulary) -> dict[str, str]:
+    """The tokens that a model has at ids of others that it lacks, each with the output's token."""
+    known = models.tokens(model)
+    if output.named or output.ids is None or known is None or known.ids is output.ids:
+        return {}
+    ours: Mapping[str, int] = output.ids
+    tokens = {place: token for token, place in ours.items()}
+    found = {}
+    for token, place in known.ids.items():
+        other = tokens.get(place)
+        if token not in ours and other is not None and other not in known.ids:
+            found[token] = other
+    return found
+
+
+def _of_renamed(name: str, renamed: Mapping[str, str]) -> list[str]:
+    if not renamed:
+        return []
+    token, ours = next(iter(renamed.items()))
+    return [
+        f"{name}: {len(renamed)} tokens stand at ids where the output's tokenizer has others "
+        f"('{token}' for '{ours}'): their rows are merged as those of one token; with a "
+        "tokenizer_source, rows are matched by token alone"
+    ]
+
+
+def _of_model(
+    model: Model, models: Models, output: OutputVocabulary, renamed: Mapping[str, str]
+) -> list[str]:
     known, rows = models.tokens(model), model.token_rows or 0
     if output.ids is None or known is None:
         return _by_index(model.name, rows, output.rows or 0)
     theirs = {token: row for token, row in known.ids.items() if row < rows}
     ours: Mapping[str, int] = output.ids
     moved = [token for token, row in theirs.items() if ours.get(token, row) != row]
-    lost = [token for token in theirs if token not in ours]
-    lacking = [token for token in ours if token not in theirs]
+    lost = [token for token in theirs if token not in ours and token not in renamed]
+    names = {place: token for token, place in theirs.items()}
+    lacking = [
+        token
+        for token, place in ours.items()
+        if token not in theirs and (output.named or place >= rows or names.get(place) in ours)
+    ]
     found = []
     if moved:
         one = moved[0]

@@ -41,6 +41,7 @@ class OutputVocabulary:
         added: The flags of tokens that are added to those files, or are ordinary tokens there.
         ordinary: How many of these are ordinary tokens of other models.
         united: Whether the tokens of all models are among them.
+        named: Whether the recipe names a tokenizer, if only the base's.
     """
 
     ids: dict[str, int] | None
@@ -50,6 +51,7 @@ class OutputVocabulary:
     added: dict[str, dict[str, bool]] = field(default_factory=dict)
     ordinary: int = 0
     united: bool = False
+    named: bool = False
 
 
 def output_vocabulary(recipe: Recipe, models: Models) -> OutputVocabulary:
@@ -84,7 +86,9 @@ def output_vocabulary(recipe: Recipe, models: Models) -> OutputVocabulary:
         # The same object: models with the same files need no comparison.
         ids = known.ids
     rows = _rows(recipe, models, home, folder, Tokens(ids))
-    return OutputVocabulary(ids, rows, folder, home, added, ordinary, wanted.source == UNION)
+    named = recipe.tokenizer is not None or recipe.tokenizer_source is not None
+    united = wanted.source == UNION
+    return OutputVocabulary(ids, rows, folder, home, added, ordinary, united, named)
 
 
 def _home(recipe: Recipe, models: Models) -> tuple[Model, Path]:

@@ -5,6 +5,10 @@ base's row; where the base lacks it too, that of the only model that has it, or 
 all models that do; zeros where none does. So a token that one model alone knows is that model's in
 the output, whatever its weight, and a task vector is zero where its expert lacks a token.
 
+Where the recipe names no tokenizer, a token that a model lacks may be one that it calls otherwise,
+or lists nowhere: if the model has at that id no token, or one that the output lacks, the row at that
+id is its own.
+
 A row without a token is padding: a model's own where it has padding at that place, otherwise that
 of the model whose vocabulary the output has; beyond that model's rows, the mean of the model's rows
 of tokens.
@@ -59,12 +63,14 @@ class Wanted:
         ids: The id of every token.
         rows: The number of rows.
         home: The number of the model whose padding the output has.
+        renamed: Whether a token may have another name in a model, under the same id.
         chosen: Rows that are chosen for single tokens.
     """
 
     ids: Mapping[str, int]
     rows: int
     home: int = 0
+    renamed: bool = False
     chosen: Mapping[str, Chosen] = field(default_factory=dict)
 
 
@@ -92,6 +98,9 @@ def selections(
         by_id.setdefault(place, token)
     places, tokens = sorted(by_id), [by_id[place] for place in sorted(by_id)]
     own = [_own(model, tokens) for model in models]
+    if wanted.renamed:
+        for model, rows in zip(models, own, strict=True):
+            _find_renamed(model, wanted, places, rows)
     shared = _shared(tokens, own, wanted.chosen, base)
     found = []
     for number, rows in enumerate(own):
@@ -112,6 +121,16 @@ def _own(model: Known, tokens: Sequence[str]) -> list[int]:
     rows = model.rows
     found = map(model.ids.get, tokens)
     return [-1 if row is None or row >= rows else row for row in found]
+
+
+def _find_renamed(model: Known, wanted: Wanted, places: Sequence[int], rows: list[int]) -> None:
+    """Fill in a model's own rows of tokens that it calls otherwise, or lists nowhere."""
+    missing = [index for index, row in enumerate(rows) if row < 0]
+    names = {place: token for token, place in model.ids.items()} if missing else {}
+    for index in missing:
+        place = places[index]
+        if place < model.rows and names.get(place) not in wanted.ids:
+            rows[index] = place
 
 
 def _shared(

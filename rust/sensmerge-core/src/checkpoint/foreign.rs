@@ -65,16 +65,23 @@ pub(super) fn adapter(config: &Path) -> String {
     // The settings only make the message more specific, so that failing to read them is no error.
     let text = mapping::read(config).unwrap_or_default();
     let said: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
-    let kind = match said["peft_type"].as_str() {
-        None | Some("LORA") => "a LoRA adapter".to_owned(),
-        Some(other) => format!("an adapter ({other})"),
-    };
     let base = said["base_model_name_or_path"].as_str();
-    let base = base.map_or_else(String::new, |base| format!(" for '{base}'"));
-    format!(
-        "is {kind}{base}, not a whole model; merge it into its base first (PEFT's \
-         merge_and_unload) and name the result"
-    )
+    let made_for = base.map_or_else(String::new, |base| format!(" for '{base}'"));
+    match said["peft_type"].as_str() {
+        None | Some("LORA") => {
+            let folder = config.parent().and_then(Path::file_name).unwrap_or_default();
+            format!(
+                "is a LoRA adapter{made_for}, not a whole model; name it after the model that it is \
+                 added to: {}+{}",
+                base.unwrap_or("MODEL"),
+                folder.display()
+            )
+        }
+        Some(other) => format!(
+            "is an adapter ({other}){made_for}, not a whole model; merge it into its base first \
+             (PEFT's merge_and_unload) and name the result"
+        ),
+    }
 }
 
 /// Names in one line: the first few, and the number of the others.

@@ -106,6 +106,25 @@ impl Checkpoint {
         Self::from_files(path, vec![path.to_path_buf()], None, Vec::new())
     }
 
+    /// Open the weights of an adapter, a single file, which [`open`](Self::open) refuses: they are no
+    /// model.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_adapter(path: &Path) -> Result<Self> {
+        std::fs::metadata(path).map_err(Error::io(path))?;
+        Self::from_files(path, vec![path.to_path_buf()], None, Vec::new())
+    }
+
+    /// Open what [`open`](Self::open) or [`open_adapter`](Self::open_adapter) opened before.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(crate) fn open_again(path: &Path) -> Result<Self> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if foreign::is_adapter(&name) { Self::open_adapter(path) } else { Self::open(path) }
+    }
+
     fn from_files(
         path: &Path,
         files: Vec<PathBuf>,

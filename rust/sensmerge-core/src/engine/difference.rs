@@ -74,7 +74,7 @@ pub fn differences(
     monitor: &Monitor,
 ) -> Result<Vec<Difference>> {
     let checkpoints = [a, b].into_iter().chain(base).map(Arc::clone).collect();
-    let inputs = Inputs { checkpoints };
+    let inputs = Inputs::new(checkpoints);
     let rows = tensors.iter().map(|name| row(&inputs, name)).collect::<Result<Vec<_>>>()?;
     let bytes = |row: &Row| row.chunk_bytes(0..row.length);
     monitor.expect(rows.iter().map(bytes).sum());
@@ -115,7 +115,7 @@ pub fn task_vector(
     output: &mut [u8],
 ) -> Result<()> {
     const SIZE: usize = size_of::<f32>();
-    let inputs = Inputs { checkpoints: vec![Arc::clone(expert), Arc::clone(base)] };
+    let inputs = Inputs::new(vec![Arc::clone(expert), Arc::clone(base)]);
     let row = row(&inputs, tensor)?;
     let (length, bytes) = (row.length, output.len());
     let end = first.checked_add(bytes / SIZE).filter(|_| bytes.is_multiple_of(SIZE));

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::average::{mean_row, read_mean};
 use super::inputs::Inputs;
+use super::low_rank::LowRank;
 use super::scaled::Scaled;
 use crate::dtype::{Float, Real};
 use crate::error::{Error, Result};
@@ -26,6 +27,8 @@ pub(super) enum Entries<'i> {
         /// Every run, and the index of its first row in the result.
         runs: Vec<(usize, Run)>,
     },
+    /// A low-rank change to another source.
+    LowRank(Box<LowRank<'i>>),
     /// The mean of other sources.
     Mean(Vec<Entries<'i>>),
     /// A single row, computed beforehand.
@@ -74,6 +77,17 @@ impl<'i> Entries<'i> {
                 let rows = of.shape().first().copied().unwrap_or(0);
                 Ok(Self::Row(mean_row(&Self::of(of, inputs)?, rows, length)))
             }
+            Source::LowRank(change) => Ok(Self::LowRank(Box::new(LowRank::of(change, inputs)?))),
+        }
+    }
+
+    /// Compute what is needed of a whole tensor to read its entries. To be called before they are
+    /// read, where all threads are free.
+    pub(super) fn prepare<T: Real>(&self) {
+        match self {
+            Self::Stored { .. } | Self::Scaled(_) | Self::Constant(_) | Self::Row(_) => {}
+            Self::Rows { of, .. } | Self::Mean(of) => of.iter().for_each(Self::prepare::<T>),
+            Self::LowRank(change) => change.prepare::<T>(),
         }
     }
 
@@ -97,6 +111,7 @@ impl<'i> Entries<'i> {
                     out = later;
                 });
             }
+            Self::LowRank(change) => change.read(entries, out),
         }
     }
 
@@ -110,6 +125,7 @@ impl<'i> Entries<'i> {
             Self::Rows { .. } => {
                 self.pieces(entries, &mut |source, entries| source.prefetch(entries));
             }
+            Self::LowRank(change) => change.unchanged().prefetch(entries),
         }
     }
 
@@ -123,6 +139,7 @@ impl<'i> Entries<'i> {
             Self::Rows { of, .. } | Self::Mean(of) => {
                 of.iter().map(Self::entry_bytes).max().unwrap_or(0)
             }
+            Self::LowRank(change) => change.unchanged().entry_bytes(),
         }
     }
 
@@ -212,7 +229,7 @@ mod tests {
         let sources =
             vec![stored("a"), stored("b"), Source::Constant { value: 0.5, shape: vec![9, 3] }];
         let [a, b] = values;
-        (Inputs { checkpoints: vec![Arc::new(checkpoint)] }, sources, vec![a, b, vec![0.5; 27]])
+        (Inputs::new(vec![Arc::new(checkpoint)]), sources, vec![a, b, vec![0.5; 27]])
     }
 
     proptest! {

@@ -1,6 +1,7 @@
 //! The models of a manifest, opened.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
@@ -10,9 +11,23 @@ use crate::manifest::{File, Manifest, Model, Stored};
 #[derive(Clone, Debug)]
 pub struct Inputs {
     pub(super) checkpoints: Vec<Arc<Checkpoint>>,
+    computed: Arc<Mutex<BTreeMap<String, Computed>>>,
 }
 
+/// Numbers that are computed of whole tensors, once they are known.
+type Computed = Arc<OnceLock<Vec<f64>>>;
+
 impl Inputs {
+    pub(super) fn new(checkpoints: Vec<Arc<Checkpoint>>) -> Self {
+        Self { checkpoints, computed: Arc::default() }
+    }
+
+    /// The place for numbers that are computed once, by a key that says what they are computed of.
+    pub(super) fn shared(&self, key: String) -> Computed {
+        let mut computed = self.computed.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(computed.entry(key).or_default())
+    }
+
     /// Open every file that a manifest names.
     ///
     /// # Errors
@@ -20,7 +35,7 @@ impl Inputs {
     /// a model that was in memory, and the errors of [`Checkpoint::open`].
     pub fn open(manifest: &Manifest) -> Result<Self> {
         let opened = manifest.models.iter().map(|model| open(model).map(Arc::new));
-        Ok(Self { checkpoints: opened.collect::<Result<_>>()? })
+        Ok(Self::new(opened.collect::<Result<_>>()?))
     }
 
     /// Take checkpoints that are already open: those that the manifest was built from, in the order of
@@ -34,7 +49,7 @@ impl Inputs {
             let reason = format!("{given} checkpoints are given for the {named} of the manifest");
             return Err(Error::setting("models", reason));
         }
-        Ok(Self { checkpoints })
+        Ok(Self::new(checkpoints))
     }
 
     /// The checkpoint of a stored tensor.
@@ -78,7 +93,7 @@ fn open(model: &Model) -> Result<Checkpoint> {
         let reason = "was in memory when the manifest was made, and cannot be opened again";
         return Err(Error::setting(model.path.display().to_string(), reason));
     }
-    let checkpoint = Checkpoint::open(&model.path)?;
+    let checkpoint = Checkpoint::open_again(&model.path)?;
     let found = checkpoint.identities().into_iter();
     let found: Vec<File> =
         found.map(|(path, bytes, header)| File { path, bytes, header }).collect();

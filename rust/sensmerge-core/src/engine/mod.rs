@@ -19,6 +19,7 @@ mod destination;
 pub mod difference;
 mod entries;
 mod inputs;
+mod low_rank;
 mod monitor;
 mod pack;
 mod pool;

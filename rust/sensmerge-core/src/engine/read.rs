@@ -1,31 +1,70 @@
-//! Tensors of one model, read into memory.
+//! Tensors of one model as they enter a merge, for running models whose weights are not stored as such.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Inputs, Monitor, Options, execute_into};
-use crate::checkpoint::Checkpoint;
-use crate::error::Result;
-use crate::manifest::{Builder, View};
-use crate::method::IDENTITY;
+use rayon::prelude::*;
 
-/// Read tensors of a checkpoint, quantised ones as what they stand for. `buffers` holds, by name, one
-/// buffer for every tensor that is read, of exactly its size in bytes; entries are little-endian, of the
-/// dtype that [`Checkpoint::get`] says, to which those of quantised tensors are rounded once.
+use super::entries::Entries;
+use super::{DEFAULT_CHUNK_BYTES, Inputs, Monitor, pool};
+use crate::checkpoint::Checkpoint;
+use crate::dtype::{Float, Real};
+use crate::error::{Error, Result};
+use crate::manifest::View;
+use crate::program::block::BLOCK;
+
+/// Write tensors of a view into memory, by the names of its stored tensors, each rounded once to the
+/// dtype that it is stored in. `buffers` holds a buffer of exactly its size in bytes for each.
 ///
 /// # Errors
-/// [`Error::Setting`](crate::Error::Setting) for a buffer of another size, or without a tensor;
-/// [`Error::Interrupted`](crate::Error::Interrupted).
+/// [`Error::Tensor`] for a tensor that the view lacks or that is not computed with,
+/// [`Error::Setting`] for a buffer of another size, [`Error::Interrupted`].
 pub fn read_into(
-    checkpoint: &Arc<Checkpoint>,
+    view: &View,
     buffers: BTreeMap<String, &mut [u8]>,
     threads: Option<usize>,
     monitor: &Monitor,
 ) -> Result<()> {
-    let names = buffers.keys().map(|name| (name.clone(), name.clone())).collect();
-    let view = View::new(Arc::clone(checkpoint)).names(names);
-    let manifest = Builder::new(IDENTITY).model(view).dequantised().build()?;
-    let inputs = Inputs::of(&manifest, vec![Arc::clone(checkpoint)])?;
-    let options = Options { threads, allow_nan: true, ..Options::default() };
-    execute_into(&manifest, &inputs, buffers, &options, monitor).map(drop)
+    let checkpoints: Vec<Arc<Checkpoint>> = view.checkpoints().map(Arc::clone).collect();
+    let inputs = Inputs::new(checkpoints.clone());
+    pool(threads)?.install(|| {
+        for (name, buffer) in buffers {
+            let (source, dtype) = view.source(&name, &checkpoints)?;
+            let elements: usize = source.shape().iter().product();
+            let (needed, found) = (elements * dtype.size(), buffer.len());
+            if needed != found {
+                let reason = format!("its buffer has {found} bytes where it needs {needed}");
+                return Err(Error::setting(&name, reason));
+            }
+            let entries = Entries::of(&source, &inputs)?;
+            if source.dtype() == Some(Float::F64) {
+                read::<f64>(&entries, dtype, buffer, monitor)?;
+            } else {
+                read::<f32>(&entries, dtype, buffer, monitor)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+fn read<T: Real>(
+    entries: &Entries,
+    dtype: Float,
+    buffer: &mut [u8],
+    monitor: &Monitor,
+) -> Result<()> {
+    entries.prepare::<T>();
+    let size = dtype.size();
+    let chunk = DEFAULT_CHUNK_BYTES / size_of::<T>();
+    buffer.par_chunks_mut(chunk * size).enumerate().try_for_each(|(place, bytes)| {
+        monitor.check()?;
+        let mut wide = [T::ZERO; BLOCK];
+        for (block, bytes) in bytes.chunks_mut(BLOCK * size).enumerate() {
+            let start = place * chunk + block * BLOCK;
+            let wide = &mut wide[..bytes.len() / size];
+            entries.read(start..start + wide.len(), wide);
+            T::narrow(wide, dtype, bytes);
+        }
+        Ok(())
+    })
 }

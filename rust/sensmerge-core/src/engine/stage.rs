@@ -50,6 +50,7 @@ impl<'s, 'm, T: Computed> Stage<'s, 'm, T> {
         let models = tensors.first().map_or(0, Tensor::experts);
         let division = job.program.blocks();
         let capacity = block_entries(tensors, division);
+        tensors.iter().for_each(Tensor::prepare::<T>);
         Self {
             job,
             tensors,

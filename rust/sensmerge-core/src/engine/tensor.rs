@@ -87,6 +87,11 @@ impl<'m> Tensor<'m> {
         self.experts.len()
     }
 
+    /// Compute what is needed of whole inputs before their entries are read.
+    pub(super) fn prepare<T: Real>(&self) {
+        self.base.iter().chain(&self.experts).for_each(Entries::prepare::<T>);
+    }
+
     /// Read the base's entries; leaves `out` as it is if parameters themselves are combined.
     pub(super) fn read_base<T: Real>(&self, entries: Range<usize>, out: &mut [T]) {
         if let Some(base) = &self.base {

@@ -24,8 +24,8 @@ use crate::dtype::{Code, Float, Real};
 use crate::error::{Error, Hint, Result};
 use crate::kernel::finite::{all_finite, has_infinite, has_nan};
 use crate::kernel::weighted_sum::scale_and_add;
-use crate::manifest::{Packing, Source};
-use crate::program::block::{Block, Parts};
+use crate::manifest::{Packing, Source, Stored};
+use crate::program::block::{BLOCK, Block, Parts};
 use crate::program::sweep::Chunk;
 use crate::program::{Computed, Join, Operand};
 
@@ -334,16 +334,32 @@ fn nan_input(job: &Job, tensor: &Tensor, expert: Option<usize>) -> Error {
     Error::tensor(path, name, reason).with_hint(Hint::AllowNan)
 }
 
-/// The checkpoint and the tensor's name in it, of the base or of an expert.
+/// The checkpoint and the tensor's name in it, of the base or of an expert. Of several stored tensors
+/// it is the first that holds values which are not finite, if there is one.
 fn input_of(job: &Job, tensor: &Tensor, expert: Option<usize>) -> (std::path::PathBuf, String) {
     let source = match expert {
         None => tensor.merge.base.as_ref(),
         Some(expert) => Some(&tensor.merge.experts[expert]),
     };
-    let stored = source.map(Source::stored).unwrap_or_default().into_iter().next();
+    let stored = source.map(Source::stored).unwrap_or_default();
+    let several = stored.len() > 1;
+    let culprit = stored.iter().find(|stored| several && !is_finite(job, stored));
+    let stored = culprit.or(stored.first());
     let path = stored.and_then(|stored| job.inputs.checkpoint(stored).ok());
     (
         path.map(|checkpoint| checkpoint.path().to_path_buf()).unwrap_or_default(),
         stored.map_or_else(|| tensor.output.name.clone(), |stored| stored.name.clone()),
     )
+}
+
+fn is_finite(job: &Job, stored: &Stored) -> bool {
+    let (Ok(bytes), Some(dtype)) = (job.inputs.bytes(stored), stored.dtype.float()) else {
+        return true;
+    };
+    bytes.chunks(BLOCK * dtype.size()).all(|bytes| {
+        let mut wide = [0.0_f64; BLOCK];
+        let wide = &mut wide[..bytes.len() / dtype.size()];
+        f64::widen(dtype, bytes, wide);
+        all_finite(wide)
+    })
 }

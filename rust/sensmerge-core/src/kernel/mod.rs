@@ -15,6 +15,7 @@ pub mod distance;
 pub mod divergence;
 pub mod elect;
 pub mod finite;
+pub mod low_rank;
 pub mod near;
 pub mod random_drop;
 pub mod rank;
@@ -28,3 +29,13 @@ pub mod weighted_sum;
 
 #[cfg(test)]
 pub(crate) mod samples;
+
+/// Stored entries of `N` bytes.
+///
+/// # Panics
+/// If `bytes` is not a whole number of them.
+fn entries<const N: usize>(bytes: &[u8]) -> &[[u8; N]] {
+    let (entries, rest) = bytes.as_chunks();
+    assert!(rest.is_empty(), "entries do not match their bytes");
+    entries
+}

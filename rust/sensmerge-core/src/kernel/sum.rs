@@ -10,6 +10,7 @@
 //! change it. A tensor's sum is the sum of its blocks' sums, in index order; blocks are cut in the
 //! same places whatever the number of threads and the size of chunks.
 
+use super::entries;
 use crate::dtype::{Float, Real};
 use crate::processor::widest;
 
@@ -38,12 +39,6 @@ pub(super) fn sum_stored<T: Real>(
         Float::F32 => sum(entries(a), entries(b), |a, b| term(T::read_f32(a), T::read_f32(b))),
         Float::F64 => sum(entries(a), entries(b), |a, b| term(T::read_f64(a), T::read_f64(b))),
     }
-}
-
-fn entries<const N: usize>(bytes: &[u8]) -> &[[u8; N]] {
-    let (entries, rest) = bytes.as_chunks();
-    assert!(rest.is_empty(), "entries do not match their bytes");
-    entries
 }
 
 widest! {

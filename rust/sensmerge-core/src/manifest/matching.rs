@@ -101,6 +101,12 @@ impl<'v> Matcher<'v> {
         for expert in self.experts.clone() {
             self.check_extra_tensors(expert)?;
         }
+        for view in std::iter::once(self.template).chain(self.experts.iter().copied()) {
+            if let Some(name) = view.patched_nothing() {
+                let reason = "is missing, and an adapter changes it";
+                return Err(Error::tensor(view.path(), name, reason));
+            }
+        }
         let template = self.template;
         let of_tensor = |(name, tensor)| self.matched(name, tensor, with_base, format);
         template.tensors().map(of_tensor).filter_map(Result::transpose).collect()
@@ -152,7 +158,7 @@ impl<'v> Matcher<'v> {
 
     /// A model's tensor, or the rows that are to be taken in place of its own.
     fn chosen(&self, view: &View, name: &str, found: &TensorInfo) -> Result<Source> {
-        let own = self.checkpoints.source(view, found);
+        let own = self.checkpoints.source(view, found)?;
         let Some(selection) = view.selection(name) else { return Ok(own) };
         let of_model = |number: usize| {
             let other = self.views.get(number).ok_or_else(|| {
@@ -163,7 +169,7 @@ impl<'v> Matcher<'v> {
                 let reason = "is missing, and rows of it are to be taken";
                 Error::tensor(other.path(), name, reason)
             })?;
-            Ok(self.checkpoints.source(other, found))
+            self.checkpoints.source(other, found)
         };
         let row = found.shape.get(1..).unwrap_or_default();
         selection.source(row, &of_model)

@@ -12,6 +12,7 @@ mod builder;
 mod check;
 mod matching;
 mod packing;
+mod patch;
 mod prefix;
 mod selection;
 mod source;
@@ -25,8 +26,9 @@ use serde::{Deserialize, Serialize};
 pub use builder::{Builder, Part};
 pub use matching::Missing;
 pub use packing::{OutDtype, Packing};
+pub use patch::{Change, Patch};
 pub use selection::Selection;
-pub use source::{File, Run, Scaled, Source, Stored};
+pub use source::{File, LowRank, Run, Scaled, Source, Stored};
 pub use view::View;
 
 pub use crate::numbers::{Number, Numbers};

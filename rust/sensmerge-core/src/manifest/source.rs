@@ -40,6 +40,53 @@ pub enum Source {
         /// The source.
         of: Box<Source>,
     },
+    /// Another source and a low-rank change to it, as of a LoRA adapter.
+    LowRank(Box<LowRank>),
+}
+
+/// `W + s·B·A`, where `W` is a matrix of outputs × inputs.
+///
+/// With a magnitude `m` (DoRA), the weights of every output `o` are then given the norm `m_o`:
+/// `m_o · (W + s·B·A)_o / ‖(W + s·B·A)_o‖₂`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LowRank {
+    /// `W`.
+    pub of: Source,
+    /// `A`, of rank × inputs.
+    pub a: Stored,
+    /// `B`, of outputs × rank.
+    pub b: Stored,
+    /// `s`.
+    pub scale: f64,
+    /// Whether `W`, and with it the result, is stored as inputs × outputs.
+    pub transposed: bool,
+    /// `m`, one number an output.
+    pub magnitude: Option<Stored>,
+}
+
+impl LowRank {
+    /// Why the shapes of its parts do not fit one another; `None` if they do.
+    pub(crate) fn mismatch(&self) -> Option<String> {
+        let shape = self.of.shape();
+        let [rows, columns] = shape[..] else {
+            return Some(format!("changes a tensor of shape {shape:?}, which is no matrix"));
+        };
+        let (outputs, inputs) = if self.transposed { (columns, rows) } else { (rows, columns) };
+        let rank = self.a.shape.first().copied().unwrap_or(0);
+        let (a, b) = (&self.a.shape, &self.b.shape);
+        if *a != [rank, inputs] || *b != [outputs, rank] || rank == 0 {
+            return Some(format!(
+                "the product of B, of shape {b:?}, and A, of shape {a:?}, does not fit a matrix of \
+                 {outputs} outputs and {inputs} inputs"
+            ));
+        }
+        let entries = |stored: &Stored| stored.shape.iter().product::<usize>();
+        self.magnitude
+            .as_ref()
+            .filter(|magnitude| entries(magnitude) != outputs)
+            .map(|magnitude| format!("has {} magnitudes for {outputs} outputs", entries(magnitude)))
+    }
 }
 
 /// A tensor of one of the manifest's models.
@@ -152,6 +199,7 @@ impl Source {
                 }
                 shape
             }
+            Self::LowRank(change) => change.of.shape(),
         }
     }
 
@@ -164,6 +212,11 @@ impl Source {
             Self::Constant { .. } => Vec::new(),
             Self::Rows { of, .. } | Self::Mean { of } => of.iter().flat_map(Self::stored).collect(),
             Self::MeanRow { of } => of.stored(),
+            Self::LowRank(change) => {
+                let mut stored = change.of.stored();
+                stored.extend([&change.a, &change.b].into_iter().chain(&change.magnitude));
+                stored
+            }
         }
     }
 

@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::patch::Patch;
 use super::selection::Selection;
 use super::source::{Source, Stored};
 use crate::checkpoint::{Checkpoint, TensorInfo};
+use crate::dtype::Float;
+use crate::error::{Error, Result};
 
 /// A model to be merged: a checkpoint, and rules for tensors that it has under another name, lacks, or
 /// has in another shape.
@@ -19,6 +22,8 @@ pub struct View {
     aliases: BTreeMap<String, String>,
     selections: BTreeMap<String, Arc<Selection>>,
     constants: BTreeMap<String, (Vec<usize>, f64)>,
+    /// By the names of stored tensors.
+    patches: BTreeMap<String, Vec<Patch>>,
 }
 
 impl View {
@@ -31,6 +36,7 @@ impl View {
             aliases: BTreeMap::new(),
             selections: BTreeMap::new(),
             constants: BTreeMap::new(),
+            patches: BTreeMap::new(),
         }
     }
 
@@ -62,6 +68,14 @@ impl View {
     #[must_use]
     pub fn constant(mut self, name: impl Into<String>, shape: Vec<usize>, value: f64) -> Self {
         self.constants.insert(name.into(), (shape, value));
+        self
+    }
+
+    /// Change the stored tensor `name`, as an adapter does. Several changes to a tensor are made in the
+    /// order in which they are given.
+    #[must_use]
+    pub fn patch(mut self, name: impl Into<String>, patch: Patch) -> Self {
+        self.patches.entry(name.into()).or_default().push(patch);
         self
     }
 
@@ -107,6 +121,33 @@ impl View {
         Some(Source::Constant { value: *value, shape: shape.clone() })
     }
 
+    /// Its checkpoint and those of its patches.
+    pub(crate) fn checkpoints(&self) -> impl Iterator<Item = &Arc<Checkpoint>> {
+        let adapters = self.patches.values().flatten().map(Patch::adapter);
+        std::iter::once(&self.checkpoint).chain(adapters)
+    }
+
+    /// The entries of the stored tensor `name`, with its changes, by tensors of `checkpoints`; and the
+    /// dtype that it is stored in.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] for a tensor that the checkpoint lacks or that is not computed with.
+    pub(crate) fn source(
+        &self,
+        name: &str,
+        checkpoints: &[Arc<Checkpoint>],
+    ) -> Result<(Source, Float)> {
+        let refused = |reason: &str| Error::tensor(self.path(), name, reason);
+        let found = self.checkpoint.get(name).ok_or_else(|| refused("is missing"))?;
+        let dtype = found.dtype.float().ok_or_else(|| refused("is not computed with"))?;
+        Ok((Checkpoints(checkpoints.to_vec()).source(self, found)?, dtype))
+    }
+
+    /// A stored tensor that is changed and that the checkpoint lacks.
+    pub(super) fn patched_nothing(&self) -> Option<&str> {
+        self.patches.keys().map(String::as_str).find(|name| self.checkpoint.get(name).is_none())
+    }
+
     /// The rows to take in place of those of the tensor of this name.
     pub(super) fn selection(&self, name: &str) -> Option<&Selection> {
         self.selections.get(name).map(|selection| &**selection)
@@ -124,9 +165,9 @@ impl Checkpoints {
         views: impl IntoIterator<Item = &'v View>,
     ) -> Self {
         let mut all = given;
-        for view in views {
-            if !all.iter().any(|known| Arc::ptr_eq(known, view.checkpoint())) {
-                all.push(Arc::clone(view.checkpoint()));
+        for checkpoint in views.into_iter().flat_map(View::checkpoints) {
+            if !all.iter().any(|known| Arc::ptr_eq(known, checkpoint)) {
+                all.push(Arc::clone(checkpoint));
             }
         }
         Self(all)
@@ -137,18 +178,34 @@ impl Checkpoints {
         &self.0
     }
 
-    /// The source of a tensor of a view's checkpoint: stored as it is, or quantised.
-    pub(super) fn source(&self, view: &View, tensor: &TensorInfo) -> Source {
-        Source::of(self.number(view), view.checkpoint(), tensor)
-    }
-
     /// The description of a tensor of a view's checkpoint that is stored as it is.
     pub(super) fn stored(&self, view: &View, tensor: &TensorInfo) -> Stored {
-        Stored::of(self.number(view), tensor)
+        self.stored_in(view.checkpoint(), tensor)
     }
 
-    fn number(&self, view: &View) -> usize {
-        let number = self.0.iter().position(|known| Arc::ptr_eq(known, view.checkpoint()));
+    /// The description of a tensor of one of the checkpoints that is stored as it is.
+    pub(super) fn stored_in(&self, checkpoint: &Arc<Checkpoint>, tensor: &TensorInfo) -> Stored {
+        Stored::of(self.number(checkpoint), tensor)
+    }
+
+    fn number(&self, checkpoint: &Arc<Checkpoint>) -> usize {
+        let number = self.0.iter().position(|known| Arc::ptr_eq(known, checkpoint));
         number.unwrap_or(self.0.len())
+    }
+
+    /// The entries of a tensor of a view's checkpoint, with the view's changes.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] for a change that does not fit the tensor, or to one that is not computed
+    /// with.
+    pub(super) fn source(&self, view: &View, tensor: &TensorInfo) -> Result<Source> {
+        let checkpoint = view.checkpoint();
+        let own = Source::of(self.number(checkpoint), checkpoint, tensor);
+        let Some(patches) = view.patches.get(&tensor.name) else { return Ok(own) };
+        if tensor.dtype.float().is_none() {
+            let reason = format!("is {}, which an adapter cannot change", tensor.dtype.name());
+            return Err(Error::tensor(view.path(), &tensor.name, reason));
+        }
+        patches.iter().try_fold(own, |source, patch| patch.apply(source, self))
     }
 }

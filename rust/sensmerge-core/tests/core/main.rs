@@ -1,6 +1,7 @@
 //! The core as its users see it: files in, files out, no interpreter.
 #![expect(clippy::unwrap_used, reason = "a test that cannot write its input has failed")]
 
+mod adapters;
 mod chunks;
 mod files;
 mod memory;

@@ -319,11 +319,12 @@ fn what_is_no_safetensors_model_is_refused_by_what_it_is() {
     put("b.safetensors", b"");
     says(path, &["several", "a.safetensors, b.safetensors", "name one"]);
     put("adapter_config.json", br#"{"base_model_name_or_path": "org/base"}"#);
-    says(path, &["LoRA adapter for 'org/base'", "merge_and_unload"]);
+    says(path, &["LoRA adapter for 'org/base'", "name it after the model", ": org/base+"]);
     put("adapter_config.json", br#"{"peft_type": "IA3"}"#);
-    says(path, &["an adapter (IA3)"]);
+    says(path, &["an adapter (IA3)", "merge_and_unload"]);
     put("adapter_model.safetensors", &safetensors(&[f32s("a", &[1], &[1.0])]));
     says(&path.join("adapter_model.safetensors"), &["an adapter (IA3)"]);
+    assert!(Checkpoint::open_adapter(&path.join("adapter_model.safetensors")).is_ok());
     fs::remove_file(path.join("adapter_config.json")).unwrap();
     says(path, &["LoRA adapter"]);
     let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
