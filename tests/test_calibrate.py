@@ -153,7 +153,7 @@ def test_quiet_is_quiet_and_lines_are_plain(
 
 @pytest.mark.parametrize("kernel", ["sum_abs_product", "row_distances"])
 def test_ctrl_c_goes_through(family: Family, monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
-    def interrupt(*_: Any) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     threads = torch.get_num_threads()
