@@ -43,7 +43,7 @@ resource.setrlimit(resource.RLIMIT_DATA, (used + margin, resource.RLIM_INFINITY)
 calibrated("large.yaml").save(folder / "calibration.json")
 
 mapped = loading.mapped
-loading.mapped = lambda path: {name: tensor.clone() for name, tensor in mapped(path).items()}
+loading.mapped = lambda path, **_: {name: tensor.clone() for name, tensor in mapped(path).items()}
 calibrated("large.yaml")
 """
 
