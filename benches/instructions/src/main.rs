@@ -5,7 +5,7 @@
 
 use std::hint::black_box;
 
-use sensmerge_core::dtype::{Float, Real};
+use sensmerge_core::dtype::{Code, Float, Real};
 use sensmerge_core::kernel::bracket::{Bracket, Counts, count_and_collect};
 use sensmerge_core::kernel::changed::{count_changed, mean_of_changed};
 use sensmerge_core::kernel::derivative::{disjoint_derivative, dot};
@@ -18,6 +18,7 @@ use sensmerge_core::kernel::low_rank::{add_dots, add_rows, add_squares, multiply
 use sensmerge_core::kernel::near::near;
 use sensmerge_core::kernel::random_drop::drop_and_rescale;
 use sensmerge_core::kernel::rank::{keep_ranks, sort_by_magnitude};
+use sensmerge_core::kernel::scale::{divide_and_encode, multiply_runs, raise_to_largest};
 use sensmerge_core::kernel::sensitivity::{sum_abs_product, sum_abs_product_stored};
 use sensmerge_core::kernel::sum::l1;
 use sensmerge_core::kernel::task_vector::subtract;
@@ -46,6 +47,18 @@ const KERNELS: &[(&str, Kernel)] = &[
     ("narrow float16", |b| f32::narrow(&b.delta, Float::F16, &mut b.float16)),
     ("narrow bfloat16", |b| f32::narrow(&b.delta, Float::Bf16, &mut b.bfloat16)),
     ("narrow float32", |b| f32::narrow(&b.delta, Float::F32, &mut b.float32)),
+    ("multiply_runs", |b| multiply_runs(&mut b.delta, black_box(64), 128, &b.base)),
+    ("raise_to_largest", |b| raise_to_largest(&b.delta, black_box(128), &mut b.out)),
+    ("divide_and_encode, float8", |b| {
+        divide_and_encode(
+            &b.delta,
+            128,
+            &b.signs[..ENTRIES / 128],
+            Code::E4m3,
+            &mut b.out,
+            &mut b.keep,
+        );
+    }),
     ("subtract", |b| subtract(&mut b.delta, &b.base)),
     ("has_nan", |b| keep_result(has_nan(&b.delta))),
     ("all_finite", |b| keep_result(all_finite(&b.delta))),
