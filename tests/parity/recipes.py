@@ -17,8 +17,10 @@ Outputs are compared:
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
+import re
 import subprocess
 import sys
 import tempfile
@@ -125,8 +127,11 @@ def prepare(recipes: Path, folder: Path) -> None:
     for data in documents(folder):
         dtype = data.get("out_dtype") or data.get("dtype")
         changed.append(data | {"dtype": "float32"} | ({"out_dtype": dtype} if dtype else {}))
-    with (folder / "float32.yml").open("w") as file:
-        _yaml().dump_all(changed, file)
+    text = io.StringIO()
+    _yaml().dump_all(changed, text)
+    # Whole paths: in one process mergekit takes models of the same relative path for the same.
+    placed = re.sub(r"(?:\./)?\bmodels/+", f"{folder.resolve()}/models/", text.getvalue())
+    (folder / "float32.yml").write_text(placed)
 
 
 def documents(folder: Path) -> list[dict[str, Any]]:
