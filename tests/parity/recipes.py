@@ -189,7 +189,7 @@ def outputs(folder: Path, random: bool) -> tuple[str, bool]:
             faults.append(f"{name}: {a.dtype} {list(a.shape)}, {b.dtype} {list(b.shape)}")
             continue
         if random:
-            spreads.append((a.double(), b.double()))
+            spreads.append((name, a.double(), b.double()))
             continue
         units = in_units(a, b)
         worst, beyond = max(worst, float(units.max(initial=0))), beyond + int((units > 1).sum())
@@ -214,7 +214,9 @@ def in_units(a: torch.Tensor, b: torch.Tensor) -> Any:
     return ((((x - y).abs() - slack).clamp(min=0)) / unit).numpy()
 
 
-def distribution(folder: Path, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[str, bool]:
+def distribution(
+    folder: Path, merged: list[tuple[str, torch.Tensor, torch.Tensor]]
+) -> tuple[str, bool]:
     """Compare what two random merges add to the base: its mean and its spread."""
     data = documents(folder)[-1]
     base = tensors(folder / str(data.get("base_model", "models/base")).partition("+")[0])
@@ -222,8 +224,8 @@ def distribution(folder: Path, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -
     for place in range(2):
         flat = [
             (pair[place] - base[name].double()).flatten()
-            for name, pair in zip(sorted(base), pairs, strict=False)
-            if pair[place].shape == base[name].shape
+            for name, *pair in merged
+            if name in base and pair[place].shape == base[name].shape
         ]
         moved.append(torch.cat(flat))
     (a, b), n = moved, len(moved[0])
