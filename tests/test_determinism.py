@@ -57,6 +57,10 @@ CASES: dict[str, dict[str, Any]] = {
     "karcher": {"merge_method": "karcher"},
     "nearswap": {"merge_method": "nearswap", "parameters": {"t": 1e-3}},
     "arcee_fusion": {"merge_method": "arcee_fusion"},
+    "magmax": {"merge_method": "magmax"},
+    "emr": {"merge_method": "emr"},
+    "consensus": {"merge_method": "consensus"},
+    "wsm": {"merge_method": "wsm", "parameters": {"power": 0.3}},
 }  # fmt: skip
 
 

@@ -8,12 +8,14 @@ use std::hint::black_box;
 use sensmerge_core::dtype::{Code, Float, Real};
 use sensmerge_core::kernel::bracket::{Bracket, Counts, count_and_collect};
 use sensmerge_core::kernel::changed::{count_changed, mean_of_changed};
+use sensmerge_core::kernel::claims::{claimed_sum, keep_claimed};
 use sensmerge_core::kernel::derivative::{disjoint_derivative, dot};
 use sensmerge_core::kernel::disjoint::{Agreement, Divisor, disjoint};
 use sensmerge_core::kernel::distance::{squared_distance, squared_distance_stored};
 use sensmerge_core::kernel::divergence::{importance, keep_important, softmax_divergence};
 use sensmerge_core::kernel::elect::{elect_sign, sum_of_signs};
 use sensmerge_core::kernel::finite::{all_finite, has_infinite, has_nan};
+use sensmerge_core::kernel::largest::{largest, largest_agreeing, largest_derivative};
 use sensmerge_core::kernel::low_rank::{add_dots, add_rows, add_squares, multiply_each};
 use sensmerge_core::kernel::near::near;
 use sensmerge_core::kernel::random_drop::drop_and_rescale;
@@ -92,6 +94,13 @@ const KERNELS: &[(&str, Kernel)] = &[
         count_changed(&b.rows, &b.least, ENTRIES, &mut alone, &mut shared);
         keep_result((alone, shared));
     }),
+    ("claimed_sum", |b| {
+        claimed_sum(&b.rows, &b.weights, &b.least, black_box(2.0), &mut b.out);
+    }),
+    ("keep_claimed", |b| keep_claimed(&mut b.rows, &b.weights, &b.least, black_box(2.0))),
+    ("largest", |b| largest(&b.rows, &b.weights, &mut b.out)),
+    ("largest_agreeing", |b| largest_agreeing(&b.rows, &b.weights, &b.signs, &mut b.out)),
+    ("largest_derivative", |b| largest_derivative(&mut b.rows, &b.weights, Some(&b.signs))),
     ("l1", |b| keep_result(l1(&b.delta))),
     ("multiply", |b| multiply(&mut b.delta, b.factor)),
     ("add_product", |b| add_product(&b.base, &b.delta, &mut b.out)),

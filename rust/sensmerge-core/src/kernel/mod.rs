@@ -8,6 +8,7 @@
 
 pub mod bracket;
 pub mod changed;
+pub mod claims;
 pub mod derivative;
 pub mod difference;
 pub mod disjoint;
@@ -15,6 +16,7 @@ pub mod distance;
 pub mod divergence;
 pub mod elect;
 pub mod finite;
+pub mod largest;
 pub mod low_rank;
 pub mod near;
 pub mod random_drop;

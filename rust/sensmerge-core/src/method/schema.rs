@@ -188,15 +188,21 @@ impl Parameter {
         }
     }
 
-    /// The scale of the merged task vector.
+    /// The scale of the merged task vector, 1 by default.
     #[must_use]
     pub fn lambda() -> Self {
+        Self::lambda_of(1.0)
+    }
+
+    /// The scale of the merged task vector.
+    #[must_use]
+    pub fn lambda_of(default: f64) -> Self {
         Self {
             name: "lambda",
             summary: "scale of the merged task vector",
             owner: Owner::Merge,
             kind: Kind::Number {
-                default: Some(1.0),
+                default: Some(default),
                 range: Range::default(),
                 by_tensor: true,
                 search: Some(Search {

@@ -12,12 +12,14 @@
 pub(crate) mod band;
 pub(crate) mod block;
 pub(crate) mod changed;
+pub(crate) mod claims;
 mod cut;
 mod derived;
 pub(crate) mod disjoint;
 pub(crate) mod fusion;
 pub(crate) mod gram;
 pub(crate) mod idle;
+pub(crate) mod largest;
 pub(crate) mod near;
 pub(crate) mod random_drop;
 pub(crate) mod ranked_drop;

@@ -16,7 +16,7 @@ use crate::files;
 const ENTRIES: usize = 3000;
 const WEIGHTS: [f64; 3] = [0.7, 1.1, 0.4];
 
-const METHODS: [&str; 9] = [
+const METHODS: [&str; 12] = [
     "linear",
     "task_arithmetic",
     "ties",
@@ -26,6 +26,9 @@ const METHODS: [&str; 9] = [
     "breadcrumbs_ties",
     "della",
     "della_linear",
+    "magmax",
+    "emr",
+    "consensus",
 ];
 
 /// Numbers in (-1, 1) that look random.
@@ -64,6 +67,7 @@ fn builder(method: &str, semantics: Semantics, weights: &[f64]) -> Builder {
         ("dare_ties", Semantics::Original) => {
             builder.numbers("density", &[0.6; 3]).numbers("ties_density", &[0.6; 3])
         }
+        ("magmax" | "emr" | "consensus", _) => builder,
         _ => builder.numbers("density", &[0.6; 3]),
     }
 }
