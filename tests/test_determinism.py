@@ -60,6 +60,8 @@ CASES: dict[str, dict[str, Any]] = {
     "magmax": {"merge_method": "magmax"},
     "emr": {"merge_method": "emr"},
     "consensus": {"merge_method": "consensus"},
+    "pcb": {"merge_method": "pcb"},
+    "widen": {"merge_method": "widen"},
     "wsm": {"merge_method": "wsm", "parameters": {"power": 0.3}},
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""MagMax, EMR-Merging, Consensus Task Arithmetic and WSM against their float64 references."""
+"""MagMax, EMR-Merging, Consensus Task Arithmetic, PCB-Merging and WSM against their references."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ Oracle = Callable[..., Array]
 
 ORACLES: dict[str, Oracle] = {
     "magmax": reference.magmax, "emr": reference.emr, "consensus": reference.consensus,
+    "pcb": reference.pcb,
 }  # fmt: skip
 WEIGHTS = [1.0, 0.7, -0.4, 1.3, 0.6]
 
@@ -58,7 +59,10 @@ def whole(count: int, size: int, seed: int) -> tuple[Models, list[Array]]:
 @pytest.mark.parametrize(
     ("method", "steps"),
     # Whether steps claim an entry would hang on their rounding.
-    [("magmax", False), ("magmax", True), ("emr", False), ("emr", True), ("consensus", False)],
+    [
+        ("magmax", False), ("magmax", True), ("emr", False), ("emr", True), ("consensus", False),
+        ("pcb", False), ("pcb", True),
+    ],
 )
 @pytest.mark.parametrize("count", [2, 3, 5])
 @pytest.mark.parametrize("weighted", [False, True], ids=["equal", "weighted"])
@@ -84,12 +88,13 @@ def test_choices(
         for name in base
     }
     found = merged(method, models, weights, **options)
-    compare(found, expected, 0 if not (weighted or steps) else EXCEPTIONS)
+    rounded = weighted or steps or method == "pcb"
+    compare(found, expected, EXCEPTIONS if rounded else 0)
 
 
 @settings(max_examples=80, deadline=None)
 @given(
-    st.sampled_from(sorted(ORACLES)), st.integers(2, 5), st.integers(1, 300),
+    st.sampled_from(["magmax", "emr", "consensus"]), st.integers(2, 5), st.integers(1, 300),
     st.integers(0, 2**32 - 1), st.lists(st.sampled_from([-2, -0.5, 0, 0.5, 1, 2]), min_size=5),
 )  # fmt: skip
 def test_whole_numbers_are_chosen_exactly(
@@ -153,6 +158,64 @@ def test_consensus_leaves_out_what_one_alone_changed() -> None:
     np.testing.assert_array_equal(merged("consensus", models, k=1)["w"], [1, 2, 0, 0])
     with pytest.raises(InputError, match=r"parameters\.k.*only 2 models.*'w'.*choose 2 or less"):
         merged("consensus", models, k=3)
+
+
+@pytest.mark.parametrize("density", [0.02, 0.3, 1, [0.1, 0.5, 1]], ids=str)
+@pytest.mark.parametrize("size", [0.05, 3.0])
+def test_pcb(density: Any, size: float) -> None:
+    models = family(7, 3, size=size, steps=False)
+    by_model = isinstance(density, list)
+    own = [{"density": each} for each in density] if by_model else None
+    said = {} if by_model else {"density": density}
+    base, *experts = map(wide, models.values())
+    deltas = [
+        {name: (e[name] - base[name]).astype(np.float32).astype(np.float64) for name in base}
+        for e in experts
+    ]
+    expected = {
+        name: base[name]
+        + reference.pcb(
+            np.zeros_like(base[name]), [d[name] for d in deltas], WEIGHTS[:3], density=density
+        )
+        for name in base
+    }
+    compare(merged("pcb", models, WEIGHTS[:3], own, **said), expected, EXCEPTIONS)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.integers(1, 4), st.integers(1, 300), st.floats(0.01, 1), st.integers(0, 2**32 - 1),
+    st.booleans(),
+)  # fmt: skip
+def test_winners_go_the_way_of_the_sum(
+    count: int, size: int, density: float, seed: int, few: bool
+) -> None:
+    models, deltas = whole(count, size, seed)
+    if not few:
+        draw = np.random.default_rng(seed)
+        deltas = [draw.standard_normal(size).astype(np.float32).astype(np.float64) for _ in deltas]
+        for place, delta in enumerate(deltas):
+            models[f"e{place}"]["w"] = delta.astype(np.float32)
+    found = merged("pcb", models, density=density)["w"]
+    total = np.sum(deltas, axis=0)
+    assert (found * total >= 0).all()
+    assert (np.abs(found) <= np.abs(deltas).max(axis=0) * (1 + 1e-6)).all()
+    if not few:
+        # Of each model's entries as many as are above the one of the rank.
+        assert np.count_nonzero(found) <= count * max(1, np.ceil(density * size))
+        expected = reference.pcb(np.zeros(size), deltas, [1.0] * count, density=density)
+        assert (np.abs(found - expected) > 1e-5).sum() <= 1
+
+
+def test_equal_experts_win_alike() -> None:
+    delta = np.array([0, 0.5, -1, 2, 3], np.float32)
+    models: Models = {"base": {"w": np.zeros(5, np.float32)}}
+    models |= {f"e{i}": {"w": delta} for i in range(2)}
+    # The lowest score of those that count has the scale 0, as in the authors' code.
+    np.testing.assert_allclose(merged("pcb", models, density=1)["w"], delta, rtol=1e-6)
+    np.testing.assert_allclose(merged("pcb", models, density=0.5)["w"], [0, 0, 0, 2, 3], rtol=1e-6)
+    # One entry is all there is.
+    np.testing.assert_allclose(merged("pcb", models, density=0.2)["w"], [0, 0, 0, 0, 3], rtol=1e-6)
 
 
 @pytest.mark.parametrize("method", ORACLES)

@@ -9,6 +9,10 @@ import numpy as np
 from sensmerge.reference.arrays import Array
 from sensmerge.reference.consensus import elect
 
+# pcb: the fraction of magnitudes that are cut at each end; the least divisor.
+PCB_CUT = 1e-4
+PCB_SMALLEST_DIVISOR = 1e-12
+
 
 def _weighted(base: Array, experts: Sequence[Array], weights: Sequence[float]) -> Array:
     """[K, ...], the weighted task vectors."""
@@ -71,3 +75,41 @@ def wsm(checkpoints: Sequence[Array], *, power: float = 0.5) -> Array:
         decayed = 1 - (i / len(checkpoints)) ** power
         total = total + decayed * (checkpoints[i] - checkpoints[i - 1])
     return total
+
+
+def pcb(
+    base: Array,
+    experts: Sequence[Array],
+    weights: Sequence[float],
+    *,
+    density: float | Sequence[float] = 0.1,
+    lambda_: float = 1.0,
+) -> Array:
+    """The mean of the entries that win a competition (PCB-Merging, Du et al. 2024).
+
+    Entries compete within their task vector (by magnitude) and with those of the other task vectors
+    (by whether they go the way of the sum). Of each task vector only the ``density`` of the highest
+    scores counts, if positive, by how far they are above the others.
+    """
+    if base.size == 0:
+        return base
+    deltas = np.stack([(expert - base).ravel() for expert in experts])
+    count, last = len(deltas), base.size - 1
+    dropped = int(PCB_CUT * base.size)
+    sizes = np.abs(deltas)
+    ascending = np.sort(sizes, axis=1)
+    low, high = ascending[:, dropped, None], ascending[:, last - dropped, None]
+    sizes = np.clip(sizes, low, high)
+    span = np.where(high > low, high - low, 1.0)
+    within = np.exp(count * ((sizes - low) / span) ** 2)
+    scores = np.maximum(within * np.tanh(deltas * deltas.sum(axis=0)), 0.0)
+    shares = np.broadcast_to(np.asarray(density, dtype=np.float64), count)
+    ranks = np.minimum(((1 - shares) * base.size).astype(int), last)
+    ascending = np.sort(scores, axis=1)
+    least, top = ascending[np.arange(count), ranks][:, None], ascending[:, -1:]
+    above = np.clip((scores - least) / np.where(top > least, top - least, 1.0), 0.0, 1.0)
+    # Where all that count are equal, they count alike.
+    scales = np.where(top > least, above, (scores >= least) & (scores > 0))
+    parts = scales * np.sign(deltas) * sizes / np.maximum(scales.sum(axis=0), PCB_SMALLEST_DIVISOR)
+    merged = np.asarray(weights, dtype=np.float64) @ parts
+    return base + lambda_ * merged.reshape(base.shape)

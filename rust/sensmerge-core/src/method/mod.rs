@@ -21,6 +21,7 @@ mod multislerp;
 mod nearswap;
 mod nuslerp;
 mod passthrough;
+mod pcb;
 mod ram;
 mod ramplus_tl;
 mod sce;
@@ -28,6 +29,7 @@ mod schema;
 mod slerp;
 mod task_arithmetic;
 mod ties;
+mod widen;
 mod wsm;
 
 use std::collections::BTreeMap;
@@ -53,7 +55,7 @@ pub(crate) trait Method: Sync {
 }
 
 /// Every method, in the order of the documentation.
-pub(crate) static METHODS: [&dyn Method; 24] = [
+pub(crate) static METHODS: [&dyn Method; 26] = [
     &linear::Linear,
     &wsm::Wsm,
     &task_arithmetic::TaskArithmetic,
@@ -70,6 +72,8 @@ pub(crate) static METHODS: [&dyn Method; 24] = [
     &magmax::Magmax,
     &emr::Emr,
     &consensus::Consensus,
+    &pcb::Pcb,
+    &widen::Widen,
     &slerp::Slerp,
     &nuslerp::Nuslerp,
     &multislerp::Multislerp,
