@@ -54,6 +54,8 @@ def offsets_of(problem: Problem) -> Any:
         ("ties", "original"),
         ("dare_linear", "mergekit"),
         ("dare_linear", "original"),
+        ("pcb", "mergekit"),
+        ("widen", "mergekit"),
         # Weighted votes change with weights: the merge then jumps. The core's tests compare
         # derivatives where no vote changes.
         ("dare_ties", "original"),

@@ -30,9 +30,11 @@ def merged(
     models: Models,
     weights: list[float] | None = None,
     own: list[dict[str, Any]] | None = None,
+    lambda_: Any = None,
     **parameters: Any,
 ) -> dict[str, Array]:
     """Merge with these weights, other parameters by model (``own``) and parameters of the merge."""
+    parameters |= {} if lambda_ is None else {"lambda": lambda_}
     names = list(models)[1:] if "base" in models else list(models)
     listed: list[dict[str, Any]] = [{"model": name, "parameters": {}} for name in names]
     for place, each in enumerate(listed):
@@ -60,8 +62,13 @@ def whole(count: int, size: int, seed: int) -> tuple[Models, list[Array]]:
     ("method", "steps"),
     # Whether steps claim an entry would hang on their rounding.
     [
-        ("magmax", False), ("magmax", True), ("emr", False), ("emr", True), ("consensus", False),
-        ("pcb", False), ("pcb", True),
+        ("magmax", False),
+        ("magmax", True),
+        ("emr", False),
+        ("emr", True),
+        ("consensus", False),
+        ("pcb", False),
+        ("pcb", True),
     ],
 )
 @pytest.mark.parametrize("count", [2, 3, 5])
@@ -72,10 +79,9 @@ def test_choices(
 ) -> None:
     models = family(1, count, steps=steps)
     weights = WEIGHTS[:count] if weighted else None
-    options = {} if lambda_ is None else {"lambda": lambda_}
     base, *experts = map(wide, models.values())
     oracle = ORACLES[method]
-    said = {} if lambda_ is None else {"lambda_": lambda_}
+    said: dict[str, Any] = {} if lambda_ is None else {"lambda_": lambda_}
     # Differences as the core computes them, so that equal ones are equal.
     deltas = [
         {name: (e[name] - base[name]).astype(np.float32).astype(np.float64) for name in base}
@@ -87,7 +93,7 @@ def test_choices(
         + oracle(zero[name], [d[name] for d in deltas], weights or [1.0] * count, **said)
         for name in base
     }
-    found = merged(method, models, weights, **options)
+    found = merged(method, models, weights, lambda_=lambda_)
     rounded = weighted or steps or method == "pcb"
     compare(found, expected, EXCEPTIONS if rounded else 0)
 
@@ -103,8 +109,8 @@ def test_whole_numbers_are_chosen_exactly(
     """Many magnitudes are equal and many sums are 0, and no product is rounded."""
     models, deltas = whole(count, size, seed)
     said: dict[str, Any] = {"mask_lambda": 0.5} if method == "consensus" else {}
-    found = merged(method, models, weights[:count], **said | {"lambda": 1})["w"]
-    expected = ORACLES[method](np.zeros(size), deltas, weights[:count], **said | {"lambda_": 1})
+    found = merged(method, models, weights[:count], lambda_=1, **said)["w"]
+    expected = ORACLES[method](np.zeros(size), deltas, weights[:count], lambda_=1, **said)
     np.testing.assert_array_equal(found, expected)
 
 
@@ -114,7 +120,7 @@ def test_what_is_chosen_is_one_models_change(count: int, seed: int) -> None:
     models, deltas = whole(count, 200, seed)
     stacked = np.stack(deltas)
     largest = np.abs(stacked).max(axis=0)
-    found = merged("magmax", models, **{"lambda": 1})["w"]
+    found = merged("magmax", models, lambda_=1)["w"]
     np.testing.assert_array_equal(np.abs(found), largest)
     # Of equal magnitudes the first model's.
     for j in range(200):
@@ -247,7 +253,7 @@ def test_coefficients_multiply_the_weights(method: str) -> None:
 def test_wsm(count: int, power: float | None) -> None:
     run = family(5, count)
     del run["base"]
-    said = {} if power is None else {"power": power}
+    said: dict[str, Any] = {} if power is None else {"power": power}
     checkpoints = [wide(model) for model in run.values()]
     expected = {
         name: reference.wsm([each[name] for each in checkpoints], **said) for name in checkpoints[0]
@@ -301,7 +307,9 @@ def test_lines_is_a_lambda_of_two_numbers(method: str, alpha: float, beta: float
     }
     # The base is 0, so that a merged entry is the scaled merged task vector itself.
     models["base"] = {name: np.zeros((6, 4), np.float32) for name in names}
-    plain = merged(method, models, **{"lambda": 1})
+    plain = merged(method, models, lambda_=1)
     expected = {name: alpha * plain[name] for name in outside}
-    expected |= {name: (alpha + beta * l / 4) * plain[name] for l, name in enumerate(blocks)}
-    compare(merged(method, models, **{"lambda": [alpha, alpha + beta]}), expected, 0)
+    expected |= {
+        name: (alpha + beta * block / 4) * plain[name] for block, name in enumerate(blocks)
+    }
+    compare(merged(method, models, lambda_=[alpha, alpha + beta]), expected, 0)

@@ -18,7 +18,9 @@ Array = NDArray[np.float64]
 EMBEDDING = "model.embed_tokens.weight"
 
 
-def expected(models: Models, weights: list[float] | None = None, **options: Any) -> dict[str, Array]:
+def expected(
+    models: Models, weights: list[float] | None = None, **options: Any
+) -> dict[str, Array]:
     base, *experts = map(wide, models.values())
     # Experts as the core sees them: their differences are rounded once.
     seen = [
@@ -56,7 +58,7 @@ def test_widen(count: int, weighted: bool, ratio: float | None) -> None:
     options: dict[str, Any] = {} if ratio is None else {"above_average_value_ratio": ratio}
     options |= {} if ratio is None else {"score_calibration_value": 0.8}
     weights = WEIGHTS[:count] if weighted else None
-    found = merged("widen", models, weights, **options, **{"lambda": 0.9})
+    found = merged("widen", models, weights, lambda_=0.9, **options)
     compare(found, expected(models, weights, **options, lambda_=0.9), EXCEPTIONS)
     # An embedding is scored by tokens, a head by columns.
     if count > 1:
@@ -104,7 +106,10 @@ def test_any_matrix(
         models[f"e{place}"] = {
             name: np.asarray(expert, np.float32), "one": np.full(1, 2, np.float32),
         }  # fmt: skip
-    said = {"above_average_value_ratio": ratio, "score_calibration_value": calibrated}
+    said: dict[str, Any] = {
+        "above_average_value_ratio": ratio,
+        "score_calibration_value": calibrated,
+    }
     found = merged("widen", models, **said)
     wanted = expected(models, **said)
     for each, value in wanted.items():
@@ -127,7 +132,8 @@ def test_equal_experts_share(count: int) -> None:
     name = "model.layers.0.w"
     change = (found[name] - base[name]) / np.where(expert[name] == base[name], np.nan, 1)
     scores = np.nanmedian(change / (expert[name] - base[name]), axis=0)
-    assert 1 - 1e-4 < scores.min() and scores.max() < count + 1e-4
+    assert scores.min() > 1 - 1e-4
+    assert scores.max() < count + 1e-4
     if count > 1:
         assert 0.2 < (scores > count - 0.1).mean() < 0.6
 

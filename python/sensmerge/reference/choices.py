@@ -112,4 +112,4 @@ def pcb(
     scales = np.where(top > least, above, (scores >= least) & (scores > 0))
     parts = scales * np.sign(deltas) * sizes / np.maximum(scales.sum(axis=0), PCB_SMALLEST_DIVISOR)
     merged = np.asarray(weights, dtype=np.float64) @ parts
-    return base + lambda_ * merged.reshape(base.shape)
+    return np.asarray(base + lambda_ * merged.reshape(base.shape))

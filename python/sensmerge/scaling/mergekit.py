@@ -50,8 +50,8 @@ def mergekit_recipe(
     method = recipe.method
     if not method.in_mergekit:
         raise InputError(
-            f"merge_method: mergekit has no {method.name}, so that it cannot be written as a recipe "
-            "of mergekit's"
+            f"merge_method: mergekit has no {method.name}, so that the recipe cannot be written as "
+            "one of mergekit's"
         )
     # The two semantics differ only for methods that make task vectors sparse.
     if method.semantics == "original" and method.parameter("density") is not None:

@@ -30,9 +30,9 @@ impl Method for Pcb {
                 range: Range { above: Some(0.0), least: None, most: Some(1.0) },
                 by_tensor: true,
                 search: Some(Search {
-                    low: 0.01,
+                    low: 0.05,
                     high: 0.5,
-                    log: true,
+                    log: false,
                     low_is_shared: false,
                     start: None,
                 }),
