@@ -22,7 +22,7 @@ impl Method for Emr {
             source: "Huang et al. 2024",
             base: Base::Needed,
             models: Count::at_least(1),
-            parameters: vec![Parameter::weight(), Parameter::lambda()],
+            parameters: vec![Parameter::weight(), Parameter::lambda_of_choice(1.0)],
             coefficients: true,
             learnable: true,
         }

@@ -23,7 +23,7 @@ impl Method for Magmax {
             source: "Marczak et al. 2024",
             base: Base::Needed,
             models: Count::at_least(1),
-            parameters: vec![Parameter::weight(), Parameter::lambda_of(LAMBDA)],
+            parameters: vec![Parameter::weight(), Parameter::lambda_of_choice(LAMBDA)],
             coefficients: true,
             learnable: true,
         }

@@ -45,7 +45,7 @@ impl Method for Pcb {
             source: "Du et al. 2024",
             base: Base::Needed,
             models: Count::at_least(1),
-            parameters: vec![Parameter::weight(), density, Parameter::lambda()],
+            parameters: vec![Parameter::weight(), density, Parameter::lambda_of_choice(1.0)],
             coefficients: true,
             learnable: true,
         }

@@ -188,15 +188,20 @@ impl Parameter {
         }
     }
 
-    /// The scale of the merged task vector, 1 by default.
-    #[must_use]
-    pub fn lambda() -> Self {
-        Self::lambda_of(1.0)
-    }
-
     /// The scale of the merged task vector.
     #[must_use]
-    pub fn lambda_of(default: f64) -> Self {
+    pub fn lambda() -> Self {
+        Self::scale(1.0, true)
+    }
+
+    /// The scale of a merged task vector that does not grow with the number of models, since it is not
+    /// their sum.
+    #[must_use]
+    pub fn lambda_of_choice(default: f64) -> Self {
+        Self::scale(default, false)
+    }
+
+    fn scale(default: f64, low_is_shared: bool) -> Self {
         Self {
             name: "lambda",
             summary: "scale of the merged task vector",
@@ -209,7 +214,7 @@ impl Parameter {
                     low: 0.25,
                     high: 1.5,
                     log: true,
-                    low_is_shared: true,
+                    low_is_shared,
                     start: None,
                 }),
             },
