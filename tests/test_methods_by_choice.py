@@ -213,6 +213,20 @@ def test_winners_go_the_way_of_the_sum(
         assert (np.abs(found - expected) > 1e-5).sum() <= 1
 
 
+def test_winners_that_no_sample_shows() -> None:
+    """16 of every 64 entries are of another size: evenly spaced samples may hit only these."""
+    draw = np.random.default_rng(9)
+    size = 64 * 2048 + 48
+    scale = np.where(np.arange(size) % 64 < 16, 0.01, 1.0)
+    deltas = [np.asarray(scale * draw.standard_normal(size), np.float32) for _ in range(3)]
+    models: Models = {"base": {"w": np.zeros(size, np.float32)}}
+    models |= {f"e{i}": {"w": delta} for i, delta in enumerate(deltas)}
+    wanted = [delta.astype(np.float64) for delta in deltas]
+    for density in (0.1, 0.8):
+        expected = {"w": reference.pcb(np.zeros(size), wanted, [1.0] * 3, density=density)}
+        compare(merged("pcb", models, density=density), expected, EXCEPTIONS)
+
+
 def test_equal_experts_win_alike() -> None:
     delta = np.array([0, 0.5, -1, 2, 3], np.float32)
     models: Models = {"base": {"w": np.zeros(5, np.float32)}}

@@ -1,6 +1,17 @@
 //! Exponentials, logarithms and hyperbolic tangents of our own, of additions, multiplications and divisions
 //! alone: those of the platform differ in their last bits from machine to machine, and do not vectorise.
 
+/// `1 / n!` for n from 0.
+const INVERSE_FACTORIALS: [f64; 14] = {
+    let mut found = [1.0; 14];
+    let mut n = 1;
+    while n < found.len() {
+        found[n] = found[n - 1] / n as f64;
+        n += 1;
+    }
+    found
+};
+
 /// `e^x` for `x` up to 0, within a few units of the last place; `e^-708` for less.
 #[inline(always)]
 pub(super) fn exp(x: f64) -> f64 {
@@ -12,11 +23,9 @@ pub(super) fn exp(x: f64) -> f64 {
     let shifted = x * std::f64::consts::LOG2_E + WHOLE;
     let power = shifted - WHOLE;
     let rest = (x - power * LN_2_HIGH) - power * LN_2_LOW;
-    let mut series = 1.0;
-    let mut term = 13.0;
-    while term > 0.0 {
-        series = 1.0 + series * rest / term;
-        term -= 1.0;
+    let mut series = 0.0;
+    for coefficient in INVERSE_FACTORIALS.iter().rev() {
+        series = series * rest + coefficient;
     }
     series * f64::from_bits((shifted.to_bits() << 52).wrapping_add(1023 << 52))
 }
