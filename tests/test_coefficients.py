@@ -175,6 +175,11 @@ def test_layers_whose_names_are_part_of_others_are_told_apart() -> None:
             assert found == pytest.approx(3 * factor), name
 
 
+def test_mergekit_has_not_every_method() -> None:
+    with pytest.raises(InputError, match="mergekit has no magmax"):
+        exported(recipe_of(merge_method="magmax"))
+
+
 def test_mergekit_has_no_original_ties() -> None:
     with pytest.raises(InputError, match="no original ties"):
         exported(recipe_of(semantics="original"))

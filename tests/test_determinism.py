@@ -53,10 +53,20 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "sce": {"merge_method": "sce", "parameters": {"select_topk": 0.3}},
     "ramplus_tl": {"merge_method": "ramplus_tl", "parameters": {"epsilon": 1e-3}},
+    "nuslerp, columns": {
+        "merge_method": "nuslerp",
+        "parameters": {"nuslerp_flatten": False, "nuslerp_row_wise": True},
+    },
     "multislerp": {"merge_method": "multislerp"},
     "karcher": {"merge_method": "karcher"},
     "nearswap": {"merge_method": "nearswap", "parameters": {"t": 1e-3}},
     "arcee_fusion": {"merge_method": "arcee_fusion"},
+    "magmax": {"merge_method": "magmax"},
+    "emr": {"merge_method": "emr"},
+    "consensus": {"merge_method": "consensus"},
+    "pcb": {"merge_method": "pcb"},
+    "widen": {"merge_method": "widen"},
+    "wsm": {"merge_method": "wsm", "parameters": {"power": 0.3}},
 }  # fmt: skip
 
 

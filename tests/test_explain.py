@@ -45,6 +45,12 @@ def test_where_every_value_comes_from() -> None:
     assert "dtype: float16 (from dtype); computed in float32, or float64 where an input is" in lines
 
 
+def test_a_method_that_mergekit_lacks() -> None:
+    lines = explained(merge_method="magmax")
+    assert lines[0].startswith("MagMax (Marczak et al. 2024), as published")
+    assert "there is no magmax, so that such a recipe is refused" in lines
+
+
 def test_slices() -> None:
     slices = [
         {

@@ -54,6 +54,8 @@ def offsets_of(problem: Problem) -> Any:
         ("ties", "original"),
         ("dare_linear", "mergekit"),
         ("dare_linear", "original"),
+        ("pcb", "mergekit"),
+        ("widen", "mergekit"),
         # Weighted votes change with weights: the merge then jumps. The core's tests compare
         # derivatives where no vote changes.
         ("dare_ties", "original"),
@@ -205,6 +207,9 @@ def test_sums_without_weights_start_at_equal_shares(family: Family) -> None:
     assert started.parameters.weight == pytest.approx(1 / 3)
     assert "weights start at 0.333" in notes[0]
     assert descent.started(recipe(family)) == (recipe(family), [])
+    # The largest change is no larger for being one of three.
+    choice = Recipe.from_dict(family.recipe("magmax"), folder=family.folder)
+    assert descent.started(choice) == (choice, [])
 
 
 def test_it_starts_from_sensitivity(family: Family, measured: sensmerge.Calibration) -> None:

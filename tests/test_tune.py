@@ -59,6 +59,11 @@ def losses_of(folder: Path, family: Family) -> list[float]:
         Settings("dare_linear", 0.5, 0.5, "cross", 0.3, "transfer"),
         Settings("dare_ties", 1.0, 0.5),
         Settings("linear", None, None, "full", 0.05, "transfer"),
+        Settings("magmax", 0.6, None, "full", 0.05, "transfer"),
+        Settings("emr", 0.5),
+        Settings("consensus", 0.7, None, "task", 0.02),
+        Settings("pcb", 1.1, 0.2, "cross", 0.05, "distance"),
+        Settings("widen", 0.4, None, "full", 0.02, "transfer"),
     ],
     ids=Settings.describe,
 )
@@ -73,6 +78,23 @@ def test_a_candidate_is_the_merge_of_its_recipe(
     calibration = measured if settings.mode != "off" else None
     sensmerge.merge(written, tmp_path / "out", calibration, progress=False, sync=False)
     assert found == pytest.approx(losses_of(tmp_path / "out", family), rel=1e-5)
+
+
+def test_methods_are_searched_by_what_their_schemas_say(
+    family: Family, measured: Calibration
+) -> None:
+    names = ("magmax", "emr", "consensus", "pcb", "widen")
+    space = trials.Space(recipe(family), Options(methods=names))
+    assert all(space.scale(name) for name in names)
+    assert [name for name in names if space.density(name)] == ["pcb"]
+    # The first trial is the recipe's own merge, with the default where it says nothing.
+    found = tuned(family, measured, recipe=recipe(family, "pcb"), options={"trials": 1})
+    assert found.trials[0].settings.density == 0.1
+    found = tuned(family, measured, options={"methods": names, "trials": 6})
+    assert {result.settings.method for result in found.baselines} == set(names)
+    for result in [*found.baselines, *found.trials]:
+        assert math.isfinite(result.objective)
+        assert result.settings.density is None or result.settings.method == "pcb"
 
 
 def test_every_trial_and_baseline_is_told(

@@ -546,7 +546,8 @@ def methods() -> str:
 
     Returns:
         JSON: for each of the two semantics, ``mergekit`` and ``original``, a list of the methods with
-        their parameters, ranges and defaults.
+        their parameters, ranges and defaults; and under ``outside_mergekit`` the names of those that
+        mergekit does not have.
     """
 
 def pickle_files(folder: str | PathLike[str], names: collections.abc.Set[str]) -> list[str]:

@@ -6,20 +6,25 @@
 use std::hint::black_box;
 
 use sensmerge_core::dtype::{Code, Float, Real};
+use sensmerge_core::kernel::balance::{Bounds, parts_of_mean, positive_scores};
 use sensmerge_core::kernel::bracket::{Bracket, Counts, count_and_collect};
 use sensmerge_core::kernel::changed::{count_changed, mean_of_changed};
+use sensmerge_core::kernel::claims::{claimed_sum, keep_claimed};
+use sensmerge_core::kernel::columns::add_products;
 use sensmerge_core::kernel::derivative::{disjoint_derivative, dot};
 use sensmerge_core::kernel::disjoint::{Agreement, Divisor, disjoint};
 use sensmerge_core::kernel::distance::{squared_distance, squared_distance_stored};
 use sensmerge_core::kernel::divergence::{importance, keep_important, softmax_divergence};
 use sensmerge_core::kernel::elect::{elect_sign, sum_of_signs};
 use sensmerge_core::kernel::finite::{all_finite, has_infinite, has_nan};
+use sensmerge_core::kernel::largest::{largest, largest_agreeing, largest_derivative};
 use sensmerge_core::kernel::low_rank::{add_dots, add_rows, add_squares, multiply_each};
 use sensmerge_core::kernel::near::near;
 use sensmerge_core::kernel::random_drop::drop_and_rescale;
 use sensmerge_core::kernel::rank::{keep_ranks, sort_by_magnitude};
 use sensmerge_core::kernel::scale::{divide_and_encode, multiply_runs, raise_to_largest};
 use sensmerge_core::kernel::sensitivity::{sum_abs_product, sum_abs_product_stored};
+use sensmerge_core::kernel::softmax::calibrated_softmax;
 use sensmerge_core::kernel::sum::l1;
 use sensmerge_core::kernel::task_vector::subtract;
 use sensmerge_core::kernel::trim::{count_equal, drop_exact, trim, trim_exact};
@@ -35,6 +40,9 @@ const ENTRIES: usize = 4096;
 
 /// Experts, where a kernel combines several.
 const EXPERTS: usize = 3;
+
+/// What is known of an expert whose entries compete.
+const COMPETING: Bounds = Bounds { low: 0.0, high: 0.02, threshold: 1e-6, top: 1e-4 };
 
 type Kernel = fn(&mut Block);
 
@@ -92,6 +100,21 @@ const KERNELS: &[(&str, Kernel)] = &[
         count_changed(&b.rows, &b.least, ENTRIES, &mut alone, &mut shared);
         keep_result((alone, shared));
     }),
+    ("claimed_sum", |b| {
+        claimed_sum(&b.rows, &b.weights, &b.least, black_box(2.0), &mut b.out);
+    }),
+    ("keep_claimed", |b| keep_claimed(&mut b.rows, &b.weights, &b.least, black_box(2.0))),
+    ("largest", |b| largest(&b.rows, &b.weights, &mut b.out)),
+    ("largest_agreeing", |b| largest_agreeing(&b.rows, &b.weights, &b.signs, &mut b.out)),
+    ("largest_derivative", |b| largest_derivative(&mut b.rows, &b.weights, Some(&b.signs))),
+    ("positive_scores", |b| positive_scores(&mut b.rows, &[black_box(COMPETING); EXPERTS])),
+    ("parts_of_mean", |b| parts_of_mean(&mut b.rows, &[black_box(COMPETING); EXPERTS])),
+    ("calibrated_softmax", |b| {
+        let (rows, mut scores) = (b.rows.len() / EXPERTS, b.rows.clone());
+        calibrated_softmax(&b.rows, &b.least, black_box(1.0), rows, &mut scores);
+        keep_result(scores);
+    }),
+    ("add_products", |b| add_products(&b.base, &b.delta, &mut b.squares)),
     ("l1", |b| keep_result(l1(&b.delta))),
     ("multiply", |b| multiply(&mut b.delta, b.factor)),
     ("add_product", |b| add_product(&b.base, &b.delta, &mut b.out)),

@@ -65,7 +65,8 @@ def _explained(recipe: Recipe, stages: set[str]) -> Iterator[str]:
 
 
 def _by(recipe: Recipe) -> str:
-    return "mergekit computes it" if recipe.semantics == "mergekit" else "published"
+    theirs = recipe.semantics == "mergekit" and recipe.method.in_mergekit
+    return "mergekit computes it" if theirs else "published"
 
 
 def _models(recipe: Recipe, stages: set[str]) -> Iterator[str]:
@@ -206,6 +207,9 @@ def _template(template: str) -> str:
 
 def _differences(recipe: Recipe) -> Iterator[str]:
     method = recipe.method
+    if not method.in_mergekit:
+        yield f"there is no {method.name}, so that such a recipe is refused"
+        return
     if recipe.dtype != "float32":
         theirs = recipe.dtype or "the dtype of the inputs"
         yield f"sums are made in float32 and rounded once; most methods there compute in {theirs}"

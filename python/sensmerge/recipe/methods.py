@@ -134,6 +134,7 @@ class Method:
         coefficients: Whether sensitivity's coefficients may scale its weights.
         learnable: Whether its weights can be learned by gradient descent.
         semantics: The variant of the method that this describes.
+        in_mergekit: Whether mergekit has the method.
     """
 
     name: str
@@ -147,6 +148,7 @@ class Method:
     coefficients: bool
     learnable: bool
     semantics: Semantics
+    in_mergekit: bool
 
     def parameter(self, name: str) -> Parameter | None:
         """The parameter of this name; None if there is none."""
@@ -203,13 +205,17 @@ def parameter_names(owner: Literal["model", "merge"] | None = None) -> list[str]
 @cache
 def _registry() -> dict[Semantics, dict[str, Method]]:
     described = json.loads(_core.methods())
+    ours = described.pop("outside_mergekit")
     return {
-        semantics: {schema["name"]: _method(schema, semantics) for schema in schemas}
+        semantics: {
+            schema["name"]: _method(schema, semantics, schema["name"] not in ours)
+            for schema in schemas
+        }
         for semantics, schemas in described.items()
     }
 
 
-def _method(schema: dict[str, Any], semantics: Semantics) -> Method:
+def _method(schema: dict[str, Any], semantics: Semantics, in_mergekit: bool) -> Method:
     count = schema.pop("models")
     parameters = tuple(_parameter(parameter) for parameter in schema.pop("parameters"))
     return Method(
@@ -218,6 +224,7 @@ def _method(schema: dict[str, Any], semantics: Semantics) -> Method:
         most=count["most"],
         parameters=parameters,
         semantics=semantics,
+        in_mergekit=in_mergekit,
     )
 
 

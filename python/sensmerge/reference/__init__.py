@@ -4,7 +4,9 @@ Nothing here is fast, and nothing in the package calls it. Sources: Sens-Merging
 arithmetic (Ilharco et al. 2023), TIES (Yadav et al. 2023), DARE (Yu et al. 2024), Model Breadcrumbs
 (Davari and Belilovsky 2023), DELLA (Deep, Bhardwaj and Poria 2024), SCE (Wan et al. 2024), RAM
 (arXiv 2601.13572), spherical interpolation (Shoemake 1985), the Karcher mean (Grove and Karcher
-1973), Model Stock (Jang et al. 2024), Philox (Salmon et al. 2011), and mergekit.
+1973), Model Stock (Jang et al. 2024), MagMax (Marczak et al. 2024), EMR-Merging (Huang et al.
+2024), Consensus Task Arithmetic (Wang et al. 2024), PCB-Merging (Du et al. 2024), WIDEN (Yu et al.
+2024), WSM (Tian et al. 2025), Philox (Salmon et al. 2011), and mergekit.
 
 A model is a mapping of arrays by tensor name. ``weights[name]`` holds one weight per expert: the
 recipe's weight times K·σ of the tensor's layer (Eq. 7). K is the number of experts, L that of
@@ -15,7 +17,9 @@ from __future__ import annotations
 
 from sensmerge.reference.angles import karcher, model_stock, multislerp, nuslerp, slerp
 from sensmerge.reference.arrays import Array, Model
+from sensmerge.reference.choices import consensus, emr, magmax, pcb, wsm
 from sensmerge.reference.coefficients import sensitivity, sigma
+from sensmerge.reference.columns import widen
 from sensmerge.reference.consensus import disjoint, elect
 from sensmerge.reference.entries import arcee_fusion, importance, nearswap, passthrough, ram, sce
 from sensmerge.reference.merging import linear, merge
@@ -37,19 +41,23 @@ __all__ = [
     "arcee_fusion",
     "band",
     "band_of_rows",
+    "consensus",
     "disjoint",
     "drop",
     "elect",
+    "emr",
     "importance",
     "karcher",
     "keep_mask",
     "linear",
+    "magmax",
     "merge",
     "model_stock",
     "multislerp",
     "nearswap",
     "nuslerp",
     "passthrough",
+    "pcb",
     "philox4x32",
     "preserve_l1",
     "ram",
@@ -60,4 +68,6 @@ __all__ = [
     "slerp",
     "trim_model",
     "trim_tensor",
+    "widen",
+    "wsm",
 ]

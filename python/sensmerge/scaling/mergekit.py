@@ -44,10 +44,15 @@ def mergekit_recipe(
         stored: Dtypes of the base's tensors, by the names that checkpoints use.
 
     Raises:
-        InputError: The recipe's semantics are ``original`` and the method is one that mergekit
-            computes differently.
+        InputError: mergekit does not have the method, or the recipe's semantics are ``original``
+            and the method is one that mergekit computes differently.
     """
     method = recipe.method
+    if not method.in_mergekit:
+        raise InputError(
+            f"merge_method: mergekit has no {method.name}, so that the recipe cannot be written as "
+            "one of mergekit's"
+        )
     # The two semantics differ only for methods that make task vectors sparse.
     if method.semantics == "original" and method.parameter("density") is not None:
         raise InputError(

@@ -285,10 +285,15 @@ def learn(
 
 
 def started(recipe: Recipe) -> tuple[Recipe, list[str]]:
-    """The recipe to start from: with weights of 1/K if it gives neither weight nor λ."""
+    """The recipe to start from: with weights of 1/K if it gives neither weight nor λ.
+
+    Not where what is merged does not grow with the number of models.
+    """
+    scale = recipe.method.parameter(SCALE)
     said = [recipe.parameters.get(SCALE), recipe.parameters.get("weight")]
     said += [expert.parameters.get("weight") for expert in recipe.experts]
-    if recipe.method.parameter(SCALE) is None or any(each is not None for each in said):
+    grows = scale is not None and scale.search is not None and scale.search.low_is_shared
+    if not grows or any(each is not None for each in said):
         return recipe, []
     share = 1 / len(recipe.experts)
     data = dict(recipe.source)

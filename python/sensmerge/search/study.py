@@ -167,6 +167,8 @@ class Study:
 
         def number(name: str, low: float, high: float, log: bool) -> float:
             said = start.scale if name == SCALE else own[name]
+            if said is None:
+                said = self._space.default(name)
             asked[name] = min(max(low, high if said is None else said), high)
             return float(asked[name])
 

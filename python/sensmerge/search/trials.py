@@ -329,6 +329,11 @@ class Space:
         """The density, if the method has it; otherwise None."""
         return searched(method_of(self._recipe, method), DENSITY)
 
+    def default(self, name: str) -> float | None:
+        """The number of a parameter that the recipe's method takes if none is given."""
+        parameter = self._recipe.method.parameter(name)
+        return None if parameter is None else parameter.default
+
     def only(self, method: str) -> Space:
         """The same for one of the methods."""
         other = copy(self)

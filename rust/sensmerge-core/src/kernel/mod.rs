@@ -6,21 +6,27 @@
 //! bits are therefore the same on every machine. Several task vectors are the rows of one slice, one
 //! after the other. Lengths that do not match are a bug of the caller and panic.
 
+pub mod balance;
 pub mod bracket;
 pub mod changed;
+pub mod claims;
+pub mod columns;
 pub mod derivative;
 pub mod difference;
 pub mod disjoint;
 pub mod distance;
 pub mod divergence;
 pub mod elect;
+mod elementary;
 pub mod finite;
+pub mod largest;
 pub mod low_rank;
 pub mod near;
 pub mod random_drop;
 pub mod rank;
 pub mod scale;
 pub mod sensitivity;
+pub mod softmax;
 pub mod sum;
 pub mod task_vector;
 pub mod trim;

@@ -7,17 +7,21 @@
 mod arcee_fusion;
 mod breadcrumbs;
 mod breadcrumbs_ties;
+mod consensus;
 mod dare_linear;
 mod dare_ties;
 mod della;
 mod della_linear;
+mod emr;
 mod karcher;
 mod linear;
+mod magmax;
 mod model_stock;
 mod multislerp;
 mod nearswap;
 mod nuslerp;
 mod passthrough;
+mod pcb;
 mod ram;
 mod ramplus_tl;
 mod sce;
@@ -25,6 +29,8 @@ mod schema;
 mod slerp;
 mod task_arithmetic;
 mod ties;
+mod widen;
+mod wsm;
 
 use std::collections::BTreeMap;
 
@@ -41,11 +47,17 @@ pub(crate) trait Method: Sync {
 
     /// Its computation with these settings.
     fn program(&self, settings: &Settings) -> Program;
+
+    /// Whether mergekit has a method of this name that computes the same.
+    fn in_mergekit(&self) -> bool {
+        true
+    }
 }
 
 /// Every method, in the order of the documentation.
-pub(crate) static METHODS: [&dyn Method; 20] = [
+pub(crate) static METHODS: [&dyn Method; 26] = [
     &linear::Linear,
+    &wsm::Wsm,
     &task_arithmetic::TaskArithmetic,
     &ties::Ties,
     &dare_linear::DareLinear,
@@ -57,6 +69,11 @@ pub(crate) static METHODS: [&dyn Method; 20] = [
     &sce::Sce,
     &ram::Ram,
     &ramplus_tl::RamplusTl,
+    &magmax::Magmax,
+    &emr::Emr,
+    &consensus::Consensus,
+    &pcb::Pcb,
+    &widen::Widen,
     &slerp::Slerp,
     &nuslerp::Nuslerp,
     &multislerp::Multislerp,
@@ -71,6 +88,13 @@ pub(crate) static METHODS: [&dyn Method; 20] = [
 #[must_use]
 pub fn schemas(semantics: Semantics) -> Vec<Schema> {
     METHODS.iter().map(|method| method.schema(semantics)).collect()
+}
+
+/// The names of the methods that mergekit does not have.
+#[must_use]
+pub fn outside_mergekit() -> Vec<&'static str> {
+    let others = METHODS.iter().filter(|method| !method.in_mergekit());
+    others.map(|method| method.schema(Semantics::default()).name).collect()
 }
 
 /// The method that recipes call `name`.

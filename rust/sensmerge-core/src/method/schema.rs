@@ -191,19 +191,30 @@ impl Parameter {
     /// The scale of the merged task vector.
     #[must_use]
     pub fn lambda() -> Self {
+        Self::scale(1.0, true)
+    }
+
+    /// The scale of a merged task vector that does not grow with the number of models, since it is not
+    /// their sum.
+    #[must_use]
+    pub fn lambda_of_choice(default: f64) -> Self {
+        Self::scale(default, false)
+    }
+
+    fn scale(default: f64, low_is_shared: bool) -> Self {
         Self {
             name: "lambda",
             summary: "scale of the merged task vector",
             owner: Owner::Merge,
             kind: Kind::Number {
-                default: Some(1.0),
+                default: Some(default),
                 range: Range::default(),
                 by_tensor: true,
                 search: Some(Search {
                     low: 0.25,
                     high: 1.5,
                     log: true,
-                    low_is_shared: true,
+                    low_is_shared,
                     start: None,
                 }),
             },

@@ -1,5 +1,5 @@
-//! A sweep over numbers that are computed from the rows of all models, one for every entry: thresholds
-//! are then found among them as among the magnitudes of a task vector.
+//! A sweep over numbers that are computed from the rows of all models, one or several for every entry:
+//! thresholds are then found among them as among the magnitudes of task vectors.
 
 use std::ops::Range;
 
@@ -9,10 +9,10 @@ use super::sweep::{Blocks, Chunk, LookAtChunk, LookAtTensor, Reader, Sweep, Want
 use crate::dtype::Real;
 use crate::error::Result;
 
-/// Replaces the first row of a block of a tensor by the numbers.
+/// Replaces the first rows of a block of a tensor by the numbers.
 pub(super) type Derive<'f, T> = &'f (dyn Fn(usize, &mut Block<T>) + Sync);
 
-/// The sweep. Its subjects seem to have one model.
+/// The sweep. Its subjects seem to have as many models as there are numbers for an entry.
 pub(super) struct Derived<'s, T: Real> {
     sweep: &'s dyn Sweep<T>,
     subjects: Vec<Subject<'s>>,
@@ -20,9 +20,15 @@ pub(super) struct Derived<'s, T: Real> {
 }
 
 impl<'s, T: Real> Derived<'s, T> {
+    /// A sweep over one number for every entry.
     pub(super) fn new(sweep: &'s dyn Sweep<T>, derive: Derive<'s, T>) -> Self {
         let one = |subject: &Subject<'s>| Subject { models: 1, ..*subject };
         Self { sweep, subjects: sweep.subjects().iter().map(one).collect(), derive }
+    }
+
+    /// A sweep over a number of every model for every entry.
+    pub(super) fn of_models(sweep: &'s dyn Sweep<T>, derive: Derive<'s, T>) -> Self {
+        Self { sweep, subjects: sweep.subjects().to_vec(), derive }
     }
 }
 
@@ -36,7 +42,10 @@ impl<T: Real> Sweep<T> for Derived<'_, T> {
     }
 
     fn read_chunks(&self, wants: Wants, look: LookAtChunk<T>) -> Result<()> {
-        self.sweep.read_chunks(&|tensor, _| wants(tensor, 0), &|place, chunk, blocks| {
+        let wants = |tensor: usize, _: usize| {
+            (0..self.subjects[tensor].models).any(|row| wants(tensor, row))
+        };
+        self.sweep.read_chunks(&wants, &|place, chunk, blocks| {
             look(place, chunk, &mut DerivedBlocks { sweep: self, tensor: chunk.tensor, blocks });
         })
     }

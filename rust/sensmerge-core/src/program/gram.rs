@@ -8,7 +8,7 @@
 //! ```
 
 use super::block::{Block, Parts};
-use super::sweep::{Chunk, reduce_tensors};
+use super::sweep::{Chunk, reduce_by_halves, reduce_tensors};
 use super::{Blocks, Combine, CombineOn, Join, Reduction, Subject, Sweep};
 use crate::dtype::Real;
 use crate::error::Result;
@@ -125,7 +125,13 @@ impl Combine for WeightedByGram {
 impl<T: Real> CombineOn<T> for WeightedByGram {
     fn reduce(&self, sweep: &dyn Sweep<T>) -> Result<Vec<Vec<f64>>> {
         let subjects = sweep.subjects();
-        let products = reduce_tensors(sweep, &Products { subjects, groups: self.groups })?;
+        let reduction = Products { subjects, groups: self.groups };
+        // Every chunk has a part of the products of all columns.
+        let products = if self.groups == Groups::Columns {
+            reduce_by_halves(sweep, &reduction)?
+        } else {
+            reduce_tensors(sweep, &reduction)?
+        };
         let whole = |(products, subject): (Found, &Subject)| match self.groups.of(subject.shape) {
             Groups::Tensor => total(&products.products, pairs(subject.models).count()),
             Groups::Rows | Groups::Columns => products.products,

@@ -9,21 +9,26 @@
 //! A new part is one file here. It is generic over the computing type; the traits [`Step`] and
 //! [`Combine`] stand for its instances in both types.
 
+pub(crate) mod balance;
 pub(crate) mod band;
 pub(crate) mod block;
 pub(crate) mod changed;
+pub(crate) mod claims;
+mod columns;
 mod cut;
 mod derived;
 pub(crate) mod disjoint;
 pub(crate) mod fusion;
 pub(crate) mod gram;
 pub(crate) mod idle;
+pub(crate) mod largest;
 pub(crate) mod near;
 pub(crate) mod random_drop;
 pub(crate) mod ranked_drop;
 pub(crate) mod rescale;
 mod sample;
 mod select;
+pub(crate) mod significance;
 pub(crate) mod sum;
 pub(crate) mod sweep;
 mod threshold;

@@ -90,6 +90,29 @@ impl<T: Real> CombineOn<T> for Unweighted {
     }
 }
 
+/// The sum of the models with the weights of a decay over their order: `((i + 1) / n)^p − (i / n)^p` for the
+/// i-th of n models, counted from 0.
+#[derive(Debug)]
+pub(crate) struct Decay {
+    /// The parameter that holds the power p.
+    pub(crate) power: &'static str,
+}
+
+impl Combine for Decay {}
+
+impl<T: Real> CombineOn<T> for Decay {
+    fn bind(&self, subject: &Subject, _: &[f64]) -> Box<dyn Join<T>> {
+        let power = subject.number(self.power);
+        let done = |models: usize| {
+            let share = models as f64 / subject.models as f64;
+            // A square root is the same number on every machine.
+            if power == 0.5 { share.sqrt() } else { share.powf(power) }
+        };
+        let weights = (0..subject.models).map(|model| T::from_f64(done(model + 1) - done(model)));
+        Box::new(Summed { weights: weights.collect(), divisor: None })
+    }
+}
+
 struct Summed<T> {
     weights: Vec<T>,
     divisor: Option<T>,

@@ -9,8 +9,9 @@
 //! - Partial results over all tensors are merged in any order, and may hold only values whose merging
 //!   is associative and commutative: counts, and least and greatest values.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::Subject;
 use super::block::Block;
@@ -120,6 +121,60 @@ pub(crate) fn reduce_tensors<T: Real, R: Reduction<T>>(
         }
     }
     Ok(results)
+}
+
+/// Run a reduction with one result for every tensor whose partial results are large: they are merged in
+/// pairs while the sweep goes on, so that few wait at a time.
+///
+/// ```text
+/// merge the results of chunks 0 and 1, of 2 and 3, ...; of these the 0th and 1st, the 2nd and 3rd, ...;
+/// and so on. One that has no neighbour goes on alone.
+/// ```
+///
+/// The shape of the sums depends on the number of chunks alone. All rows are read.
+///
+/// # Errors
+/// The errors of the sweep.
+pub(crate) fn reduce_by_halves<T: Real, R: Reduction<T>>(
+    sweep: &dyn Sweep<T>,
+    reduction: &R,
+) -> Result<Vec<R::Partial>> {
+    let mut counts = vec![0; sweep.subjects().len()];
+    for chunk in sweep.chunks() {
+        counts[chunk.tensor] += 1;
+    }
+    let found: Vec<OnceLock<R::Partial>> = counts.iter().map(|_| OnceLock::new()).collect();
+    let waiting: Mutex<BTreeMap<(usize, u32, usize), R::Partial>> = Mutex::default();
+    sweep.read_chunks(&|_, _| true, &|_, chunk, blocks| {
+        let mut partial = reduction.identity(Some(chunk));
+        while let Some(block) = blocks.next() {
+            reduction.block(chunk.tensor, block, &mut partial);
+        }
+        let (mut place, mut count) = (chunk.place, counts[chunk.tensor]);
+        let mut level = 0;
+        while count > 1 {
+            let neighbour = place ^ 1;
+            if neighbour < count {
+                let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                let Some(other) = waiting.remove(&(chunk.tensor, level, neighbour)) else {
+                    waiting.insert((chunk.tensor, level, place), partial);
+                    return;
+                };
+                drop(waiting);
+                let (mut first, second) =
+                    if place < neighbour { (partial, other) } else { (other, partial) };
+                reduction.merge(&mut first, second);
+                partial = first;
+            }
+            (place, count, level) = (place / 2, count.div_ceil(2), level + 1);
+        }
+        // The last of a tensor's chunks to be read comes here, so that the cell is empty.
+        let _ = found[chunk.tensor].set(partial);
+    })?;
+    let whole = |found: OnceLock<R::Partial>| {
+        found.into_inner().unwrap_or_else(|| reduction.identity(None))
+    };
+    Ok(found.into_iter().map(whole).collect())
 }
 
 /// Run a reduction with one result for all tensors.

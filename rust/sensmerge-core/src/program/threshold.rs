@@ -42,6 +42,9 @@ const SMALL: usize = 1 << 16;
 /// Above this many entries, no magnitudes of a tensor are collected.
 const LARGE: usize = 1 << 26;
 
+/// Thresholds of a tensor that are searched for in the same sweeps, at most: each needs bins of its own.
+const TOGETHER: usize = 8;
+
 /// Runs of entries that are sampled in a tensor, and the fraction of its entries that a bracket spans on
 /// each side of the sample's quantile: over four standard deviations of that quantile, to allow for
 /// entries that resemble their neighbours.
@@ -79,17 +82,26 @@ pub(super) fn cuts_by_tensor<T: Real>(
     let counted = reduce_tensors(sweep, &Counting { subjects, targets, guesses: &guesses })?;
     let of_tensor = |(tensor, (guesses, counted)): (usize, (Vec<Guess<T>>, ByChunk<T>))| {
         let elements = subjects[tensor].elements() as u64;
-        let of_target = |(place, guess)| match guess {
-            Guess::Known(cut) => Ok(cut),
-            Guess::Within(bracket) => {
-                let target: Target = targets[tensor][place];
-                match resolve(elements, target.kept, place, bracket, &counted) {
-                    Some(cut) => Ok(cut),
-                    None => search(sweep, tensor, target, bracket),
+        let mut cuts = vec![Cut::All; guesses.len()];
+        let mut missed = Vec::new();
+        for (place, guess) in guesses.into_iter().enumerate() {
+            let target = targets[tensor][place];
+            match guess {
+                Guess::Known(cut) => cuts[place] = cut,
+                Guess::Within(bracket) => {
+                    match resolve(elements, target.kept, place, bracket, &counted) {
+                        Some(cut) => cuts[place] = cut,
+                        None => missed.push((place, target, bracket)),
+                    }
                 }
             }
-        };
-        guesses.into_iter().enumerate().map(of_target).collect()
+        }
+        for some in missed.chunks(TOGETHER) {
+            for (cut, (place, ..)) in search(sweep, tensor, some)?.into_iter().zip(some) {
+                cuts[*place] = cut;
+            }
+        }
+        Ok(cuts)
     };
     guesses.into_iter().zip(counted).enumerate().map(of_tensor).collect()
 }
@@ -302,33 +314,42 @@ fn resolve<T: Real>(
     Some(Cut::Exactly { magnitude, ties })
 }
 
-/// The cut of one target in one tensor, by sweeps over that tensor.
+/// The cuts of some targets in one tensor, each with its place and bracket, by sweeps over that tensor.
 fn search<T: Real>(
     sweep: &dyn Sweep<T>,
     tensor: usize,
-    target: Target,
-    bracket: Bracket<T::Magnitude>,
-) -> Result<Cut<T>> {
+    targets: &[(usize, Target, Bracket<T::Magnitude>)],
+) -> Result<Vec<Cut<T>>> {
     let elements = sweep.subjects()[tensor].elements() as u64;
-    let equal = |magnitude| {
-        let equal = reduce_tensors(sweep, &Equal { tensor, model: target.row, magnitude })?;
+    let equal = |model: usize, magnitude| {
+        let equal = reduce_tensors(sweep, &Equal { tensor, model, magnitude })?;
         Ok(equal.into_iter().nth(tensor).unwrap_or_default())
     };
-    let zeros = match target.kept {
-        Kept::Count(_) | Kept::UpToRank(_) => 0,
-        Kept::OfNonzero(_) => equal(T::Magnitude::default())?.into_iter().sum(),
-    };
-    let kept = target.kept.of(elements, zeros);
-    if kept == 0 {
-        return Ok(Cut::Nothing);
+    let (mut searches, mut kept) = (Vec::new(), Vec::new());
+    for &(_, target, bracket) in targets {
+        let zeros = match target.kept {
+            Kept::Count(_) | Kept::UpToRank(_) => 0,
+            Kept::OfNonzero(_) => equal(target.row, T::Magnitude::default())?.into_iter().sum(),
+        };
+        kept.push(target.kept.of(elements, zeros));
+        // Where nothing is kept, the search is for the largest magnitude, and in vain.
+        let rank = elements - kept[kept.len() - 1].max(1);
+        searches.push(Search::new(target.row, rank, bracket));
     }
-    let mut searches = [Search::new(target.row, elements - kept, bracket)];
     select(sweep, Some(tensor), &mut searches)?;
-    let [Search { found: Some(Selected { magnitude, above }), .. }] = searches else {
-        return Ok(Cut::All);
+    let cut = |((search, &kept), &(_, target, _)): ((Search<T>, &u64), &(usize, Target, _))| {
+        let Some(Selected { magnitude, above }) = search.found else { return Ok(Cut::All) };
+        match target.kept {
+            _ if kept == 0 => Ok(Cut::Nothing),
+            // The number is all that is asked for.
+            Kept::UpToRank(_) => Ok(Cut::AtLeast(magnitude)),
+            Kept::Count(_) | Kept::OfNonzero(_) => {
+                let ties = ties_by_chunk(kept - above, equal(target.row, magnitude)?.into_iter());
+                Ok(Cut::Exactly { magnitude, ties })
+            }
+        }
     };
-    let ties = ties_by_chunk(kept - above, equal(magnitude)?.into_iter());
-    Ok(Cut::Exactly { magnitude, ties })
+    searches.into_iter().zip(&kept).zip(targets).map(cut).collect()
 }
 
 /// The reduction that counts the entries of a given magnitude in each chunk of one tensor.

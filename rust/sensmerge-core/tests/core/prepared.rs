@@ -16,7 +16,7 @@ use crate::files;
 const ENTRIES: usize = 3000;
 const WEIGHTS: [f64; 3] = [0.7, 1.1, 0.4];
 
-const METHODS: [&str; 9] = [
+const METHODS: [&str; 14] = [
     "linear",
     "task_arithmetic",
     "ties",
@@ -26,6 +26,11 @@ const METHODS: [&str; 9] = [
     "breadcrumbs_ties",
     "della",
     "della_linear",
+    "magmax",
+    "emr",
+    "consensus",
+    "pcb",
+    "widen",
 ];
 
 /// Numbers in (-1, 1) that look random.
@@ -60,7 +65,7 @@ fn builder(method: &str, semantics: Semantics, weights: &[f64]) -> Builder {
     let builder = Builder::new(method).semantics(semantics).seed(5).numbers("weight", weights);
     let builder = if method == "linear" { builder } else { builder.number("lambda", 0.8) };
     match (method, semantics) {
-        ("linear" | "task_arithmetic", _) => builder,
+        ("linear" | "task_arithmetic" | "magmax" | "emr" | "consensus" | "widen", _) => builder,
         ("dare_ties", Semantics::Original) => {
             builder.numbers("density", &[0.6; 3]).numbers("ties_density", &[0.6; 3])
         }
