@@ -4,6 +4,7 @@
 //! A new method needs a file here and a line in `METHODS`. No other code of this crate and the Python
 //! package names a method, apart from the package's demo, which writes recipes, and its reference.
 
+mod actmat;
 mod arcee_fusion;
 mod breadcrumbs;
 mod breadcrumbs_ties;
@@ -11,6 +12,8 @@ mod dare_linear;
 mod dare_ties;
 mod della;
 mod della_linear;
+mod iso_c;
+mod iso_cts;
 mod karcher;
 mod linear;
 mod model_stock;
@@ -25,6 +28,8 @@ mod schema;
 mod slerp;
 mod task_arithmetic;
 mod ties;
+mod tsv;
+mod wudi;
 
 use std::collections::BTreeMap;
 
@@ -44,7 +49,7 @@ pub(crate) trait Method: Sync {
 }
 
 /// Every method, in the order of the documentation.
-pub(crate) static METHODS: [&dyn Method; 20] = [
+pub(crate) static METHODS: [&dyn Method; 25] = [
     &linear::Linear,
     &task_arithmetic::TaskArithmetic,
     &ties::Ties,
@@ -62,6 +67,11 @@ pub(crate) static METHODS: [&dyn Method; 20] = [
     &multislerp::Multislerp,
     &karcher::Karcher,
     &model_stock::ModelStock,
+    &tsv::Tsv,
+    &iso_c::IsoC,
+    &iso_cts::IsoCts,
+    &actmat::Actmat,
+    &wudi::Wudi,
     &nearswap::Nearswap,
     &arcee_fusion::ArceeFusion,
     &passthrough::Passthrough,
