@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -29,7 +30,8 @@ from sensmerge.workflow import plan
 Array = NDArray[np.float64]
 State = dict[str, Array]
 
-# Wide, tall, square, stacked, and what is no matrix: a vector, a column, four axes, a scalar, nothing.
+# Wide, tall, square, stacked. Then what is no matrix: four axes, a column, a vector, a scalar,
+# nothing.
 SHAPES = {
     "model.layers.0.wide": (30, 70),
     "model.layers.0.tall": (90, 20),
@@ -203,7 +205,7 @@ def test_a_tensor_can_be_left_to_the_rule_for_others() -> None:
 
 @pytest.mark.parametrize("method", ["actmat", "wudi"])
 def test_a_mean_takes_no_negative_weights(method: str) -> None:
-    with pytest.raises(InputError, match="weight.*at least 0"):
+    with pytest.raises(InputError, match=r"weight.*at least 0"):
         merged(method, family(3, 2), (1.0, -1.0), {})
 
 
@@ -224,7 +226,9 @@ def test_what_is_not_finite_is_refused_by_name(
     states = family(4, 2)
     states[place]["model.layers.1.square"][7, 9] = value
     model = "base" if place == 0 else "e1"
-    with pytest.raises(InputError, match=rf"{model}: tensor 'model\.layers\.1\.square': holds {what}"):
+    with pytest.raises(
+        InputError, match=rf"{model}: tensor 'model\.layers\.1\.square': holds {what}"
+    ):
         merged(method, states, (1.0, 1.0), {})
 
 
@@ -236,7 +240,9 @@ def saved(folder: Path, states: Sequence[dict[str, Any]], dtype: str = "float32"
     names = ["base", *(f"e{place}" for place in range(len(states) - 1))]
     for name, state in zip(names, states, strict=True):
         (folder / name).mkdir(parents=True)
-        stored = {key: torch.tensor(value).to(getattr(torch, dtype)) for key, value in state.items()}
+        stored = {
+            key: torch.tensor(value).to(getattr(torch, dtype)) for key, value in state.items()
+        }
         save_file(stored, folder / name / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -336,10 +342,12 @@ def test_a_merge_takes_no_more_memory_than_the_plan_says(tmp_path: Path, method:
         run = subprocess.run(
             [sys.executable, "-c", LIMITED, str(tmp_path), str(int(margin))],
             capture_output=True, text=True, check=False,
+            # A trace of a failed allocation allocates.
+            env=os.environ | {"RUST_BACKTRACE": "0"},
         )  # fmt: skip
         assert (run.returncode == 0) == fits, run.stderr
         for made in ("out", "first"):
-            subprocess.run(["rm", "-rf", str(tmp_path / made)], check=True)
+            shutil.rmtree(tmp_path / made, ignore_errors=True)
 
 
 def test_adapters_are_merged_and_noted(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ Nothing here is fast, and nothing in the package calls it. Sources: Sens-Merging
 arithmetic (Ilharco et al. 2023), TIES (Yadav et al. 2023), DARE (Yu et al. 2024), Model Breadcrumbs
 (Davari and Belilovsky 2023), DELLA (Deep, Bhardwaj and Poria 2024), SCE (Wan et al. 2024), RAM
 (arXiv 2601.13572), spherical interpolation (Shoemake 1985), the Karcher mean (Grove and Karcher
-1973), Model Stock (Jang et al. 2024), TSV-Merge (Gargiulo et al. 2025), Iso-C and Iso-CTS (Marczak et
-al. 2025), ACTMat, WUDI (Cheng et al. 2025), Philox (Salmon et al. 2011), and mergekit.
+1973), Model Stock (Jang et al. 2024), TSV-Merge (Gargiulo et al. 2025), Iso-C and Iso-CTS
+(Marczak et al. 2025), ACTMat, WUDI (Cheng et al. 2025), Philox (Salmon et al. 2011), and mergekit.
 
 A model is a mapping of arrays by tensor name. ``weights[name]`` holds one weight per expert: the
 recipe's weight times K·σ of the tensor's layer (Eq. 7). K is the number of experts, L that of
@@ -75,4 +75,6 @@ __all__ = [
     "slerp",
     "trim_model",
     "trim_tensor",
+    "tsv",
+    "weighted_mean",
 ]

@@ -64,7 +64,7 @@ def orthogonalised(columns: Array) -> Array:
 
 
 def tsv(deltas: Sequence[Array], weights: Sequence[float]) -> Array:
-    """TSV-Merge (Gargiulo et al. 2025): a share of the triplets of each, with orthogonal vectors."""
+    """TSV-Merge (Gargiulo et al. 2025): a share of the triplets of each, made orthogonal."""
     share = max(1, min(deltas[0].shape) // len(deltas))
     found = [singular(w * delta) for w, delta in zip(weights, deltas, strict=True)]
     left = np.concatenate([u[:, :share] for u, _, _ in found], axis=1)
@@ -93,9 +93,10 @@ def iso_cts(deltas: Sequence[Array], weights: Sequence[float], common: float = 0
         all_values.append(own_values[:each])
         rights.append(own_right[:each].T)
     values = np.concatenate(all_values)
-    merged = orthogonalised(np.concatenate(lefts, axis=1)) @ orthogonalised(
-        np.concatenate(rights, axis=1)
-    ).T
+    merged = (
+        orthogonalised(np.concatenate(lefts, axis=1))
+        @ orthogonalised(np.concatenate(rights, axis=1)).T
+    )
     return np.asarray(merged * (values.mean() if len(values) else 0.0))
 
 

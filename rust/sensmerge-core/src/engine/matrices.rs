@@ -190,7 +190,8 @@ mod tests {
                 done.fetch_add(1, Ordering::SeqCst);
                 Ok(())
             };
-            pool(Some(threads)).unwrap().install(|| within(budget, pieces, work)).unwrap();
+            let pool = pool(Some(threads)).expect("threads start");
+            pool.install(|| within(budget, pieces, work)).expect("no piece fails");
             assert_eq!(done.into_inner(), 200);
             assert!(most.into_inner() <= budget.max(7));
         }
@@ -200,7 +201,7 @@ mod tests {
     fn the_first_error_ends_the_work() {
         let pieces = (0..100).map(|place| (5, place)).collect();
         let work = |place| if place == 3 { Err(Error::Interrupted) } else { Ok(()) };
-        let found = pool(Some(3)).unwrap().install(|| within(10, pieces, work));
+        let found = pool(Some(3)).expect("threads start").install(|| within(10, pieces, work));
         assert!(matches!(found, Err(Error::Interrupted)));
     }
 }

@@ -11,7 +11,7 @@ use faer::linalg::cholesky::llt;
 use faer::linalg::evd::{self, ComputeEigenvectors};
 use faer::linalg::matmul::matmul;
 use faer::linalg::svd::{self, ComputeSvdVectors};
-use faer::{Accum, Mat, MatMut, MatRef, Par};
+use faer::{Accum, Mat, MatMut, MatRef, Par, Spec};
 
 /// A singular value that is not above this part of the largest one counts as 0: its vectors are made of
 /// rounding errors. Differences of float64 entries whose low-rank part is a thousandth of them have
@@ -144,21 +144,20 @@ impl Matrix {
     #[must_use]
     pub(crate) fn times_inverse(mut self, mut a: Self) -> Option<Self> {
         let (size, rows) = (a.rows(), self.rows());
-        let need =
-            llt::factor::cholesky_in_place_scratch::<f64>(size, Par::Seq, Default::default());
+        let need = llt::factor::cholesky_in_place_scratch::<f64>(size, Par::Seq, Spec::default());
         let mut memory = MemBuffer::new(need.or(llt::solve::solve_in_place_scratch::<f64>(
             size,
             rows,
             Par::Seq,
         )));
         let stack = MemStack::new(&mut memory);
-        let none = Default::default();
+        let none = llt::factor::LltRegularization::default();
         llt::factor::cholesky_in_place(
             a.transposed.as_mut(),
             none,
             Par::Seq,
             stack,
-            Default::default(),
+            Spec::default(),
         )
         .ok()?;
         // X A = B is A Xᵀ = Bᵀ.
@@ -177,7 +176,7 @@ impl Matrix {
             size,
             ComputeEigenvectors::Yes,
             Par::Seq,
-            Default::default(),
+            Spec::default(),
         ));
         evd::self_adjoint_evd(
             a.view(),
@@ -185,7 +184,7 @@ impl Matrix {
             Some(vectors.as_mut()),
             Par::Seq,
             MemStack::new(&mut memory),
-            Default::default(),
+            Spec::default(),
         )
         .ok()?;
         drop(memory);
@@ -295,7 +294,7 @@ fn singular(matrix: MatRef<f64>, scale: f64) -> Option<Singular> {
     let (mut left, mut right) = (Mat::zeros(rows, size), Mat::zeros(columns, size));
     let mut values = Diag::zeros(size);
     let thin = ComputeSvdVectors::Thin;
-    let need = svd::svd_scratch::<f64>(rows, columns, thin, thin, Par::Seq, Default::default());
+    let need = svd::svd_scratch::<f64>(rows, columns, thin, thin, Par::Seq, Spec::default());
     let mut memory = MemBuffer::new(need);
     svd::svd(
         matrix,
@@ -304,7 +303,7 @@ fn singular(matrix: MatRef<f64>, scale: f64) -> Option<Singular> {
         Some(right.as_mut()),
         Par::Seq,
         MemStack::new(&mut memory),
-        Default::default(),
+        Spec::default(),
     )
     .ok()?;
     let mut values: Vec<f64> = values.column_vector().iter().copied().collect();
@@ -323,7 +322,7 @@ pub(crate) fn matrix_bytes(rows: usize, columns: usize) -> u64 {
 #[must_use]
 pub(crate) fn singular_bytes(rows: usize, columns: usize) -> u64 {
     let thin = ComputeSvdVectors::Thin;
-    let scratch = svd::svd_scratch::<f64>(rows, columns, thin, thin, Par::Seq, Default::default());
+    let scratch = svd::svd_scratch::<f64>(rows, columns, thin, thin, Par::Seq, Spec::default());
     let size = rows.min(columns);
     scratch.unaligned_bytes_required() as u64
         + matrix_bytes(rows, size)
@@ -334,6 +333,6 @@ pub(crate) fn singular_bytes(rows: usize, columns: usize) -> u64 {
 #[must_use]
 pub(crate) fn eigen_bytes(size: usize) -> u64 {
     let yes = ComputeEigenvectors::Yes;
-    let scratch = evd::self_adjoint_evd_scratch::<f64>(size, yes, Par::Seq, Default::default());
+    let scratch = evd::self_adjoint_evd_scratch::<f64>(size, yes, Par::Seq, Spec::default());
     scratch.unaligned_bytes_required() as u64 + matrix_bytes(size, size)
 }

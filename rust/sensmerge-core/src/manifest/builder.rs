@@ -5,16 +5,16 @@ use std::sync::Arc;
 
 use super::check::check;
 use super::matching::{Matched, Matcher, Missing};
+use super::matrices;
 use super::packing::{OutDtype, OutFormat};
 use super::prefix::under_the_names_of;
 use super::view::{Checkpoints, View};
-use super::{Content, File, Manifest, Merge, Model, Output, Source, VERSION};
+use super::{Content, File, Manifest, Merge, Model, Output, VERSION};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::method::{Base, Kind, Owner, Schema, Semantics, Settings, find};
 use crate::numbers::{Number, Numbers};
 use crate::program::Operand;
-use crate::program::matrix::{self, CombineMatrices};
 
 /// Output tensors that are merged from the same models: a whole model, or a slice of it.
 ///
@@ -264,7 +264,7 @@ impl Builder {
         built.tensors.sort_by(|one, other| one.name.cmp(&other.name));
         let notes = self.format.notes(&built, checkpoints.all())?;
         built.notes.extend(notes);
-        let notes = program.matrices.map(|combine| of_matrices(&built, &*combine));
+        let notes = program.matrices.map(|combine| matrices::notes(&built, &*combine));
         built.notes.extend(notes.unwrap_or_default());
         built.notes.sort();
         built.notes.dedup();
@@ -384,32 +384,6 @@ impl Builder {
             )),
         }
     }
-}
-
-/// What to tell of a merge that takes matrices as wholes: how much memory the most demanding takes, and
-/// what the method says of adapters, if some experts are.
-fn of_matrices(built: &Manifest, combine: &dyn CombineMatrices) -> Vec<String> {
-    let mut notes = Vec::new();
-    let method = &built.method.name;
-    let needs = built.merges().map(|(output, merge)| {
-        (matrix::bytes(combine, &merge.subject(output, built.seed)), output)
-    });
-    let largest = needs.max_by_key(|(bytes, _)| *bytes).filter(|(bytes, _)| *bytes > 1_000_000);
-    if let Some((bytes, output)) = largest {
-        notes.push(format!(
-            "{method} merges whole matrices, each on one thread: one of '{}' takes {:.1} MB of memory, \
-             more than any other",
-            output.name,
-            bytes as f64 / 1e6
-        ));
-    }
-    let adapted = |(_, merge): (&Output, &Merge)| {
-        merge.experts.iter().any(|source| matches!(source, Source::LowRank(_)))
-    };
-    if built.merges().any(adapted) {
-        notes.extend(combine.on_adapters().map(|words| format!("{method}: {words}")));
-    }
-    notes
 }
 
 fn check_models(schema: &Schema, part: &Part) -> Result<()> {

@@ -1,4 +1,4 @@
-//! ACTMat: the least-squares merge whose statistics of inputs are `C_i = δ_iᵀ δ_i`.
+//! `ACTMat`: the least-squares merge whose statistics of inputs are `C_i = δ_iᵀ δ_i`.
 //!
 //! For every matrix, `δ* = (Σ w_i δ_i C_i) (Σ w_i C_i + ρ I)⁻¹`, where ρ is `ridge` times the mean eigenvalue
 //! of `Σ w_i C_i`; with `ridge: 0` the pseudo-inverse. `θ = θ₀ + λ δ*`. Other tensors are the weighted

@@ -58,14 +58,14 @@ impl Triplets {
 
 impl CombineMatrices for Triplets {
     fn combine(&self, subject: &Subject, shape: [usize; 2], read: Read) -> Result<Matrix> {
-        let share = Self::share(subject, shape);
-        let count = share * subject.models;
+        let each = Self::share(subject, shape);
+        let count = each * subject.models;
         let (mut left, mut right) = (Vectors::new(shape[0], count), Vectors::new(shape[1], count));
         let mut values = Vec::with_capacity(count);
         for model in 0..subject.models {
             let found = singular(subject, &weighted(subject, read, model)?)?;
-            found.append_to(&mut left, &mut right, share);
-            values.extend(found.values.iter().take(share));
+            found.append_to(&mut left, &mut right, each);
+            values.extend(found.values.iter().take(each));
         }
         rebuilt(subject, left, &values, right)
     }
