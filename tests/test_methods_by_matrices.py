@@ -405,8 +405,8 @@ def test_quantised_models_are_read_and_written(tmp_path: Path, scheme: Scheme) -
     stored = {key.removeprefix(name): part for key, part in read(tmp_path / "out").items()}
     coded = scheme.value(scheme.parts(exact))
     found = scheme.value(stored)
-    # Rounded from float64 there, from float32 here: scales differ in their last bit, and a few codes by
-    # one step.
+    # Rounded from float64 there, from float32 here: scales differ in their last bit, and a few
+    # codes by one step.
     differing = ~torch.isclose(found, coded, rtol=1e-6, atol=0.0)
     assert differing.double().mean() < 1e-3
     torch.testing.assert_close(found, coded, rtol=0.3, atol=0.02)
