@@ -106,6 +106,27 @@ impl<T: Real> Join<T> for Merged {
     }
 }
 
+/// The budget where nothing tells of memory.
+const UNKNOWN: u64 = 4_000_000_000;
+
+/// Limits of a container's memory, in the two forms that Linux has.
+const LIMITS: [&str; 2] =
+    ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+
+/// Half of the memory that is available, to the machine and to a container.
+pub(super) fn half_of_memory() -> u64 {
+    let told = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let limits = LIMITS.iter().filter_map(|path| std::fs::read_to_string(path).ok());
+    half_of(&told, limits.filter_map(|limit| limit.trim().parse().ok()))
+}
+
+fn half_of(told: &str, limits: impl Iterator<Item = u64>) -> u64 {
+    let line = told.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kilobytes = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse().ok());
+    let available = kilobytes.map(|kilobytes: u64| kilobytes.saturating_mul(1024));
+    available.into_iter().chain(limits).min().map_or(UNKNOWN, |bytes| bytes / 2)
+}
+
 /// Work on every piece, each of which needs some bytes of memory, on all threads of the pool; so many
 /// at a time that together they need no more than `budget`, but at least one.
 pub(super) fn within<P: Send>(
@@ -195,6 +216,14 @@ mod tests {
             assert_eq!(done.into_inner(), 200);
             assert!(most.into_inner() <= budget.max(7));
         }
+    }
+
+    #[test]
+    fn half_of_the_least_limit_is_the_budget() {
+        let told = "MemTotal:       24 kB\nMemAvailable:       16 kB\n";
+        assert_eq!(half_of(told, [].into_iter()), 8 * 1024);
+        assert_eq!(half_of(told, [1 << 40, 1000].into_iter()), 500);
+        assert_eq!(half_of("", [].into_iter()), UNKNOWN);
     }
 
     #[test]

@@ -61,9 +61,6 @@ use window::{WINDOW_ENTRIES, precision, windows};
 /// computing type.
 pub const DEFAULT_CHUNK_BYTES: usize = 1 << 20;
 
-/// Default of [`Options::matrix_bytes`].
-pub const DEFAULT_MATRIX_BYTES: u64 = 4_000_000_000;
-
 /// Options of a merge. None of them changes the value of a merged entry.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -80,8 +77,9 @@ pub struct Options {
     pub overwrite: bool,
     /// Write NaN and infinite values instead of refusing NaN in inputs and merges that overflow.
     pub allow_nan: bool,
-    /// Bytes that matrices which are merged as wholes may take together; one is always merged.
-    pub matrix_bytes: u64,
+    /// Bytes that matrices which are merged as wholes may take together; one is always merged. `None` is
+    /// half of the memory that is available when they are merged.
+    pub matrix_bytes: Option<u64>,
 }
 
 impl Default for Options {
@@ -93,7 +91,7 @@ impl Default for Options {
             sync: true,
             overwrite: false,
             allow_nan: false,
-            matrix_bytes: DEFAULT_MATRIX_BYTES,
+            matrix_bytes: None,
         }
     }
 }

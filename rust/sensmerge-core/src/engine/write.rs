@@ -88,7 +88,8 @@ pub(super) fn write<T: Computed>(
             let bytes =
                 |chunk: &Chunk| matrix::bytes(&**combine, &stage.tensors[chunk.tensor].subject());
             let pieces = pieces.into_iter().map(|piece| (bytes(piece.0), piece)).collect();
-            matrices::within(stage.job.options.matrix_bytes, pieces, merge)
+            let budget = stage.job.options.matrix_bytes.unwrap_or_else(matrices::half_of_memory);
+            matrices::within(budget, pieces, merge)
         }
     }
 }

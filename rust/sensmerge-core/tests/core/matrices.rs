@@ -40,7 +40,9 @@ fn any_budget_and_any_threads_give_the_same_model() {
     let folder = tempdir().unwrap();
     let (manifest, inputs) = planned(folder.path());
     let mut found = BTreeSet::new();
-    for (threads, matrix_bytes) in [(1, 0), (4, 0), (4, 1_500_000), (4, u64::MAX)] {
+    let budgets = [Some(0), Some(1_500_000), Some(u64::MAX), None];
+    for (threads, matrix_bytes) in budgets.map(|budget| (4, budget)).into_iter().chain([(1, None)])
+    {
         let options = Options {
             threads: Some(threads),
             matrix_bytes,
