@@ -61,8 +61,9 @@ ARROWS = {
     "random": {"processor"},
     "kernel": {"dtype", "processor", "random"},
     "checkpoint": {"dtype", "error"},
+    "linear": set(),
     "numbers": set(),
-    "program": {"dtype", "error", "kernel", "numbers", "random"},
+    "program": {"dtype", "error", "kernel", "linear", "numbers", "random"},
     "method": {"program"},
     "manifest": {"checkpoint", "dtype", "error", "method", "numbers", "program"},
     "engine": {
@@ -70,6 +71,7 @@ ARROWS = {
         "dtype",
         "error",
         "kernel",
+        "linear",
         "manifest",
         "method",
         "numbers",

@@ -6,7 +6,8 @@ arithmetic (Ilharco et al. 2023), TIES (Yadav et al. 2023), DARE (Yu et al. 2024
 (arXiv 2601.13572), spherical interpolation (Shoemake 1985), the Karcher mean (Grove and Karcher
 1973), Model Stock (Jang et al. 2024), MagMax (Marczak et al. 2024), EMR-Merging (Huang et al.
 2024), Consensus Task Arithmetic (Wang et al. 2024), PCB-Merging (Du et al. 2024), WIDEN (Yu et al.
-2024), WSM (Tian et al. 2025), Philox (Salmon et al. 2011), and mergekit.
+2024), WSM (Tian et al. 2025), TSV-Merge (Gargiulo et al. 2025), Iso-C and Iso-CTS (Marczak et al.
+2025), ACTMat, WUDI (Cheng et al. 2025), Philox (Salmon et al. 2011), and mergekit.
 
 A model is a mapping of arrays by tensor name. ``weights[name]`` holds one weight per expert: the
 recipe's weight times K·σ of the tensor's layer (Eq. 7). K is the number of experts, L that of
@@ -22,6 +23,15 @@ from sensmerge.reference.coefficients import sensitivity, sigma
 from sensmerge.reference.columns import widen
 from sensmerge.reference.consensus import disjoint, elect
 from sensmerge.reference.entries import arcee_fusion, importance, nearswap, passthrough, ram, sce
+from sensmerge.reference.matrices import (
+    by_matrix,
+    iso_c,
+    iso_cts,
+    mean_of_weighted,
+    nearest,
+    tsv,
+    weighted_mean,
+)
 from sensmerge.reference.merging import linear, merge
 from sensmerge.reference.sparse import (
     band,
@@ -41,19 +51,24 @@ __all__ = [
     "arcee_fusion",
     "band",
     "band_of_rows",
+    "by_matrix",
     "consensus",
     "disjoint",
     "drop",
     "elect",
     "emr",
     "importance",
+    "iso_c",
+    "iso_cts",
     "karcher",
     "keep_mask",
     "linear",
     "magmax",
+    "mean_of_weighted",
     "merge",
     "model_stock",
     "multislerp",
+    "nearest",
     "nearswap",
     "nuslerp",
     "passthrough",
@@ -68,6 +83,8 @@ __all__ = [
     "slerp",
     "trim_model",
     "trim_tensor",
+    "tsv",
+    "weighted_mean",
     "widen",
     "wsm",
 ]

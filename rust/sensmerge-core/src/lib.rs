@@ -37,6 +37,7 @@
 //!    │         └─▶ checkpoint ─▶ dtype
 //!    └─▶ all of these
 //! engine, manifest, program ─▶ numbers
+//! engine, program ─▶ linear
 //! engine, manifest, checkpoint, program ─▶ error
 //! ```
 //!
@@ -46,6 +47,7 @@ pub mod checkpoint;
 pub mod dtype;
 pub mod engine;
 pub mod error;
+mod linear;
 pub mod manifest;
 pub mod method;
 mod numbers;

@@ -67,7 +67,15 @@ pub(crate) fn merge(
     let cards = cards.into_iter().map(|(name, content)| Sidecar::Card { name, content });
     let sidecars: Vec<Sidecar> = copies.chain(texts).chain(cards).collect();
     let chunk_bytes = chunk_bytes.unwrap_or(DEFAULT_CHUNK_BYTES);
-    let options = Options { threads, chunk_bytes, max_shard_bytes, sync, overwrite, allow_nan };
+    let options = Options {
+        threads,
+        chunk_bytes,
+        max_shard_bytes,
+        sync,
+        overwrite,
+        allow_nan,
+        ..Options::default()
+    };
     let monitor = Monitor::new();
     let summary = enter(py, &monitor, progress, || {
         let inputs = inputs(&manifest, models)?;

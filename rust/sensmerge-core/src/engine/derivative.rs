@@ -20,6 +20,10 @@ pub(super) fn derivatives<T: Computed>(
     gradient: Buffer,
 ) -> Result<Vec<f64>> {
     let [tensor] = stage.tensors else { return Ok(Vec::new()) };
+    if stage.job.program.matrices.is_some() {
+        let reason = format!("the weights of {} cannot be learned", stage.job.manifest.method.name);
+        return Err(Error::setting("merge_method", reason));
+    }
     gradient.check_length("gradient", tensor.elements())?;
     let combination = Combination::new(stage.job, tensor, &decided.found[place]);
     let of_chunk = |chunk: &Chunk| {

@@ -20,6 +20,7 @@ pub mod difference;
 mod entries;
 mod inputs;
 mod low_rank;
+mod matrices;
 mod monitor;
 mod pack;
 mod pool;
@@ -54,7 +55,7 @@ pub use prepare::Prepared;
 pub use read::read_into;
 use stage::Stage;
 use tensor::{Precision, Tensor};
-use window::{precision, windows};
+use window::{WINDOW_ENTRIES, precision, windows};
 
 /// Default size of a chunk: the part of a tensor that a thread works on at a time, in bytes of the
 /// computing type.
@@ -76,6 +77,9 @@ pub struct Options {
     pub overwrite: bool,
     /// Write NaN and infinite values instead of refusing NaN in inputs and merges that overflow.
     pub allow_nan: bool,
+    /// Bytes that matrices which are merged as wholes may take together; one is always merged. `None` is
+    /// half of the memory that is available when they are merged.
+    pub matrix_bytes: Option<u64>,
 }
 
 impl Default for Options {
@@ -87,6 +91,7 @@ impl Default for Options {
             sync: true,
             overwrite: false,
             allow_nan: false,
+            matrix_bytes: None,
         }
     }
 }
@@ -317,8 +322,15 @@ fn tensors_and_stages<'e>(job: &Job<'e>) -> Result<(Vec<Tensor<'e>>, Vec<Range<u
         let all = 0..tensors.len();
         return Ok((tensors, vec![all]));
     }
+    if job.program.matrices.is_some() {
+        for tensor in &mut tensors {
+            tensor.precision = Precision::Double;
+            tensor.matrices = tensor.subject().matrices();
+        }
+    }
     let mut start = 0;
-    let stages = windows(&tensors).into_iter().map(|window| {
+    let entries = if job.program.matrices.is_some() { usize::MAX } else { WINDOW_ENTRIES };
+    let stages = windows(&tensors, entries).into_iter().map(|window| {
         start += window.len();
         start - window.len()..start
     });

@@ -28,6 +28,8 @@ pub(super) struct Tensor<'m> {
     pub(super) output: &'m Output,
     pub(super) merge: &'m Merge,
     pub(super) precision: Precision,
+    /// The shape of its matrices, if the program takes them as wholes.
+    pub(super) matrices: Option<[usize; 2]>,
     /// The dtype it is rounded to.
     pub(super) dtype: Float,
     seed: u64,
@@ -64,6 +66,7 @@ impl<'m> Tensor<'m> {
             output,
             merge,
             precision: if double { Precision::Double } else { Precision::Single },
+            matrices: None,
             dtype,
             seed: manifest.seed,
             entry_bytes: base.iter().chain(&experts).map(Entries::entry_bytes).sum(),

@@ -15,7 +15,7 @@ use crate::program::block::BLOCK;
 use crate::program::sweep::Chunk;
 
 /// Entries of a window, at most, unless a single tensor has more: 256 chunks of float32.
-const WINDOW_ENTRIES: usize = 1 << 26;
+pub(super) const WINDOW_ENTRIES: usize = 1 << 26;
 
 /// Tensors of a window, at most. Not one: a model may have 20,000 small tensors.
 const WINDOW_TENSORS: usize = 4096;
@@ -24,11 +24,15 @@ const WINDOW_TENSORS: usize = 4096;
 /// over columns are sums of the chunks' sums, and would change with it.
 const CHUNK_OF_ROWS: usize = 1 << 18;
 
-/// Number of entries of a chunk of `tensor`: whole blocks or rows, and whole rows of tiles where its
+/// Number of entries of a chunk of `tensor`: a matrix that is taken as a whole; otherwise whole blocks or rows, and whole rows of tiles where its
 /// output is quantised.
 pub(super) fn chunk_entries<T: Real>(tensor: &Tensor, blocks: Blocks, chunk_bytes: usize) -> usize {
     let row_length = tensor.subject().row_length().max(1);
     let (unit, about) = match blocks {
+        _ if tensor.matrices.is_some() => {
+            let size = tensor.matrices.map_or(0, |[rows, columns]| rows * columns);
+            (size, size)
+        }
         Blocks::Flat => (BLOCK, chunk_bytes / size_of::<T>()),
         Blocks::Rows | Blocks::WholeRows => (row_length, CHUNK_OF_ROWS),
     };
@@ -98,8 +102,8 @@ pub(super) fn blocks(
     })
 }
 
-/// Cut `tensors` into windows.
-pub(super) fn windows<'t, 'm>(tensors: &'t [Tensor<'m>]) -> Vec<&'t [Tensor<'m>]> {
+/// Cut `tensors` into windows of so many entries at most, unless a single tensor has more.
+pub(super) fn windows<'t, 'm>(tensors: &'t [Tensor<'m>], most: usize) -> Vec<&'t [Tensor<'m>]> {
     let mut windows = Vec::new();
     let mut rest = tensors;
     while let Some(first) = rest.first() {
@@ -108,7 +112,7 @@ pub(super) fn windows<'t, 'm>(tensors: &'t [Tensor<'m>]) -> Vec<&'t [Tensor<'m>]
         let fits = |tensor: &&Tensor| {
             entries += tensor.elements();
             let alike = tensor.precision == precision && tensor.experts() == experts;
-            alike && entries <= WINDOW_ENTRIES
+            alike && entries <= most
         };
         let length = rest.iter().take(WINDOW_TENSORS).take_while(fits).count().max(1);
         let (window, others) = rest.split_at(length);

@@ -17,6 +17,7 @@ use rayon::prelude::*;
 
 use super::Job;
 use super::destination::{Destination, Slot};
+use super::matrices;
 use super::stage::{Decided, Stage, Worker, carried};
 use super::tensor::Tensor;
 use super::window::chunk_entries;
@@ -26,6 +27,7 @@ use crate::kernel::finite::{all_finite, has_infinite, has_nan};
 use crate::kernel::weighted_sum::scale_and_add;
 use crate::manifest::{Packing, Source, Stored};
 use crate::program::block::{BLOCK, Block, Parts};
+use crate::program::matrix;
 use crate::program::sweep::Chunk;
 use crate::program::{Computed, Join, Operand};
 
@@ -67,9 +69,29 @@ pub(super) fn write<T: Computed>(
         found.extend(targets(stage, tensor, destination)?);
     }
     let pieces: Vec<(&Chunk, Target)> = stage.chunks.iter().zip(found).collect();
-    pieces.into_par_iter().try_for_each(|(chunk, target)| {
-        merge_chunk(stage, decided, &combinations[chunk.tensor], chunk, target)
-    })
+    let merge = |(chunk, target): (&Chunk, Target)| {
+        let tensor = &stage.tensors[chunk.tensor];
+        let combination = &combinations[chunk.tensor];
+        match (&stage.job.program.matrices, tensor.matrices) {
+            (Some(combine), Some(_)) => {
+                let whole = matrices::merged(stage.job, tensor, chunk, &**combine)?;
+                let lambda = combination.lambda;
+                let combination = Combination { join: Box::new(whole), lambda };
+                merge_chunk(stage, decided, &combination, chunk, target)
+            }
+            _ => merge_chunk(stage, decided, combination, chunk, target),
+        }
+    };
+    match &stage.job.program.matrices {
+        None => pieces.into_par_iter().try_for_each(merge),
+        Some(combine) => {
+            let bytes =
+                |chunk: &Chunk| matrix::bytes(&**combine, &stage.tensors[chunk.tensor].subject());
+            let pieces = pieces.into_iter().map(|piece| (bytes(piece.0), piece)).collect();
+            let budget = stage.job.options.matrix_bytes.unwrap_or_else(matrices::half_of_memory);
+            matrices::within(budget, pieces, merge)
+        }
+    }
 }
 
 /// The destinations of a tensor's chunks. The shape of a quantised tensor is written at once.
@@ -191,7 +213,9 @@ pub(super) fn read<T: Computed>(
     block.start(entries.clone());
     tensor.read_base(entries.clone(), block.parts().base);
     let hides = |model| decided.steps.iter().any(|step| step[place].may_hide_nan(model));
-    for model in 0..block.models() {
+    // Whole matrices are combined already.
+    let models = if tensor.matrices.is_some() { 0 } else { block.models() };
+    for model in 0..models {
         tensor.read_expert(model, entries.clone(), block.row_mut(model));
         // Unless a step may set it to 0, NaN reaches the output, where `round` finds it.
         if hides(model) && !stage.job.options.allow_nan && has_nan(block.row(model)) {
@@ -336,7 +360,11 @@ fn nan_input(job: &Job, tensor: &Tensor, expert: Option<usize>) -> Error {
 
 /// The checkpoint and the tensor's name in it, of the base or of an expert. Of several stored tensors
 /// it is the first that holds values which are not finite, if there is one.
-fn input_of(job: &Job, tensor: &Tensor, expert: Option<usize>) -> (std::path::PathBuf, String) {
+pub(super) fn input_of(
+    job: &Job,
+    tensor: &Tensor,
+    expert: Option<usize>,
+) -> (std::path::PathBuf, String) {
     let source = match expert {
         None => tensor.merge.base.as_ref(),
         Some(expert) => Some(&tensor.merge.experts[expert]),

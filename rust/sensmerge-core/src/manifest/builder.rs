@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::check::check;
 use super::matching::{Matched, Matcher, Missing};
+use super::matrices;
 use super::packing::{OutDtype, OutFormat};
 use super::prefix::under_the_names_of;
 use super::view::{Checkpoints, View};
@@ -244,7 +245,8 @@ impl Builder {
             switches,
             base: with_base != 0 && schema.base != Base::Unused,
         };
-        let operand = method.program(&settings).operand;
+        let program = method.program(&settings);
+        let operand = program.operand;
         let given = std::mem::take(&mut self.checkpoints);
         let checkpoints = Checkpoints::new(given, parts.iter().flat_map(Part::views));
         let mut built = Manifest {
@@ -262,6 +264,8 @@ impl Builder {
         built.tensors.sort_by(|one, other| one.name.cmp(&other.name));
         let notes = self.format.notes(&built, checkpoints.all())?;
         built.notes.extend(notes);
+        let notes = program.matrices.map(|combine| matrices::notes(&built, &*combine));
+        built.notes.extend(notes.unwrap_or_default());
         built.notes.sort();
         built.notes.dedup();
         built.notes.splice(0..0, std::mem::take(&mut self.notes));

@@ -11,6 +11,7 @@ mod advice;
 mod builder;
 mod check;
 mod matching;
+mod matrices;
 mod packing;
 mod patch;
 mod prefix;

@@ -4,6 +4,7 @@
 //! A new method needs a file here and a line in `METHODS`. No other code of this crate and the Python
 //! package names a method, apart from the package's demo, which writes recipes, and its reference.
 
+mod actmat;
 mod arcee_fusion;
 mod breadcrumbs;
 mod breadcrumbs_ties;
@@ -13,6 +14,8 @@ mod dare_ties;
 mod della;
 mod della_linear;
 mod emr;
+mod iso_c;
+mod iso_cts;
 mod karcher;
 mod linear;
 mod magmax;
@@ -29,8 +32,10 @@ mod schema;
 mod slerp;
 mod task_arithmetic;
 mod ties;
+mod tsv;
 mod widen;
 mod wsm;
+mod wudi;
 
 use std::collections::BTreeMap;
 
@@ -55,7 +60,7 @@ pub(crate) trait Method: Sync {
 }
 
 /// Every method, in the order of the documentation.
-pub(crate) static METHODS: [&dyn Method; 26] = [
+pub(crate) static METHODS: [&dyn Method; 31] = [
     &linear::Linear,
     &wsm::Wsm,
     &task_arithmetic::TaskArithmetic,
@@ -79,6 +84,11 @@ pub(crate) static METHODS: [&dyn Method; 26] = [
     &multislerp::Multislerp,
     &karcher::Karcher,
     &model_stock::ModelStock,
+    &tsv::Tsv,
+    &iso_c::IsoC,
+    &iso_cts::IsoCts,
+    &actmat::Actmat,
+    &wudi::Wudi,
     &nearswap::Nearswap,
     &arcee_fusion::ArceeFusion,
     &passthrough::Passthrough,

@@ -188,6 +188,38 @@ impl Parameter {
         }
     }
 
+    /// The weight of a model in a mean, which cannot be negative.
+    #[must_use]
+    pub fn weight_of_a_mean() -> Self {
+        let range = Range { above: None, least: Some(0.0), most: None };
+        let kind = Kind::Number { default: Some(1.0), range, by_tensor: true, search: None };
+        Self { kind, ..Self::weight() }
+    }
+
+    /// Whether a tensor's matrices are merged as wholes (1), or as other tensors are (0).
+    #[must_use]
+    pub fn matrices() -> Self {
+        let range = Range { above: None, least: Some(0.0), most: Some(1.0) };
+        Self {
+            name: crate::program::matrix::SWITCH,
+            summary: "1: merge matrices as wholes; 0: as other tensors",
+            owner: Owner::Merge,
+            kind: Kind::Number { default: Some(1.0), range, by_tensor: true, search: None },
+        }
+    }
+
+    /// What is added to the diagonal of a linear system, as a multiple of its mean eigenvalue.
+    #[must_use]
+    pub fn ridge() -> Self {
+        let range = Range { above: None, least: Some(0.0), most: None };
+        Self {
+            name: "ridge",
+            summary: "added to the diagonal, as a multiple of the mean eigenvalue",
+            owner: Owner::Merge,
+            kind: Kind::Number { default: Some(1e-6), range, by_tensor: true, search: None },
+        }
+    }
+
     /// The scale of the merged task vector.
     #[must_use]
     pub fn lambda() -> Self {

@@ -6,6 +6,8 @@
 //! partial results over blocks of entries are merged into one. A part runs its reductions on a
 //! [`Sweep`], with which the engine reads the entries; nothing here depends on files or threads.
 //!
+//! Where rows are not enough, a program combines whole matrices instead ([`matrix`]).
+//!
 //! A new part is one file here. It is generic over the computing type; the traits [`Step`] and
 //! [`Combine`] stand for its instances in both types.
 
@@ -22,6 +24,7 @@ pub(crate) mod fusion;
 pub(crate) mod gram;
 pub(crate) mod idle;
 pub(crate) mod largest;
+pub(crate) mod matrix;
 pub(crate) mod near;
 pub(crate) mod random_drop;
 pub(crate) mod ranked_drop;
@@ -29,6 +32,8 @@ pub(crate) mod rescale;
 mod sample;
 mod select;
 pub(crate) mod significance;
+pub(crate) mod singular;
+pub(crate) mod solve;
 pub(crate) mod sum;
 pub(crate) mod sweep;
 mod threshold;
@@ -41,6 +46,7 @@ use crate::dtype::Real;
 use crate::error::Result;
 use crate::numbers::{Number, Numbers};
 use block::Block;
+use matrix::CombineMatrices;
 pub(crate) use sweep::{Reduction, Sweep};
 
 /// The tensors that are combined.
@@ -80,8 +86,10 @@ pub(crate) struct Program {
     pub(crate) operand: Operand,
     /// The changes of task vectors before they are combined, in this order.
     pub(crate) steps: Vec<Box<dyn Step>>,
-    /// The combination.
+    /// The combination of rows, in blocks.
     pub(crate) combine: Box<dyn Combine>,
+    /// The combination of whole matrices; `combine` is then for all other tensors.
+    pub(crate) matrices: Option<Box<dyn CombineMatrices>>,
 }
 
 impl Program {
@@ -91,7 +99,16 @@ impl Program {
         steps: Vec<Box<dyn Step>>,
         combine: impl Combine + 'static,
     ) -> Self {
-        Self { operand, steps, combine: Box::new(combine) }
+        Self { operand, steps, combine: Box::new(combine), matrices: None }
+    }
+
+    /// Compose a program that combines whole matrices of task vectors, and other tensors by `combine`.
+    pub(crate) fn of_matrices(
+        matrices: impl CombineMatrices + 'static,
+        combine: impl Combine + 'static,
+    ) -> Self {
+        let matrices: Option<Box<dyn CombineMatrices>> = Some(Box::new(matrices));
+        Self { matrices, ..Self::new(Operand::TaskVectors, Vec::new(), combine) }
     }
 
     /// The widest scope of its reductions.
@@ -114,6 +131,10 @@ impl Program {
     /// [`Error::Setting`](crate::Error::Setting) that names the parameter and the tensor.
     pub(crate) fn check(&self, subject: &Subject) -> Result<()> {
         self.steps.iter().try_for_each(|step| step.check(subject))?;
+        if let Some(matrices) = &self.matrices {
+            matrix::check(subject)?;
+            matrices.check(subject)?;
+        }
         self.combine.check(subject)
     }
 

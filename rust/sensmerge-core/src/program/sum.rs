@@ -62,6 +62,21 @@ impl<T: Real> CombineOn<T> for WeightedSum {
     }
 }
 
+/// `Σ w_i x_i / K`: the mean of the weighted models.
+#[derive(Debug)]
+pub(crate) struct WeightedMean;
+
+impl Combine for WeightedMean {}
+
+impl<T: Real> CombineOn<T> for WeightedMean {
+    fn bind(&self, subject: &Subject, _: &[f64]) -> Box<dyn Join<T>> {
+        Box::new(Summed {
+            weights: subject.numbers("weight").iter().copied().map(T::from_f64).collect(),
+            divisor: Some(T::from_f64(subject.models as f64)),
+        })
+    }
+}
+
 /// One model, multiplied by a parameter of its own.
 #[derive(Debug)]
 pub(crate) struct Scaled {

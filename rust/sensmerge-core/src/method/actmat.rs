@@ -1,0 +1,45 @@
+//! `ACTMat`: the least-squares merge whose statistics of inputs are `C_i = δ_iᵀ δ_i`.
+//!
+//! For every matrix, `δ* = (Σ w_i δ_i C_i) (Σ w_i C_i + ρ I)⁻¹`, where ρ is `ridge` times the mean eigenvalue
+//! of `Σ w_i C_i`; with `ridge: 0` the pseudo-inverse. `θ = θ₀ + λ δ*`. Other tensors are the weighted
+//! mean of the task vectors, times λ.
+//!
+//! merge-and-rebase. Both semantics are the same.
+
+use super::{Base, Count, Method, Parameter, Schema, Semantics, Settings};
+use crate::program::Program;
+use crate::program::solve::{Solution, Statistic};
+use crate::program::sum::{Cancelling, WeightedSum};
+
+pub(super) struct Actmat;
+
+impl Method for Actmat {
+    fn schema(&self, _: Semantics) -> Schema {
+        Schema {
+            name: "actmat",
+            title: "ACTMat",
+            summary: "the matrix nearest to all experts, on inputs told by their task vectors",
+            source: "merge-and-rebase",
+            base: Base::Needed,
+            models: Count::at_least(1),
+            parameters: vec![
+                Parameter::weight_of_a_mean(),
+                Parameter::lambda(),
+                Parameter::ridge(),
+                Parameter::matrices(),
+            ],
+            coefficients: true,
+            learnable: false,
+        }
+    }
+
+    fn program(&self, _: &Settings) -> Program {
+        let solution = Solution { statistic: Statistic::TaskVector, ridge: "ridge" };
+        let mean = WeightedSum { normalize: true, cancelling: Cancelling::NotDivided };
+        Program::of_matrices(solution, mean)
+    }
+
+    fn in_mergekit(&self) -> bool {
+        false
+    }
+}
