@@ -70,8 +70,8 @@ def test_slices() -> None:
     data = {"merge_method": "ties", "base_model": "b", "slices": slices}
     lines = explain(Recipe.from_dict(data)).splitlines()
     lines = [line.strip() for line in lines]
-    assert "slice 0: layers 0 to 1 of b, layers 0 to 1 of x" in lines
-    assert "slice 1: layers 2 to 2 of b, layers 1 to 1 of y" in lines
+    assert "slices[0]: layers 0 to 1 of b, layers 0 to 1 of x" in lines
+    assert "slices[1]: layers 2 to 2 of b, layers 1 to 1 of y" in lines
     assert "lambda: 2 (from the slice's parameters)" in lines
     assert "lambda: 1 (the default)" in lines
     assert "density: 0.5 (from the slice's parameters), for every model" in lines

@@ -14,6 +14,7 @@ from sensmerge.models.vocabulary.output import (
     output_vocabulary,
 )
 from sensmerge.recipe import Dtype
+from sensmerge.recipe.modules import REST
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,10 +45,10 @@ def merged_config(recipe: Recipe, models: Models, manifest: _core.Manifest) -> d
     if not config:
         return config
     config = with_dtype(config, recipe.out_dtype or recipe.dtype)
-    if recipe.slices is not None:
-        stack = Stack.of(recipe, models)
-        layers = [layer for place in range(len(recipe.parts)) for layer in stack.layers(place)]
-        _restack(text_config(config), layers)
+    for module in {part.module for part in recipe.slices or ()} & {None, *REST}:
+        layers = Stack.of(recipe, models, module).layers()
+        if layers:
+            _restack(text_config(config), layers)
     output = output_vocabulary(recipe, models)
     if output.rows is not None and output.rows != models.template.token_rows:
         text_config(config)["vocab_size"] = output.rows

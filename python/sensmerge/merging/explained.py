@@ -53,7 +53,7 @@ def _explained(recipe: Recipe, stages: set[str]) -> Iterator[str]:
     yield "parameters"
     for part in recipe.parts:
         if recipe.slices is not None:
-            yield f"  slice {recipe.slices.index(part)}: {_layers(part)}"
+            yield f"  {part.key}: {_layers(part)}"
         yield from (f"  {line}" for line in _parameters(recipe, part))
     yield ""
     yield "output"

@@ -75,19 +75,23 @@ def text_config(config: dict[str, Any]) -> dict[str, Any]:
     return nested if isinstance(nested, dict) else config
 
 
-def decoder_of(tensors: Iterable[str], config: dict[str, Any]) -> Decoder | None:
-    """The numbered layers of the language model.
-
-    Where a model has several kinds of numbered layers, as those with a vision tower have, the ones
-    that the config counts; None if that leaves no or several kinds.
-    """
+def kinds(tensors: Iterable[str]) -> list[Decoder]:
+    """All kinds of numbered layers; a model with a vision tower has several."""
     found: dict[str, set[int]] = {}
     for block in blocks(tensors):
         prefix, number = _number(block)
         found.setdefault(prefix, set()).add(number)
-    kinds = [Decoder(prefix, max(numbers) + 1) for prefix, numbers in found.items()]
-    if len(kinds) > 1:
+    return [Decoder(prefix, max(numbers) + 1) for prefix, numbers in found.items()]
+
+
+def decoder_of(tensors: Iterable[str], config: dict[str, Any]) -> Decoder | None:
+    """The numbered layers of the language model.
+
+    Of several kinds, the ones that the config counts; None if that leaves no or several kinds.
+    """
+    found = kinds(tensors)
+    if len(found) > 1:
         said = text_config(config)
         depths = [said.get(key) for key in DEPTHS]
-        kinds = [kind for kind in kinds if kind.count in depths]
-    return kinds[0] if len(kinds) == 1 else None
+        found = [kind for kind in found if kind.count in depths]
+    return found[0] if len(found) == 1 else None

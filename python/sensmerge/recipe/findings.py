@@ -19,6 +19,18 @@ class Findings:
         self._notes: list[str] = []
         self._unread: set[str] = set()
         self._unused: dict[tuple[str, str], list[str]] = {}
+        self._moved: dict[Location, Location] = {}
+
+    def moved(self, location: Location, written: Location) -> None:
+        """Record that the user wrote at ``written`` what was read as if it were at a location."""
+        self._moved[location] = written
+
+    def written(self, location: Location) -> Location:
+        """Where the user wrote what was read at a location."""
+        for length in range(len(location), 0, -1):
+            if location[:length] in self._moved:
+                return (*self._moved[location[:length]], *location[length:])
+        return location
 
     def refuse(self, location: Location, reason: str) -> None:
         """Record a fault at a location."""
@@ -32,7 +44,9 @@ class Findings:
         """Record a key that has no effect. A key of several models makes one note."""
         reason = reason or (f"{method.name} does not use it" if method is not None else "")
         if reason:
-            self._unused.setdefault((str(location[-1]), reason), []).append(key_of(location))
+            self._unused.setdefault((str(location[-1]), reason), []).append(
+                key_of(self.written(location))
+            )
 
     def refused(self, *roots: str) -> bool:
         """Whether a fault was recorded under one of these keys of the recipe."""
@@ -70,9 +84,10 @@ class Findings:
         order = {key: place for place, key in enumerate(keys)} | {"merge_method": -1}
 
         def place(refusal: Refusal) -> tuple[int, int]:
-            root, *rest = refusal.location
+            root, *rest = self.written(refusal.location)
             within = rest[0] if rest and isinstance(rest[0], int) else -1
             return order.get(str(root), len(order)), within
 
         ordered = sorted(self._refusals, key=place)
-        raise InputError("\n".join(dict.fromkeys(str(each) for each in ordered)))
+        lines = (str(Refusal(self.written(each.location), each.reason)) for each in ordered)
+        raise InputError("\n".join(dict.fromkeys(lines)))

@@ -20,13 +20,14 @@ from sensmerge.recipe.fields import Dtype, Model, ModelName, OutDtype, Sensitivi
 from sensmerge.recipe.findings import Findings
 from sensmerge.recipe.leniency import DEFAULT_LENIENCY, Leniency, stray
 from sensmerge.recipe.methods import DEFAULT_SEMANTICS, Method, Semantics
+from sensmerge.recipe.modules import hoisted
 from sensmerge.recipe.parameters import AUTO, SCALE, Parameters
 from sensmerge.recipe.places import Places, is_from_here, parts_of, place_of
 from sensmerge.recipe.references import overrides, references
-from sensmerge.recipe.slices import Slice, hoisted, whole
+from sensmerge.recipe.slices import Slice, whole
 from sensmerge.recipe.tokenizer import BASE, Tokenizer, TokenizerName, template
 from sensmerge.recipe.yaml import read_yaml, to_yaml
-from sensmerge.refusals import Location, refusal
+from sensmerge.refusals import Location, key_of, refusal
 
 # pydantic's name for the error of an unknown key.
 _STRAY = "extra_forbidden"
@@ -136,12 +137,15 @@ class Recipe(Strict):
                 found.note(
                     f"{name}: is taken from the current folder; the recipe's has no such path"
                 )
-        known = hoisted(data, found)
+        known, modules = hoisted(data, cls, method, found)
         known = parameters.read_all(known, method, cls, found)
         recipe = cls._read(known, method, found)
         recipe._source = copy.deepcopy(data)
         recipe._places, recipe._leniency = Places(Path(folder)), leniency
         recipe._slices = recipe.slices or [whole(recipe.models)]
+        for place, part in enumerate(recipe.slices or []):
+            module = modules[place] if modules else None
+            part.placed(key_of(found.written(("slices", place))), module)
         recipe._experts = [] if method is None else recipe._all_merged(method)
         checks.whole(recipe, method, found)
         if data.get("name") is not None:

@@ -8,7 +8,6 @@ from sensmerge.recipe import mergekit, methods
 from sensmerge.recipe.methods import Method, Parameter
 from sensmerge.recipe.parameters import AUTO, SCALE
 from sensmerge.recipe.recipe import Recipe
-from sensmerge.recipe.slices import WHOLE
 from sensmerge.recipe.tables import values
 
 _TEXT = {"type": "string"}
@@ -68,7 +67,7 @@ def recipe_schema() -> dict[str, Any]:
 
 
 def _modules(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The only module of a model, with the keys that a module may have of a recipe's."""
+    """Modules by their names, with the keys that a module may have of a recipe's."""
     keys = ("models", "slices", "base_model")
     module = {
         "type": "object",
@@ -77,8 +76,8 @@ def _modules(recipe: dict[str, Any]) -> dict[str, Any]:
     }
     return {
         "type": ["object", "null"],
-        "properties": dict.fromkeys(WHOLE, module),
-        "additionalProperties": False,
+        "minProperties": 1,
+        "additionalProperties": module,
     }
 
 

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, cast
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr
 
 from sensmerge.recipe.fields import Model, ModelName, Strict, section
 from sensmerge.recipe.findings import Findings
 from sensmerge.recipe.parameters import Parameters
 from sensmerge.recipe.places import place_of
-
-# The name under which mergekit has all of a model that is only a decoder.
-WHOLE = ("default", "text_decoder")
 
 
 def _range(value: Any) -> tuple[int, int] | None:
@@ -68,47 +65,27 @@ class Slice(Strict):
     parameters: Annotated[Parameters, BeforeValidator(section)] = Parameters({})
     base_model: ModelName | None = None
 
+    _module: str | None = PrivateAttr(default=None)
+    _key: str = PrivateAttr(default="")
+
+    @property
+    def module(self) -> str | None:
+        """The module of the model that it is a part of; None if the recipe has no modules."""
+        return self._module
+
+    @property
+    def key(self) -> str:
+        """Where the user wrote it, such as ``slices[0]``; empty for whole models."""
+        return self._key
+
+    def placed(self, key: str, module: str | None) -> None:
+        """Say where in the recipe it stands."""
+        self._key, self._module = key, module
+
 
 def whole(models: list[Model]) -> Slice:
     """Whole models as one slice. Its sources are the models themselves, without a range."""
     return Slice.model_construct(sources=cast("list[Source]", models))
-
-
-def hoisted(data: dict[str, Any], found: Findings) -> dict[str, Any]:
-    """The recipe with the only module of ``modules`` in its place.
-
-    A module's parameters come before the recipe's, and its base replaces it.
-    """
-    given = data.get("modules")
-    if given is None:
-        return {key: value for key, value in data.items() if key != "modules"}
-    result = {key: value for key, value in data.items() if key != "modules"}
-    if not isinstance(given, dict) or not given or not all(map(_is_module, given.values())):
-        found.refuse(("modules",), "expected a mapping of modules, each with models or slices")
-        return result
-    others = [name for name in given if name not in WHOLE]
-    if others or len(given) > 1:
-        found.refuse(
-            ("modules", str((others or list(given))[0])),
-            "parts of a model with several of them are not merged apart; for a model that is a "
-            "decoder alone write 'default', otherwise list whole models under 'models'",
-        )
-        return result
-    [(name, module)] = given.items()
-    for key in ("models", "slices"):
-        if module.get(key) is not None and result.get(key) is not None:
-            found.refuse((key,), f"stands beside modules.{name}.{key}; keep one of the two")
-    parameters = module.get("parameters")
-    if isinstance(parameters, dict) and isinstance(result.get("parameters"), dict | None):
-        result["parameters"] = (result.get("parameters") or {}) | parameters
-    base = module.get("base_model")
-    result |= {} if base is None else {"base_model": base}
-    rest = {"parameters", "base_model"}
-    return result | {key: value for key, value in module.items() if key not in rest}
-
-
-def _is_module(value: Any) -> bool:
-    return isinstance(value, dict) and any(value.get(key) for key in ("models", "slices"))
 
 
 def check(slices: list[Slice], folder: Any, found: Findings) -> None:

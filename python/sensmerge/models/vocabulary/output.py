@@ -85,8 +85,8 @@ def output_vocabulary(recipe: Recipe, models: Models) -> OutputVocabulary:
     if len(ids) == len(known.ids):
         # The same object: models with the same files need no comparison.
         ids = known.ids
-    rows = _rows(recipe, models, home, folder, Tokens(ids))
     named = recipe.tokenizer is not None or recipe.tokenizer_source is not None
+    rows = _rows(recipe, models, home, named, Tokens(ids))
     united = wanted.source == UNION
     return OutputVocabulary(ids, rows, folder, home, added, ordinary, united, named)
 
@@ -102,17 +102,19 @@ def _home(recipe: Recipe, models: Models) -> tuple[Model, Path]:
     return models.template, resolve(source, recipe.places)
 
 
-def _rows(recipe: Recipe, models: Models, home: Model, folder: Path, tokens: Tokens) -> int | None:
-    """The number of rows: the home's, more where its tokens need more, or as the recipe rounds."""
+def _rows(recipe: Recipe, models: Models, home: Model, named: bool, tokens: Tokens) -> int | None:
+    """The number of rows.
+
+    Where the recipe names no tokenizer, the model's, with its padding; otherwise the tokens',
+    rounded as the recipe says.
+    """
     own = home.token_rows
     if models.template.token_rows is None or own is None:
         return None
     multiple = recipe.wanted_tokenizer.pad_to_multiple_of
     if multiple is not None:
         return -(-tokens.size // multiple) * multiple
-    known = models.tokens(home)
-    same = folder == home.path or (known is not None and known.ids == tokens.ids)
-    return max(own, tokens.size) if same else tokens.size
+    return tokens.size if named else max(own, tokens.size)
 
 
 def _unite(
