@@ -52,7 +52,9 @@ def twin(model: Path, meant: dict[str, torch.Tensor], written: Written | None, o
     config.pop("quantization_config", None)
     (out / "config.json").write_text(json.dumps(config))
     weights = {name: tensor.double().numpy() for name, tensor in meant.items()}
-    for module in (*LINEAR, "model.embed_tokens") if written is not None else ():
+    for module in (*LINEAR, "model.embed_tokens"):
+        if written is None:
+            break
         name, embedding = f"{module}.weight", "embed" in module
         scale = scale_of(CONFIG)
         weights[name] = changed(weights[name], written, module, scale=scale, embedding=embedding)

@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import sensmerge
+from adapters import Written
 from families import Family, llama_family
 from sensmerge import InputError, Recipe, _core
 from sensmerge.models.pickles import unpickling
@@ -253,3 +255,24 @@ def test_without_torch(models: Family, tmp_path: Path) -> None:
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 2
     assert "error: reading pickles needs torch; pip install 'sensmerge[calibrate]'" in run.stderr
+
+
+def test_an_adapter_that_is_a_pickle(models: Family, tmp_path: Path) -> None:
+    module, draw = "model.layers.0.mlp.down_proj", np.random.default_rng(0)
+    rows, columns = load_file(models.folder / "base" / "model.safetensors")[
+        f"{module}.weight"
+    ].shape
+    written = Written()
+    written.factors(draw, module, rows, columns, 4)
+    written.save(models.folder / "lora")
+    recipe = {"merge_method": "linear", "models": [{"model": "base+lora"}, {"model": "e0"}]}
+    sensmerge.merge(Recipe.from_dict(recipe, models.folder), tmp_path / "expected", progress=False)
+    weights = models.folder / "lora" / "adapter_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    again = Recipe.from_dict(recipe, models.folder)
+    with pytest.raises(InputError, match=r"adapter_model\.bin: is a pickle, .* --unpickle"):
+        sensmerge.merge(again, tmp_path / "out", progress=False)
+    sensmerge.merge(again, tmp_path / "out", progress=False, unpickle=True)
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "expected")
+    assert [path.name for path in tmp_path.iterdir() if "unpickled" in path.name] == []

@@ -136,7 +136,8 @@ def _twins(tensors: dict[str, torch.Tensor]) -> list[str]:
 def _renamed(shard: str, *, alone: bool) -> str:
     """The name of the safetensors file that takes a pickle's place."""
     if alone:
-        return "model.safetensors"
+        adapter = Path(shard).stem == "adapter_model"
+        return f"{'adapter_model' if adapter else 'model'}.safetensors"
     return re.sub(r"^pytorch_model", "model", Path(shard).stem) + ".safetensors"
 
 

@@ -78,8 +78,11 @@ def outputs(folder: Path, base: Path | None) -> Comparison:
         worst = max(float(each.max()) for each in units if len(each))
         said = f"{differ} of {entries} entries differ by up to {worst:.3g} units"
         return Comparison(said, False, differ, entries)
-    tokens = "".join(f" (whose tokenizer library adds `{token}`)" for token in extra)
-    return Comparison(f"equal to mergekit{tokens}", True)
+    remarks = [f"its tokenizer library adds `{token}`" for token in extra]
+    if prompts(template(ours)) != prompts(template(theirs)):
+        remarks.append("its chat template sets other line breaks")
+    said = f" ({'; '.join(remarks)})" if remarks else ""
+    return Comparison(f"equal to mergekit{said}", True)
 
 
 def in_units(x: torch.Tensor, y: torch.Tensor, dtype: torch.finfo) -> torch.Tensor:
@@ -145,9 +148,14 @@ def tokenizers(ours: Path, theirs: Path, extra: list[str]) -> list[str]:
         here, there = len(set(one) - set(other)), len(set(other) - set(one) - set(extra))
         if here or there:
             faults.append(f"tokens: {here} only here, {there} only there")
-    if other is not None and prompts(template(ours)) != prompts(template(theirs)):
+    if other is not None and _dense(template(ours)) != _dense(template(theirs)):
         faults.append("chat templates differ")
     return faults
+
+
+def _dense(template: str | None) -> list[str]:
+    """The prompts that a template makes, without white space."""
+    return ["".join(prompt.split()) for prompt in prompts(template)]
 
 
 def prompts(template: str | None) -> list[str]:

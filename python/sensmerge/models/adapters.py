@@ -16,6 +16,7 @@ from sensmerge import _core
 from sensmerge.errors import InputError
 from sensmerge.models.adapter_config import AdapterConfig, read_adapter_config
 from sensmerge.models.folders import is_folder, mode_of, own_file, tokenizer_files
+from sensmerge.models.pickles import copied, enabled
 from sensmerge.models.vocabulary.names import OUTPUT_HEADS
 
 CONFIG_FILE = "adapter_config.json"
@@ -131,16 +132,23 @@ def open_adapter(name: str, path: Path) -> Adapter:
             f"{path}: is no adapter, though '{name}' follows a '+': it has no {CONFIG_FILE}"
         )
     config = read_adapter_config(said)
-    weights = own_file(path, _WEIGHTS)
-    if weights is None:
-        pickled = next((one for one in _PICKLES if mode_of(path / one) is not None), None)
-        if pickled is None:
-            raise InputError(f"{path}: has no {_WEIGHTS}")
+    weights = own_file(path, _WEIGHTS) or _unpickled(path)
+    return Adapter(name, path, _core.Checkpoint.adapter(str(weights)), config)
+
+
+def _unpickled(path: Path) -> Path:
+    """The weights of an adapter that is stored as a pickle, in a copy."""
+    pickled = next((one for one in _PICKLES if mode_of(path / one) is not None), None)
+    if pickled is None:
+        raise InputError(f"{path}: has no {_WEIGHTS}")
+    if not enabled():
         raise InputError(
             f"{path / pickled}: is a pickle, which can run code when it is read: load the adapter "
-            "with PEFT where you trust it, and save it again; save_pretrained writes safetensors"
+            "with PEFT where you trust it, and save it again, as save_pretrained writes "
+            "safetensors; or have it read by a process of its own that takes nothing but tensors: "
+            "--unpickle"
         )
-    return Adapter(name, path, _core.Checkpoint.adapter(str(weights)), config)
+    return copied(path, pickled) / _WEIGHTS
 
 
 def changes_of(

@@ -105,6 +105,25 @@ def readable(path: Path) -> Path:
     return current.copies[path]
 
 
+def copied(folder: Path, file: str) -> Path:
+    """The folder of a copy in safetensors of one file of an adapter.
+
+    Only within a context in which pickles are read.
+
+    Args:
+        folder: The adapter's folder.
+        file: The name of the pickle in it.
+
+    Raises:
+        InputError: The pickle holds more than tensors, or torch is not installed.
+        OSError: The file cannot be read, or the copy cannot be written.
+    """
+    current, path = unpickled(), folder / file
+    if path not in current.copies:
+        current.copies[path] = _copy(current, folder, [file])
+    return current.copies[path]
+
+
 def _copy(current: Unpickled, folder: Path, files: list[str]) -> Path:
     """Write a copy of a model in safetensors, with the files beside its weights."""
     if current.folder is None:
