@@ -308,6 +308,25 @@ def test_mxfp4_is_read_as_transformers_reads_it(tmp_path: Path) -> None:
         copied(tmp_path, "oss", out_dtype="float8_e4m3fn")
 
 
+def test_scales_of_activations_are_said_to_be_left_out(tmp_path: Path) -> None:
+    quantised(tmp_path, fp8_per_tensor(), "one")
+    said = {"merge_method": "passthrough", "models": [{"model": "one"}]}
+    result = workflow.merge(Recipe.from_dict(said, tmp_path), tmp_path / "out", progress=False)
+    assert sum("one: its scales of activations" in note for note in result.notes) == 1
+    written = sensmerge.convert(tmp_path / "one", tmp_path / "wide", dtype="bfloat16")
+    assert any("its scales of activations" in note for note in written.notes)
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "int4"])
+def test_matrices_that_are_stored_the_other_way_round(tmp_path: Path, dtype: str) -> None:
+    tensors = {"h.0.attn.c_attn.weight": torch.randn(64, 192), "wte.weight": torch.randn(10, 64)}
+    write(tmp_path / "gpt2", tensors, None)
+    (tmp_path / "gpt2" / "config.json").write_text('{"model_type": "gpt2"}')
+    said = {"merge_method": "passthrough", "models": [{"model": "gpt2"}], "out_dtype": dtype}
+    with pytest.raises(InputError, match=r"out_dtype: .* is of type gpt2, whose matrices are"):
+        workflow.merge(Recipe.from_dict(said, tmp_path), tmp_path / "out", progress=False)
+
+
 def test_integers_are_unpacked_as_they_are_packed() -> None:
     # The oracle itself: the bytes of one word by hand. -8 is 0, 7 is 15.
     parts = int4(8).parts(torch.tensor([[-7.0, 7, 0, 1, 2, 3, -1, -2]]))

@@ -105,13 +105,14 @@ def _beside(
     """All files beside the weights, the config with the new dtype."""
     if not is_folder(path):
         return Sidecars(notes=[f"{path}: is a single file: nothing beside it was copied"])
-    quantised.check_config(path, manifest)
+    quantised.check_config(path, config, manifest)
     copies = {file.name: str(file) for file in side_files(path) if file.name != OUTPUT_FILE}
     texts, notes = [], []
     changed = with_dtype(copy.deepcopy(config), dtype)
     # Without a dtype the parts of quantised tensors are copied.
     if dtype is not None:
         quantised.describe(changed, checkpoint, manifest, as_template=False)
+        notes += quantised.notes(str(path), config)
     if changed != config:
         copies.pop("config.json")
         texts.append(("config.json", json.dumps(changed, indent=2) + "\n"))

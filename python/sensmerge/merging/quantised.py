@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sensmerge.errors import InputError
-from sensmerge.models.folders import own_file
-from sensmerge.models.layers import text_config
+from sensmerge.models.layers import TRANSPOSED_MODELS, text_config
 
 if TYPE_CHECKING:
     from sensmerge import _core
@@ -55,23 +54,55 @@ def describe(
     config["quantization_config"] = write(packing, _left(manifest))
 
 
-def check_config(home: Path, manifest: _core.Manifest) -> None:
-    """Refuse a quantised output without a config, which alone says that it is quantised.
+def check_config(home: Path, config: dict[str, Any], manifest: _core.Manifest) -> None:
+    """Refuse a quantised output that no program would load as it is meant.
 
     Args:
         home: The folder of the model whose config the output has.
+        config: That config; empty if there is none.
         manifest: Every output tensor, and how it is quantised.
 
     Raises:
-        InputError: The output is quantised, and the folder has no config.json.
+        InputError: The output is quantised, and there is no config, which alone says so; or its
+            matrices are stored the other way round than the loaders of quantised models take them.
     """
     if all(tensor.packing is None for tensor in manifest.tensors):
         return
-    if own_file(home, "config.json") is None:
+    if not config:
         raise InputError(
             f"{home}: has no config.json, which has to say how the output is quantised; add it, or "
             "use a dtype such as bfloat16"
         )
+    if config.get("model_type") in TRANSPOSED_MODELS:
+        raise InputError(
+            f"out_dtype: {home} is of type {config['model_type']}, whose matrices are stored as "
+            "inputs × outputs, which no loader of fp8 or int4 takes; use a dtype such as bfloat16"
+        )
+
+
+def notes(name: str, config: dict[str, Any]) -> list[str]:
+    """Notes on what a quantised model has beside its weights.
+
+    Args:
+        name: The model's name.
+        config: Its config.
+    """
+    if not _scales_activations(_said(config) or {}):
+        return []
+    return [
+        f"{name}: its scales of activations were measured on that model alone and are left out; a "
+        "quantised output finds its own when it runs"
+    ]
+
+
+def _scales_activations(said: dict[str, Any]) -> bool:
+    """Whether a model stores scales of activations."""
+    groups = said.get("config_groups")
+    listed = list(groups.values()) if isinstance(groups, dict) else []
+    inputs = [group.get("input_activations") for group in listed if isinstance(group, dict)]
+    return said.get("activation_scheme") == "static" or any(
+        isinstance(each, dict) and each.get("dynamic") is False for each in inputs
+    )
 
 
 def _said(config: dict[str, Any]) -> dict[str, Any] | None:

@@ -37,7 +37,7 @@ class Sidecars:
         copies: Files to copy byte for byte: name and path.
         texts: Texts to write: name and content.
         cards: Texts to write with the notes of the merge at the end: name and content.
-        notes: Notes for the user on missing files and on the chat template.
+        notes: Notes for the user on missing files on the chat template, and on what is left out.
     """
 
     copies: list[tuple[str, str]] = field(default_factory=list)
@@ -84,7 +84,7 @@ def sidecars(
             copies.append((generation.name, str(generation)))
         elif changed is not None:
             texts.append((GENERATION_FILE, changed))
-        quantised.check_config(home, manifest)
+        quantised.check_config(home, models.template.config, manifest)
         config, text = own_file(home, "config.json"), config_text(recipe, models, manifest)
         if config is None:
             notes.append(f"{home}: has no config.json, so transformers cannot load the result")
@@ -92,6 +92,8 @@ def sidecars(
             copies.append((config.name, str(config)))
         else:
             texts.append((config.name, text))
+    for model in models.places.values():
+        notes += quantised.notes(model.name, model.config)
     texts.append((RECIPE_FILE, recipe.to_yaml()))
     if calibration is not None:
         texts.append((CALIBRATION_FILE, calibration.to_json()))

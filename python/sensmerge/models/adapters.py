@@ -16,6 +16,7 @@ from sensmerge import _core
 from sensmerge.errors import InputError
 from sensmerge.models.adapter_config import AdapterConfig, read_adapter_config
 from sensmerge.models.folders import is_folder, mode_of, own_file, tokenizer_files
+from sensmerge.models.layers import TRANSPOSED_MODELS
 from sensmerge.models.pickles import copied, enabled
 from sensmerge.models.vocabulary.names import OUTPUT_HEADS
 
@@ -35,9 +36,6 @@ _TOKENS = re.compile(r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta(?:\
 _WRAPPED = re.compile(
     r"\.(?:token_adapter\.)?base_layer(?=\.)|\.modules_to_save(?:\.[^.]+)?(?=\.[^.]+$)"
 )
-
-# Models whose layers hold their weights as inputs × outputs.
-_TRANSPOSED_MODELS = ("decision_transformer", "gpt2", "imagegpt", "openai-gpt")
 
 
 @dataclass(frozen=True)
@@ -312,7 +310,7 @@ def _transposition(
         if not parts.embedding and {"A", "B"} <= set(parts.parts)
     ]
     known = [other for other in others if other is not None]
-    square = known[0] if known else config.get("model_type") in _TRANSPOSED_MODELS
+    square = known[0] if known else config.get("model_type") in TRANSPOSED_MODELS
 
     def transposed(module: str, shape: list[int]) -> bool:
         told = by_shape(module, shape)

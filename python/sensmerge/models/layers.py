@@ -6,6 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+# Types of models whose layers hold their weights as inputs × outputs.
+TRANSPOSED_MODELS = ("decision_transformer", "gpt2", "imagegpt", "openai-gpt")
+
 
 def block_of(tensor: str) -> str | None:
     """The decoder block of a tensor: its name up to and including the first number.
