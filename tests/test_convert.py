@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import sensmerge
+from adapters import Written, changed
 from families import Family, llama_family
+from quantisation import fp8_blocks, quantise
 from sensmerge import InputError, Recipe
 from test_bad_input import run
 
@@ -110,7 +112,7 @@ def test_refusals(models: Family, tmp_path: Path) -> None:
     base = models.folder / "base"
     with pytest.raises(InputError, match="dtype: unknown value 'bf16'"):
         sensmerge.convert(base, tmp_path / "out", dtype="bf16")
-    with pytest.raises(InputError, match="holds weights that no sensmerge_output"):
+    with pytest.raises(InputError, match="is the input .*; inputs are never written to"):
         sensmerge.convert(base, base, overwrite=True)
     with pytest.raises(InputError, match="no such folder"):
         sensmerge.convert(tmp_path / "none", tmp_path / "out")
@@ -120,3 +122,36 @@ def test_refusals(models: Family, tmp_path: Path) -> None:
         sensmerge.convert(single, tmp_path / "out")
     result = sensmerge.convert(single, tmp_path / "out", allow_nan=True, progress=False)
     assert f"{single}: is a single file: nothing beside it was copied" in result.notes
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_adapters_are_merged_into_the_model(
+    models: Family, tmp_path: Path, dtype: str | None
+) -> None:
+    module, draw = "model.layers.0.mlp.down_proj", np.random.default_rng(0)
+    rows, columns = weights(models.folder / "base")[f"{module}.weight"].shape
+    written = Written()
+    written.factors(draw, module, rows, columns, 4)
+    written.save(tmp_path / "lora")
+    name = f"{models.folder / 'base'}+{tmp_path / 'lora'}"
+    sensmerge.convert(name, tmp_path / "out", dtype=dtype, progress=False)
+    base, found = weights(models.folder / "base"), weights(tmp_path / "out")
+    stored = base.pop(f"{module}.weight").double().numpy()
+    expected = torch.tensor(changed(stored, written, module, scale=2.0))
+    kind = torch.float32 if dtype is None else torch.bfloat16
+    torch.testing.assert_close(found.pop(f"{module}.weight"), expected.float().to(kind))
+    assert all(torch.equal(found[key], base[key].to(kind)) for key in base)
+    assert found.keys() == base.keys()
+
+
+def test_an_adapter_of_a_quantised_model_needs_a_dtype(tmp_path: Path) -> None:
+    family = llama_family(tmp_path, experts=1, dtype="bfloat16")
+    quantise(family.folder / "base", fp8_blocks((16, 16)))
+    written = Written()
+    written.factors(np.random.default_rng(0), "model.layers.0.self_attn.q_proj", 32, 32, 4)
+    written.save(tmp_path / "lora")
+    name = f"{family.folder / 'base'}+{tmp_path / 'lora'}"
+    with pytest.raises(InputError, match=r"dtype: .*base is quantised, and adapters change"):
+        sensmerge.convert(name, tmp_path / "out", progress=False)
+    sensmerge.convert(name, tmp_path / "out", dtype="bfloat16", progress=False)
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())

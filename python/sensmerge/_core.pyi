@@ -210,12 +210,14 @@ class Manifest:
         """
 
     @staticmethod
-    def conversion(view: str, model: Checkpoint, dtype: str | None) -> Manifest:
+    def conversion(
+        view: str, models: SupportsGetItem[int, Checkpoint], dtype: str | None
+    ) -> Manifest:
         """Build the manifest of a conversion: one model as it is, its floats stored in another dtype.
 
         Args:
             view: JSON: the rules for the model's tensors, as in the request of a merge.
-            model: The model.
+            models: The model's checkpoint, and those of its adapters.
             dtype: The dtype, such as ``bfloat16`` or ``int4``; None keeps every tensor's own, and
                 quantised ones as they are stored.
 

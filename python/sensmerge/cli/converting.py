@@ -45,7 +45,7 @@ def convert(
 ) -> None:
     """Write MODEL as safetensors into the folder OUT, with the files beside its weights.
 
-    MODEL is a folder, a weight file or a Hub id.
+    MODEL is a folder, a weight file or a Hub id; MODEL+ADAPTER merges a LoRA adapter into it.
     """
     from sensmerge.merging import conversion
 

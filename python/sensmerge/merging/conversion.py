@@ -1,4 +1,4 @@
-"""One model as it is: from pickles, in another dtype, in weight files of another size."""
+"""One model in another form: from pickles, with adapters, in another dtype or other weight files."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from sensmerge.merging.disk import DEFAULT_SHARD_SIZE, MergeResult, carry_out
 from sensmerge.merging.plan import parse_size
 from sensmerge.merging.sidecars import OUTPUT_FILE, Sidecars
 from sensmerge.merging.views import View
-from sensmerge.models import Model
 from sensmerge.models.folders import is_folder, own_file, read_config
+from sensmerge.models.opened import open_model
 from sensmerge.models.pickles import unpickling
 from sensmerge.models.quantised import refusal
-from sensmerge.models.references import resolve
 from sensmerge.models.side_files import side_files
 from sensmerge.recipe.fields import OutDtype
 from sensmerge.refusals import unknown_value
@@ -38,12 +37,13 @@ def convert(
     allow_nan: bool = False,
     unpickle: bool = False,
 ) -> MergeResult:
-    """Write a model in another form: as safetensors, in another dtype, in other weight files.
+    """Write a model in another form: as safetensors, in another dtype, with adapters merged.
 
     All files beside the weights are copied, and the config's dtype is changed with the weights'.
 
     Args:
-        model: The model's folder, weight file or Hub id.
+        model: The model's folder, weight file or Hub id; ``MODEL+ADAPTER`` adds a LoRA adapter to
+            it.
         out: The folder to write. It must not exist, or be empty, unless ``overwrite`` is set.
         dtype: Dtype of all tensors of floats, such as ``bfloat16``; ``float8_e4m3fn`` or ``int4``
             quantises matrices. None keeps each tensor as it is stored.
@@ -69,19 +69,25 @@ def convert(
     if dtype is not None and dtype not in names:
         raise InputError(f"dtype: {unknown_value(dtype, names)}")
     with unpickling(out, enabled=unpickle, progress=progress) as unpickled:
-        path = resolve(str(model), Path(), progress=progress)
-        _core.check_output(str(out), [str(path) for path in unpickled.copies], overwrite)
-        checkpoint, config = _core.Checkpoint(str(path)), read_config(path)
-        opened = Model(str(model), path, checkpoint, config)
+        opened = open_model(str(model), Path(), progress=progress)
+        path, checkpoint, config = opened.path, opened.checkpoint, opened.config
+        inputs = [*opened.paths, *unpickled.copies]
+        _core.check_output(str(out), [str(path) for path in inputs], overwrite)
+        if opened.adapters and checkpoint.quantised is not None and dtype is None:
+            raise InputError(
+                f"dtype: {path} is quantised, and adapters change what it stands for; name the "
+                "output's dtype, such as bfloat16"
+            )
         if dtype is not None and (reason := refusal(path, checkpoint)) is not None:
             raise InputError(reason)
-        view = json.dumps(View(opened).plain([checkpoint], None))
-        manifest = _core.Manifest.conversion(view, checkpoint, dtype)
+        view = json.dumps(View(opened).plain(opened.checkpoints, None))
+        manifest = _core.Manifest.conversion(view, opened.checkpoints, dtype)
         beside = _beside(path, config, dtype, manifest, checkpoint)
-        notes = [*unpickled.notes, *checkpoint.notes, *checkpoint.suspicions(), *beside.notes]
+        notes = [*unpickled.notes, *checkpoint.notes, *checkpoint.suspicions()]
+        notes += [*opened.adapter_notes, *beside.notes]
         return carry_out(
             manifest,
-            [checkpoint],
+            opened.checkpoints,
             out,
             shard_bytes,
             beside,
@@ -113,7 +119,7 @@ def _beside(
     if dtype is not None:
         quantised.describe(changed, checkpoint, manifest, as_template=False)
         notes += quantised.notes(str(path), config)
-    if changed != config:
+    if changed != read_config(path):
         copies.pop("config.json")
         texts.append(("config.json", json.dumps(changed, indent=2) + "\n"))
     if own_file(path, "config.json") is None:

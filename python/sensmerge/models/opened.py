@@ -215,18 +215,19 @@ def open_models(
     )
 
 
-def open_model(name: str, places: Path | Places) -> Model:
+def open_model(name: str, places: Path | Places, *, progress: bool = True) -> Model:
     """Open one model, with the adapters that its name adds to it.
 
     Args:
         name: Its name.
         places: The folder that relative names start from, or a recipe's places.
+        progress: Show progress of downloads from the Hub.
 
     Raises:
         InputError: It is missing or malformed.
         OSError: A file cannot be read.
     """
-    return _Read(places, {}, progress=True).model(name, place_of(name, places))
+    return _Read(places, {}, progress=progress).model(name, place_of(name, places))
 
 
 class _Read:

@@ -40,4 +40,7 @@ def resolve(
         pickles = enabled() and not adapter
         path = download(reference, adapter=adapter, pickles=pickles, progress=progress)
         return readable(path)
-    raise InputError(f"model '{model}': no such folder: {path}")
+    hint = ""
+    if not adapter and "+" in model:
+        hint = "; `sensmerge convert MODEL+ADAPTER OUT` writes a model with an adapter"
+    raise InputError(f"model '{model}': no such folder: {path}{hint}")

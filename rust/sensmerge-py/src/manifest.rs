@@ -277,7 +277,7 @@ impl Manifest {
     ///
     /// Args:
     ///     view: JSON: the rules for the model's tensors, as in the request of a merge.
-    ///     model: The model.
+    ///     models: The model's checkpoint, and those of its adapters.
     ///     dtype: The dtype, such as ``bfloat16`` or ``int4``; None keeps every tensor's own, and
     ///         quantised ones as they are stored.
     ///
@@ -287,7 +287,7 @@ impl Manifest {
     fn conversion(
         py: Python<'_>,
         view: &str,
-        model: PyRef<'_, Checkpoint>,
+        models: Vec<PyRef<'_, Checkpoint>>,
         dtype: Option<&str>,
     ) -> PyResult<Self> {
         let view: RequestedView =
@@ -297,9 +297,9 @@ impl Manifest {
             dtype.parse::<OutDtype>().map_err(unknown)
         };
         let dtype = dtype.map(parse).transpose()?;
-        let model = model.inner();
+        let checkpoints = opened(&models);
         let inner = py
-            .detach(|| manifest::Manifest::conversion(view.build(&[model])?, dtype))
+            .detach(|| manifest::Manifest::conversion(view.build(&checkpoints)?, dtype))
             .map_err(to_python)?;
         Ok(Self { inner: Arc::new(inner) })
     }
