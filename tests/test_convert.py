@@ -112,7 +112,7 @@ def test_refusals(models: Family, tmp_path: Path) -> None:
     base = models.folder / "base"
     with pytest.raises(InputError, match="dtype: unknown value 'bf16'"):
         sensmerge.convert(base, tmp_path / "out", dtype="bf16")
-    with pytest.raises(InputError, match="is the input .*; inputs are never written to"):
+    with pytest.raises(InputError, match="inputs are never written to"):
         sensmerge.convert(base, base, overwrite=True)
     with pytest.raises(InputError, match="no such folder"):
         sensmerge.convert(tmp_path / "none", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""One model in another form: from pickles, with adapters, in another dtype or other weight files."""
+"""One model in another form: from pickles, with adapters, in another dtype or other files."""
 
 from __future__ import annotations
 
