@@ -18,8 +18,10 @@ import sensmerge
 from adapters import Written
 from families import edit_weights, word_tokenizer
 from sensmerge import InputError, Recipe, _core, reference
+from sensmerge.merging.conversion import convert
 from sensmerge.merging.explained import explain
 from sensmerge.models.symmetries import symmetries
+from sensmerge.recipe import StagedRecipe
 from sensmerge.recipe.schema import recipe_schema
 from sensmerge.scaling.mergekit import mergekit_recipe
 from sensmerge.workflow import plan
@@ -115,7 +117,9 @@ def recipe(folder: Path, method: str = "task_arithmetic", **keys: Any) -> Recipe
     return Recipe.from_dict({key: said for key, said in data.items() if said is not None}, folder)
 
 
-def weights(asked: Recipe, out: Path, **how: Any) -> tuple[bytes, sensmerge.MergeResult]:
+def weights(
+    asked: Recipe | StagedRecipe, out: Path, **how: Any
+) -> tuple[bytes, sensmerge.MergeResult]:
     result = sensmerge.merge(asked, out, progress=False, **how)
     return (out / "model.safetensors").read_bytes(), result
 
@@ -247,6 +251,37 @@ def test_adapters_are_aligned_with_the_model_that_they_change(tmp_path: Path) ->
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)
     assert "align: e1+lora: all units are in the order of base already" in result.notes
+
+
+def test_quantised_models_are_aligned_by_what_they_stand_for(tmp_path: Path) -> None:
+    config = CONFIGS["Llama"]()
+    write(tmp_path, config)
+    convert(tmp_path / "e0", tmp_path / "fp8", dtype="float8_e4m3fn", progress=False)
+    models = [{"model": "fp8"}, {"model": "e1"}]
+    weights(recipe(tmp_path, models=models), tmp_path / "plain")
+    expected = moved(load_file(tmp_path / "plain/model.safetensors"), config)
+    move(tmp_path / "base", config)
+    weights(recipe(tmp_path, models=models, align="permutation"), tmp_path / "out")
+    found = load_file(tmp_path / "out/model.safetensors")
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)
+
+
+def test_stages_are_aligned_when_they_are_merged(tmp_path: Path) -> None:
+    config = CONFIGS["Llama"]()
+    write(tmp_path, config)
+    first = {"merge_method": "linear", "parameters": {"weight": 1}, "models": [{"model": "e0"}]}
+    last: dict[str, Any] = {"merge_method": "linear", "parameters": {"weight": 1}}
+    last["base_model"] = "base"
+    last["models"] = [{"model": "first"}, {"model": "e1"}]
+    documents = [first | {"name": "first"}, last | {"align": "permutation"}]
+    plain = StagedRecipe.from_documents([documents[0], last], tmp_path)
+    expected, _ = weights(plain, tmp_path / "plain")
+    move(tmp_path / "e0", config)
+    staged = StagedRecipe.from_documents(documents, tmp_path)
+    said = plan(staged).notes
+    assert any("aligned once they are merged" in note for note in said)
+    assert weights(staged, tmp_path / "out")[0] == expected
 
 
 def checkpoint(tensors: dict[str, NDArray[np.float64]]) -> _core.Checkpoint:

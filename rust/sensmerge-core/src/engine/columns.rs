@@ -96,3 +96,72 @@ fn gather<const SIZE: usize>(bytes: &[u8], places: &[u32], out: &mut [u8]) {
         *slot = entries[place as usize];
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::{Checkpoint, MemoryTensor};
+    use crate::dtype::Dtype;
+    use crate::manifest::{Run, Stored};
+    use proptest::prelude::*;
+    use std::sync::Arc;
+
+    const ROWS: usize = 3;
+
+    /// A matrix that tells every place apart, in float32 or float64, stored or as rows of a stored one.
+    fn matrix(columns: usize, double: bool, rows: bool) -> (Inputs, Source, Vec<f64>) {
+        let values: Vec<f64> = (0..ROWS * columns).map(|place| place as f64).collect();
+        let bytes: Vec<u8> = if double {
+            values.iter().flat_map(|value| value.to_le_bytes()).collect()
+        } else {
+            values.iter().flat_map(|value| (*value as f32).to_le_bytes()).collect()
+        };
+        let dtype = if double { Dtype::F64 } else { Dtype::F32 };
+        let shape = vec![ROWS, columns];
+        let tensor = MemoryTensor { name: "w".into(), dtype, shape, bytes: Box::new(bytes) };
+        let checkpoint = Arc::new(Checkpoint::from_memory("model", vec![tensor]).expect("fits"));
+        let source = Source::Stored(Stored::of(0, checkpoint.get("w").expect("is there")));
+        let runs = vec![Run { of: 0, first: 0, count: ROWS }];
+        let source = if rows { Source::Rows { of: vec![source], runs } } else { source };
+        (Inputs::new(vec![checkpoint]), source, values)
+    }
+
+    proptest! {
+        #[test]
+        fn columns_are_those_of_the_matrix(
+            order in prop_oneof![1..40_usize, Just(1500)]
+                .prop_flat_map(|columns| Just((0..columns).collect::<Vec<_>>()).prop_shuffle()),
+            double in any::<bool>(),
+            rows in any::<bool>(),
+            window in (0.0..1.0_f64, 0.0..1.0_f64),
+        ) {
+            let columns = order.len();
+            let (inputs, of, values) = matrix(columns, double, rows);
+            let expected: Vec<f64> = (0..ROWS)
+                .flat_map(|row| order.iter().map(move |column| row * columns + column))
+                .map(|place| values[place])
+                .collect();
+            let runs = order.iter().map(|&column| [column, 1]).collect();
+            let source = Source::Columns { of: Box::new(of), runs };
+            prop_assert_eq!(source.shape(), vec![ROWS, columns]);
+            let entries = Entries::of(&source, &inputs).expect("fits");
+            let place = |share: f64| (share * (expected.len() + 1) as f64) as usize;
+            let (a, b) = (place(window.0), place(window.1));
+            let (start, end) = (a.min(b), a.max(b).min(expected.len()));
+            let range = start.min(end)..end;
+            let mut found = vec![9.0_f64; range.len()];
+            entries.prefetch(range.clone());
+            entries.read(range.clone(), &mut found);
+            prop_assert_eq!(&found, &expected[range]);
+        }
+    }
+
+    #[test]
+    fn columns_that_there_are_not_are_refused() {
+        let (inputs, of, _) = matrix(4, false, false);
+        for run in [[3, 2], [usize::MAX, 2]] {
+            let source = Source::Columns { of: Box::new(of.clone()), runs: vec![run] };
+            assert!(Entries::of(&source, &inputs).is_err());
+        }
+    }
+}
