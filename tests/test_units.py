@@ -163,7 +163,7 @@ def test_what_moved_is_recorded(tmp_path: Path) -> None:
 
     edit_weights(tmp_path / "e1", swap)
     _, result = weights(recipe(tmp_path, align="permutation"), tmp_path / "out")
-    assert f"align: e1: 2 of {LAYERS * NEURONS} neurons moved, in 1 layers" in result.notes
+    assert f"align: e1: 2 of {LAYERS * NEURONS} neurons moved, in 1 layer" in result.notes
     record = json.loads((tmp_path / "out/sensmerge_units.json").read_text())
     assert record["align"] == "permutation"
     assert record["template"] == "base"
@@ -383,6 +383,67 @@ def test_many_neurons_for_any_number_of_threads(noise: float) -> None:
     across = values[:, found]
     gain = across + across.T - own[:, None] - own[None, :]
     assert gain.max() <= 1e-6 * np.abs(values).max()
+
+
+def test_neurons_that_differ_in_their_last_entries_alone() -> None:
+    draw = np.random.default_rng(4)
+    count, hidden = 40, 100
+    gate, down = draw.normal(size=(count, hidden)), draw.normal(size=(hidden, count))
+    gate[:, :-5], down[:-5] = gate[:1, :-5], down[:-5, :1]
+    up = 2 * gate
+    order = draw.permutation(count)
+    models = [
+        {f"layers.0.mlp.{name}.weight": array for name, array in arrays.items()}
+        for arrays in (
+            {"gate_proj": gate, "up_proj": up, "down_proj": down},
+            {
+                "gate_proj": gate[order],
+                "up_proj": up[order],
+                "down_proj": np.ascontiguousarray(down[:, order]),
+            },
+        )
+    ]
+    [(found, _)] = matched(models, {})
+    assert found == np.argsort(order).tolist()
+
+
+def test_first_entries_that_point_elsewhere_do_not_mislead() -> None:
+    draw = np.random.default_rng(5)
+    count, hidden, first = 40, 100, 70
+    names = ("gate_proj", "up_proj", "down_proj")
+    ours = [draw.normal(size=(count, hidden)) for _ in names]
+    for array in ours:
+        array[:, first:] *= 10
+    wrong, right = draw.permutation(count), draw.permutation(count)
+    theirs = [np.hstack([array[wrong, :first], array[right, first:]]) for array in ours]
+    models = [
+        {
+            f"layers.0.mlp.{name}.weight": np.ascontiguousarray(
+                array.T if name == "down_proj" else array
+            )
+            for name, array in zip(names, arrays, strict=True)
+        }
+        for arrays in (ours, theirs)
+    ]
+    [(found, _)] = matched(models, {})
+    assert found == np.argsort(right).tolist()
+
+
+def test_models_opened_once_serve_recipes_of_other_slices(tmp_path: Path) -> None:
+    config = CONFIGS["Llama"]()
+    write(tmp_path, config)
+
+    def asked(layer: int, **keys: Any) -> Recipe:
+        ends = [layer, layer + 1]
+        sources = [{"model": name, "layer_range": ends} for name in ("base", "e0")]
+        return recipe(tmp_path, models=None, slices=[{"sources": sources}], **keys)
+
+    expected = [sensmerge.merge_tensors(asked(layer)) for layer in range(LAYERS)]
+    move(tmp_path / "e0", config)
+    models = sensmerge.open_models(asked(0))
+    for layer in range(LAYERS):
+        found = sensmerge.merge_tensors(asked(layer, align="permutation"), models)
+        assert all(torch.equal(found[name], each) for name, each in expected[layer].items())
 
 
 def test_models_of_unknown_units_are_refused(tmp_path: Path) -> None:

@@ -97,7 +97,8 @@ class Units:
                 block_of(f"{each.symmetry.module}.") for each in modules if each.moved
             )
             if moved:
-                yield name, f"{' and '.join(moved)} moved, in {len(homes)} layers"
+                layers = "1 layer" if len(homes) == 1 else f"{len(homes)} layers"
+                yield name, f"{' and '.join(moved)} moved, in {layers}"
             else:
                 yield name, f"all units are in the order of {self.template} already"
 
@@ -153,10 +154,10 @@ def align(
         KeyboardInterrupt: Ctrl-C was pressed.
     """
     found: dict[str, list[Matched]] = {}
-    seen: set[str] = set()
+    seen: set[object] = set()
     others: dict[str, None] = {}
     orders: list[list[dict[str, Any]]] = []
-    for part, views in parts:
+    for _, views in parts:
         template, known = views.template, _known(views, models)
         others |= dict.fromkeys(known.others)
         said: list[dict[str, Any]] = []
@@ -164,7 +165,7 @@ def align(
             if view is template or (view.model is template.model and view.names == template.names):
                 said.append({})
                 continue
-            key = f"{recipe.align} {part.key} {template.model.name} {view.model.name}"
+            key = (recipe.align, *_identity(template), *_identity(view))
             if key not in models.aligned:
                 models.aligned[key] = _matched(
                     template, view, known.known, checkpoints, threads, progress=progress
@@ -201,6 +202,11 @@ def _known(views: Views, models: Models) -> Symmetries:
     return found
 
 
+def _identity(view: View) -> tuple[object, ...]:
+    """What tells a model as a slice sees it from others of the same models."""
+    return view.model.name, None if view.names is None else frozenset(view.names.items())
+
+
 def _matched(
     template: View,
     view: View,
@@ -226,7 +232,7 @@ def _orders(matched: Iterable[Matched]) -> dict[str, Any]:
     """The tensors that are reordered, each with runs of its rows and columns."""
     moved: dict[tuple[str, int], list[tuple[int, list[int]]]] = {}
     for each in matched:
-        if each.moved or each.units != sorted(each.units):
+        if each.moved:
             for portion in each.symmetry.portions:
                 order = each.units if portion.level == "units" else each.members
                 width = portion.count // len(order)
