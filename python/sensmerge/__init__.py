@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sensmerge.recipe import Recipe
     from sensmerge.scaling.sigma import Coefficients, coefficients
     from sensmerge.search.descent import learn
+    from sensmerge.search.soup import soup
     from sensmerge.search.trials import tune
     from sensmerge.workflow import merge
 
@@ -50,6 +51,7 @@ __all__ = [
     "merge_into",
     "merge_tensors",
     "open_models",
+    "soup",
     "tune",
 ]
 
@@ -69,6 +71,7 @@ _HOMES = {
     "merge_into": "sensmerge.merging.memory",
     "merge_tensors": "sensmerge.merging.memory",
     "open_models": "sensmerge.models",
+    "soup": "sensmerge.search.soup",
     "tune": "sensmerge.search.trials",
 }
 

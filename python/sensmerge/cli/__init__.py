@@ -36,6 +36,7 @@ for _command in (
     measuring.coefficients,
     searching.learn,
     searching.tune,
+    searching.soup,
     measuring.report,
     comparing.diff,
     comparing.extract_lora,

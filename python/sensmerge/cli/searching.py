@@ -206,6 +206,61 @@ def tune(
         click.echo(f"wrote {', '.join(map(str, written))}")
 
 
+@click.command()
+@click.argument("recipe", type=FILE)
+@click.option("-o", "--output", type=FILE, required=True, help="The recipe to write.")
+@click.option(
+    "--objective",
+    type=click.Choice(["mean", "worst"]),
+    default="mean",
+    show_default=True,
+    help="Minimise the mean of the tasks' losses, or the largest one.",
+)
+@click.option("--task-weights", metavar="NUMBERS", help="The tasks' weights in the mean: 2,1,1.")
+@click.option(
+    "--validation",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.0,
+    show_default=True,
+    help="Share of each task's samples that is kept for validation.",
+)
+@threads_option
+@leniency_options
+@quiet_option
+def soup(
+    recipe: Path,
+    output: Path,
+    objective: str,
+    task_weights: str | None,
+    validation: float,
+    threads: int | None,
+    leniency: Leniency | None,
+    quiet: bool,
+) -> None:
+    """Choose the models of RECIPE greedily: those that lower the loss of the merge on its samples.
+
+    OUTPUT is the recipe with the models that were kept.
+    """
+    from sensmerge.search.judge import Objective
+    from sensmerge.search.soup import soup as run
+
+    check_writable(output)
+    found = run(
+        load_recipe(recipe, leniency, say=not quiet),
+        objective=Objective(objective, _numbers("--task-weights", task_weights)),
+        validation=validation,
+        home=output.parent,
+        threads=threads,
+        progress=not quiet,
+    )
+    written = found.write(output)
+    if not quiet:
+        click.echo(found.table())
+        for note in found.notes:
+            click.echo(f"note: {note}", err=True)
+        click.echo(f"wrote {' and '.join(map(str, written))}")
+
+
 def _calibrated(
     recipe: Recipe, given: Path | None, output: Path, threads: int | None, quiet: bool
 ) -> Calibration | None:

@@ -112,8 +112,24 @@ class Judge:
         Raises:
             InputError: The settings cannot be merged, or a loss is not finite.
         """
-        asked = self._asked(settings)
-        key = (json.dumps(asked.plain()), part)
+        return self.losses_of(settings.recipe(self.recipe), part, advance)
+
+    def losses_of(
+        self, recipe: Recipe, part: str = "search", advance: Callable[[int], None] | None = None
+    ) -> list[float]:
+        """Every task's mean loss of a recipe's merge.
+
+        Args:
+            recipe: A recipe of the same models, or some of them.
+            part: The samples: ``search`` or ``validation``.
+            advance: Called with the number of samples done.
+
+        Raises:
+            InputError: The recipe cannot be merged, or a loss is not finite.
+        """
+        asked = self._asked(recipe)
+        names = [model.name for model in asked.models]
+        key = (json.dumps([names, asked.plain()]), part)
         samples = self._samples(part)
         if key not in self._known:
             if self._candidate is None:
@@ -144,8 +160,7 @@ class Judge:
     def _samples(self, part: str) -> list[list[Sample]]:
         return [task.search if part == "search" else task.validation for task in self.tasks]
 
-    def _asked(self, settings: Settings) -> Request:
-        recipe = settings.recipe(self.recipe)
+    def _asked(self, recipe: Recipe) -> Request:
         found = None
         if needs_calibration(recipe):
             if self._calibration is None:
