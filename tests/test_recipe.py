@@ -64,6 +64,7 @@ def test_the_defaults_of_sensitivity() -> None:
     assert sensitivity.model_dump() == {
         "mode": "full",
         "temperature": 0.05,
+        "measure": "taylor",
         "cross_task": "transfer",
         "positions": "completion",
         "distance": "token",

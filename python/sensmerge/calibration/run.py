@@ -64,7 +64,8 @@ def run(
         known = [loading.known(source) for source in sources]
         read = readings(tasks, known, known)
         start = time.monotonic()
-        parts = _sensitivities(sources, tasks, runner, kept, progress, threads)
+        by = options.measure
+        parts = _sensitivities(sources, tasks, runner, kept, progress, threads, by)
         middle = time.monotonic()
         experts = [part.expert for part in parts]
         common = _common(known, experts)
@@ -96,7 +97,7 @@ def run(
 
 
 # The options that change what is measured; the others only change how it is used.
-_MEASURED = {"positions", "distance", "dtype", "samples", "max_length", "seed"}
+_MEASURED = {"measure", "positions", "distance", "dtype", "samples", "max_length", "seed"}
 
 
 def open_sources(recipe: Recipe, *, progress: bool = True) -> list[loading.Source]:
@@ -157,6 +158,7 @@ def _sensitivities(
     kept: Kept,
     progress: bool,
     threads: int | None,
+    by: str,
 ) -> list[Part]:
     fingerprints = [source.fingerprint() for source in sources]
     found = [
@@ -172,7 +174,7 @@ def _sensitivities(
         ):
             if part is None:
                 opened = runner.open(source)
-                sums, loss = runner.sensitivity(opened, task.samples, threads, advance)
+                sums, loss = runner.sensitivity(opened, task.samples, threads, advance, by)
                 size = loading.vocabulary(opened.model)
                 expert = Expert(source.name, fingerprint, size, loss, task.record)
                 part = Part(expert, sums, opened.layers.tied)

@@ -122,6 +122,9 @@ class Sensitivity(Strict):
         mode: ``full``; ``task`` leaves out τ and ``cross`` leaves out α (the paper's ablation);
             ``off`` is the plain method.
         temperature: T of Eq. 6, above 0, or ``auto``.
+        measure: What is summed over a layer's parameters: |θ · g|, a first-order Taylor estimate of
+            what the loss would lose without them (``taylor``, Eq. 1), or g², the diagonal of the
+            empirical Fisher information (``fisher``).
         cross_task: Eq. 5 of the camera-ready paper (``transfer``) or of the preprint
             (``distance``).
         positions: Tokens that count in the loss and the logit distance: those of the completion, or
@@ -138,6 +141,7 @@ class Sensitivity(Strict):
 
     mode: Annotated[Literal["full", "task", "cross", "off"], BeforeValidator(_mode)] = "full"
     temperature: Annotated[Any, AfterValidator(_temperature)] = DEFAULT_TEMPERATURE
+    measure: Literal["taylor", "fisher"] = "taylor"
     cross_task: Literal["transfer", "distance"] = "transfer"
     positions: Literal["completion", "all"] = "completion"
     distance: Literal["token", "sequence"] = "token"

@@ -9,11 +9,13 @@ import numpy as np
 from sensmerge.reference.arrays import Array
 
 
-def sensitivity(parameters: Sequence[Array], gradients: Sequence[Sequence[Array]]) -> float:
-    """s^l = Σ over samples and the layer's parameters of |θ · g| (Eq. 1 and 3)."""
+def sensitivity(
+    parameters: Sequence[Array], gradients: Sequence[Sequence[Array]], measure: str = "taylor"
+) -> float:
+    """s^l = Σ over samples and the layer's parameters of |θ · g| (Eq. 1 and 3), or of g²."""
     return float(
         sum(
-            np.abs(theta * gradient).sum()
+            (np.abs(theta * gradient) if measure == "taylor" else gradient**2).sum()
             for sample in gradients
             for theta, gradient in zip(parameters, sample, strict=True)
         )

@@ -40,6 +40,8 @@ def matching(
     if not isinstance(calibration, Calibration):
         calibration = Calibration.load(Path(calibration))
     asked = recipe.sensitivity
+    if asked is not None:
+        calibration.require_measure(asked.measure)
     for name in sorted(asked.model_fields_set) if asked is not None else []:
         if name in calibration.options and calibration.options[name] != getattr(asked, name):
             raise InputError(

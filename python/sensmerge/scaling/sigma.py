@@ -139,7 +139,8 @@ def coefficients(calibration: Calibration, recipe: Recipe | Sensitivity) -> Coef
 
     Raises:
         InputError: The recipe has no sensitivity section, one of its experts is not in the
-            calibration, or an expert's sensitivities are all zero or not finite.
+            calibration, that was measured with another ``sensitivity.measure``, or an expert's
+            sensitivities are all zero or not finite.
     """
     from sensmerge.recipe import Recipe
 
@@ -148,6 +149,7 @@ def coefficients(calibration: Calibration, recipe: Recipe | Sensitivity) -> Coef
     options = recipe.sensitivity if isinstance(recipe, Recipe) else recipe
     if options is None:
         raise InputError("sensitivity: the recipe has no such section; add 'sensitivity: {}'")
+    calibration.require_measure(options.measure)
     experts = [expert.model for expert in calibration.experts]
     if isinstance(recipe, Recipe) and experts != [expert.model for expert in recipe.experts]:
         # Names or order differ: match the rows by the experts' weights.
