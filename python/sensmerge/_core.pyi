@@ -20,6 +20,7 @@ __all__ = [
     "TensorInfo",
     "check_output",
     "differences",
+    "match_units",
     "merge",
     "merge_into",
     "methods",
@@ -202,7 +203,7 @@ class Manifest:
                 ``dequantised``, ``notes``, ``missing`` (``error``, ``base`` or ``skip``: what becomes of
                 tensors that only some models have) and ``parts``, which are output tensors that are merged from the same models: ``base`` (or
                 null), ``models`` (the index of the ``checkpoint`` of each, and rules for its tensors:
-                ``names``, ``aliases``, ``rows``, ``patches``), and ``tensors``: the numbers of every output tensor,
+                ``names``, ``aliases``, ``rows``, ``orders``, ``patches``), and ``tensors``: the numbers of every output tensor,
                 by parameter.
             checkpoints: The checkpoints that the request names by their index.
 
@@ -468,6 +469,37 @@ def differences(
 
     Raises:
         InputError: A tensor is missing, of another shape, or not of floats.
+        KeyboardInterrupt: Ctrl-C was pressed.
+    """
+
+def match_units(
+    template: str,
+    model: str,
+    checkpoints: SupportsGetItem[int, Checkpoint],
+    symmetries: str,
+    *,
+    threads: SupportsIndex | None = None,
+    progress: collections.abc.Callable[[int, int], object] | None = None,
+) -> list[tuple[list[int], list[int]]]:
+    """Match the units of a model, such as neurons, with those of another by their weights.
+
+    Args:
+        template: JSON: the model whose order counts, as the request of a manifest has it.
+        model: JSON: the other model, likewise.
+        checkpoints: The checkpoints that the two name by their index.
+        symmetries: JSON: a list of units that can change places: ``units`` and ``members`` (how many),
+            and ``portions``, the rows (``axis`` 0) or columns (1) of tensors that move with them:
+            ``tensor``, ``axis``, ``first``, ``count`` and ``level`` (``units`` or ``members``).
+        threads: Threads to use; all cores by default. The result does not depend on it.
+        progress: Called several times a second with the bytes done and the bytes to do.
+
+    Returns:
+        For every symmetry the units of the model in the order of those of the template, and their
+        members, numbered over all units. Nothing moves where the model lacks a tensor or has it in
+        another shape.
+
+    Raises:
+        InputError: An argument is malformed, or a tensor cannot be read.
         KeyboardInterrupt: Ctrl-C was pressed.
     """
 

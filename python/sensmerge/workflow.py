@@ -128,7 +128,8 @@ def _merge(
     _core.check_output(str(out), [*map(str, inputs), *map(str, pickled.copies)], how.overwrite)
     if recipe.auto or (calibration is None and needs_calibration(recipe)):
         # Refuse a merge that is bound to fail before the long measurement rather than after it.
-        request(_provisional(recipe), None, models).manifest()
+        provisional = _provisional(recipe)
+        request(provisional, None, models, threads=how.threads, progress=how.progress).manifest()
         merged_tokenizer(recipe, models)
     measured, notes = _measured(
         recipe, models, calibration, threads=how.threads, progress=how.progress
@@ -159,7 +160,7 @@ def _merge_stages(
     reuse: bool,
 ) -> MergeResult:
     # Refuse what is bound to fail in any stage before the first is merged.
-    planned = _plan_stages(asked, None, how.max_shard_size)
+    planned = _plan_stages(asked, None, how.max_shard_size, weights=False)
     inputs = {
         str(path)
         for _, each in planned.stages
@@ -227,8 +228,17 @@ def _plan_stages(
     asked: StagedRecipe,
     calibration: Calibration | str | Path | None,
     max_shard_size: str | int,
+    *,
+    weights: bool = True,
 ) -> StagedPlan:
-    """Plan each stage by sketches of the models of the stages before it."""
+    """Plan each stage by sketches of the models of the stages before it.
+
+    Args:
+        asked: The recipe.
+        calibration: A calibration of the result's experts, or its path.
+        max_shard_size: Largest size of a weight file's data.
+        weights: Whether to read the weights of other models where a stage aligns units.
+    """
     planned: list[tuple[str | None, MergePlan]] = []
     places: dict[str, Path] = {}
     with tempfile.TemporaryDirectory(prefix="sensmerge-plan-") as folder:
@@ -236,7 +246,8 @@ def _plan_stages(
             recipe = stage.placed(places)
             last = stage is asked.result
             try:
-                made = _plan(recipe, calibration if last else None, max_shard_size)
+                measured, whole = calibration if last else None, weights and not stage.uses
+                made = _plan(recipe, measured, max_shard_size, weights=whole)
                 if not last:
                     place = folder_of(stage, Path(folder))
                     beside = sidecars(recipe, open_models(recipe), None, None, made.manifest)
@@ -256,7 +267,10 @@ def _plan(
     recipe: Recipe,
     calibration: Calibration | str | Path | None,
     max_shard_size: str | int,
+    *,
+    weights: bool = True,
 ) -> MergePlan:
+    """Plan one recipe; without ``weights``, of models of which there may be just sketches."""
     models = open_models(recipe)
     found, notes = None, list(recipe.notes)
     if recipe.auto:
@@ -271,7 +285,11 @@ def _plan(
         notes += [] if found is None else found.notes()
     elif needs_calibration(recipe):
         notes.append("the recipe has a sensitivity section: weights are shown without coefficients")
-    asked = request(recipe, found, models)
+    if recipe.align is not None and not weights:
+        notes.append("align: the stage's models are aligned once they are merged; not in this plan")
+    asked = request(recipe, found, models, weights=weights, progress=True)
+    needed = None if asked.units is None else asked.units.memory()
+    notes += [] if needed is None else [needed]
     manifest = asked.manifest()
     notes += models.notes + merged_tokenizer(recipe, models).notes
     return MergePlan(

@@ -105,9 +105,18 @@ def write(
         KeyboardInterrupt: Ctrl-C was pressed; nothing is left behind.
     """
     shard_bytes = parse_size(max_shard_size)
-    asked = request(recipe, found, models)
+    asked = request(recipe, found, models, threads=threads, progress=progress)
     manifest = asked.manifest()
-    beside = sidecars(recipe, models, found, measured, manifest, tokenizer=tokenizer, card=card)
+    beside = sidecars(
+        recipe,
+        models,
+        found,
+        measured,
+        manifest,
+        units=asked.units,
+        tokenizer=tokenizer,
+        card=card,
+    )
     known = [*(notes or []), *recipe.notes, *models.notes]
     known += [] if found is None else found.notes()
     result = carry_out(

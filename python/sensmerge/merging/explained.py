@@ -172,6 +172,11 @@ def _output(recipe: Recipe) -> Iterator[str]:
     first = "the base" if recipe.base_model is not None else "the first model"
     stored = f"as {first} stores each tensor" if asked is None else f"{asked} (from {key})"
     yield f"dtype: {stored}; computed in float32, or float64 where an input is"
+    if recipe.align is not None:
+        yield (
+            f"align: {recipe.align}; before the merge, neurons and attention heads of every model "
+            f"are brought into the order of {first}'s, by their weights"
+        )
     yield f"tokenizer: {_tokenizer(recipe, first)}"
     if recipe.chat_template is not None:
         yield f"chat template: {_template(recipe.chat_template)}"
@@ -229,6 +234,8 @@ def _differences(recipe: Recipe) -> Iterator[str]:
         )
     if recipe.auto:
         yield f"{' and '.join(recipe.auto)}: there, numbers are needed"
+    if recipe.align is not None:
+        yield "align: there, units are merged in the order in which models have them"
     missing = _without_weight(recipe)
     if missing:
         yield f"{WEIGHT} of {', '.join(missing)} is the default; there, it has to be given"

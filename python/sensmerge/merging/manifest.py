@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sensmerge import _core
 from sensmerge.errors import InputError
+from sensmerge.merging.units import Units, align
 from sensmerge.merging.views import views_of
 from sensmerge.merging.vocabulary import Alignment
 from sensmerge.models.layers import block_of, blocks, layer_of
@@ -76,6 +77,7 @@ class Request:
         parts: The parts of the output.
         rows: The number of rows that the output has for tokens; None if no tensor has a known name
             of an embedding.
+        units: The orders of the models' units; None if the recipe does not align them.
     """
 
     models: list[Model]
@@ -83,6 +85,7 @@ class Request:
     settings: dict[str, Any]
     parts: list[Part]
     rows: int | None = None
+    units: Units | None = None
 
     def manifest(self) -> _core.Manifest:
         """Every output tensor with its inputs and numbers, from headers alone.
@@ -119,13 +122,24 @@ class Request:
         return replace(self, parts=[part.with_weights(weights) for part in self.parts])
 
 
-def request(recipe: Recipe, found: Coefficients | None, models: Models) -> Request:
+def request(
+    recipe: Recipe,
+    found: Coefficients | None,
+    models: Models,
+    *,
+    weights: bool = True,
+    threads: int | None = None,
+    progress: bool = False,
+) -> Request:
     """Resolve a recipe to numbers for every output tensor.
 
     Args:
         recipe: The recipe.
         found: The coefficients; None for a plain merge.
         models: The recipe's models.
+        weights: Whether the models' weights are known. Without them, units are not aligned.
+        threads: Threads to align units with; all cores by default.
+        progress: Show progress of that.
 
     Raises:
         InputError: A number is missing or not finite, two models are of different architectures,
@@ -154,10 +168,18 @@ def request(recipe: Recipe, found: Coefficients | None, models: Models) -> Reque
         "seed": recipe.seed,
         "out_dtype": recipe.out_dtype or recipe.dtype,
     }
+    units, orders = None, [[dict[str, Any]()] * len(views.all) for _, views in parts]
+    if recipe.align is not None and weights:
+        units, orders = align(
+            recipe, parts, models, checkpoints, threads=threads, progress=progress
+        )
     resolved = []
-    for part, views in parts:
+    for (part, views), of_part in zip(parts, orders, strict=True):
         rows = alignment.rows(part, views)
-        plain = [view.plain(checkpoints, each) for view, each in zip(views.all, rows, strict=True)]
+        plain = [
+            view.plain(checkpoints, chosen, reordered)
+            for view, chosen, reordered in zip(views.all, rows, of_part, strict=True)
+        ]
         resolved.append(
             Part(
                 base=None if views.base is None else plain.pop(0),
@@ -165,8 +187,8 @@ def request(recipe: Recipe, found: Coefficients | None, models: Models) -> Reque
                 numbers=numbers(recipe, part, found, views.template.outputs),
             )
         )
-    settings["notes"] = alignment.notes()
-    return Request(used, checkpoints, settings, resolved, alignment.output.rows)
+    settings["notes"] = [*alignment.notes(), *([] if units is None else units.notes())]
+    return Request(used, checkpoints, settings, resolved, alignment.output.rows, units)
 
 
 def numbers(

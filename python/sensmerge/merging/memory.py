@@ -62,7 +62,8 @@ def merge_tensors(
     """
     recipe = Recipe.of(recipe)
     models = _models(recipe, tensors)
-    asked = request(recipe, coefficients_for(recipe, calibration, models), models).dequantised()
+    found = coefficients_for(recipe, calibration, models)
+    asked = request(recipe, found, models, threads=threads).dequantised()
     manifest = asked.manifest()
     parts = [part for tensor in manifest.tensors for part in tensor.parts]
     merged = {name: _empty(name, dtype, shape) for name, dtype, shape in parts}
@@ -103,7 +104,8 @@ def merge_into(
     """
     recipe = Recipe.of(recipe)
     models = _models(recipe, tensors)
-    asked = request(recipe, coefficients_for(recipe, calibration, models), models)
+    found = coefficients_for(recipe, calibration, models)
+    asked = request(recipe, found, models, threads=threads)
     places: Tensors = model if isinstance(model, Mapping) else model.state_dict()
     planned = asked.manifest().tensors
     outputs: dict[str, Any] = {}

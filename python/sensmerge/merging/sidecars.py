@@ -1,4 +1,4 @@
-"""The files beside the weights: config, tokenizer, model card, recipe and calibration."""
+"""The files beside the weights: config, tokenizer, model card, recipe, and what was measured."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from sensmerge import _core
     from sensmerge.calibration import Calibration
+    from sensmerge.merging.units import Units
     from sensmerge.models import Model, Models
     from sensmerge.recipe import Recipe
     from sensmerge.scaling.sigma import Coefficients
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 GENERATION_FILE = "generation_config.json"
 RECIPE_FILE = "sensmerge_recipe.yaml"
 CALIBRATION_FILE = "sensmerge_calibration.json"
+UNITS_FILE = "sensmerge_units.json"
 # The core writes it: what the folder holds, and the notes of the merge.
 OUTPUT_FILE = "sensmerge_output.json"
 
@@ -53,6 +55,7 @@ def sidecars(
     calibration: Calibration | None,
     manifest: _core.Manifest,
     *,
+    units: Units | None = None,
     tokenizer: bool = True,
     card: bool = True,
 ) -> Sidecars:
@@ -64,6 +67,7 @@ def sidecars(
         found: The coefficients; None for a plain merge.
         calibration: The calibration; None for a plain merge.
         manifest: Every output tensor, and how it is quantised.
+        units: The orders of the models' units; None if they were not aligned.
         tokenizer: Whether the tokenizer's files are among them.
         card: Whether the model card is among them.
 
@@ -97,6 +101,8 @@ def sidecars(
     texts.append((RECIPE_FILE, recipe.to_yaml()))
     if calibration is not None:
         texts.append((CALIBRATION_FILE, calibration.to_json()))
+    if units is not None:
+        texts.append((UNITS_FILE, units.record()))
     cards = [("README.md", model_card(recipe, models, found))] if card else []
     return Sidecars(copies, texts, cards, notes)
 

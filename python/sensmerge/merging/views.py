@@ -36,18 +36,23 @@ class View:
         return self.model.tensors if self.names is None else list(self.names)
 
     def plain(
-        self, checkpoints: list[_core.Checkpoint], rows: dict[str, Any] | None
+        self,
+        checkpoints: list[_core.Checkpoint],
+        rows: dict[str, Any] | None,
+        orders: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """The view as the core's request has it.
 
         Args:
             checkpoints: The checkpoints of the request; the core knows them by their place.
             rows: The rows of the tensors of the vocabulary; None for its own.
+            orders: Tensors whose rows or columns are taken in another order.
         """
         return self.model.plain(checkpoints) | {
             "names": self.names,
             "aliases": _aliases(self.model),
             "rows": rows,
+            "orders": orders or {},
         }
 
 

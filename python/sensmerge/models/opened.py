@@ -116,6 +116,7 @@ class Models:
         places: Every model by the place that its name resolves to.
         home: The recipe's places, by which names are resolved.
         vocabularies: The tokens of their folders, each read when it is asked for.
+        aligned: What was found of the order of their units, by pairs of models as slices see them.
     """
 
     base: Model | None
@@ -123,6 +124,7 @@ class Models:
     places: dict[str, Model]
     home: Places
     vocabularies: Vocabularies = field(default_factory=Vocabularies, compare=False)
+    aligned: dict[object, Any] = field(default_factory=dict, compare=False)
 
     def named(self, name: str) -> Model | None:
         """The model of a name; None where the recipe has no such model."""

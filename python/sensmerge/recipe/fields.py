@@ -46,6 +46,24 @@ def _path(value: Any) -> str:
     return value
 
 
+# Ways to match units that people ask for, and why they are not here.
+_OTHER_ALIGNMENTS = {
+    "zipit": "ZipIt! also merges units within a model, which blends features of one model with "
+    "each other and needs activations; permutation matches the units of two models by weights",
+    "activations": "units are matched by their weights alone; write permutation",
+    "git_rebasin": "write permutation, which is Git Re-Basin's weight matching",
+    "weight_matching": "write permutation, which is Git Re-Basin's weight matching",
+    "repair": "REPAIR rescales activations after a merge, by statistics of samples, and is not "
+    "here; write permutation",
+}
+
+
+def _alignment(value: Any) -> Any:
+    if isinstance(value, str) and value in _OTHER_ALIGNMENTS:
+        raise ValueError(f"'{value}': {_OTHER_ALIGNMENTS[value]}")
+    return value
+
+
 def section(value: Any) -> Any:
     """A section's value; a key without a value asks for the defaults."""
     return {} if value is None else value
@@ -78,6 +96,9 @@ def _files(value: Any) -> list[str]:
         raise ValueError(f"names '{twice}' twice")
     return files
 
+
+# How the units of models are matched before the merge.
+Align = Annotated[Literal["permutation"], BeforeValidator(_alignment)]
 
 ModelName = Annotated[str, BeforeValidator(model_name), Field(min_length=1)]
 

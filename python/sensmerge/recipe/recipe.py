@@ -16,7 +16,16 @@ from pydantic_core import ErrorDetails
 
 from sensmerge.errors import InputError
 from sensmerge.recipe import checks, methods, parameters
-from sensmerge.recipe.fields import Dtype, Model, ModelName, OutDtype, Sensitivity, Strict, section
+from sensmerge.recipe.fields import (
+    Align,
+    Dtype,
+    Model,
+    ModelName,
+    OutDtype,
+    Sensitivity,
+    Strict,
+    section,
+)
 from sensmerge.recipe.findings import Findings
 from sensmerge.recipe.leniency import DEFAULT_LENIENCY, Leniency, stray
 from sensmerge.recipe.methods import DEFAULT_SEMANTICS, Method, Semantics
@@ -64,6 +73,7 @@ class Recipe(Strict):
     tokenizer_source: TokenizerName | None = None
     tokenizer: Tokenizer | None = None
     chat_template: Annotated[str | None, BeforeValidator(template)] = None
+    align: Align | None = None
     missing: Literal["error", "base", "skip"] = "error"
     sensitivity: Annotated[Sensitivity | None, BeforeValidator(section)] = None
     semantics: Semantics = DEFAULT_SEMANTICS

@@ -47,6 +47,10 @@ def recipe_schema() -> dict[str, Any]:
     schema["properties"]["name"] |= {
         "description": "of a stage, in a file of several recipes with --- between them"
     }
+    schema["properties"]["align"] |= {
+        "description": "permutation: the neurons and attention heads of every model are brought "
+        "into the base's order before the merge"
+    }
     schema["properties"]["modules"] = _modules(schema["properties"])
     schema["properties"]["parameters"] = _or_empty("Parameters")
     schema["properties"]["sensitivity"] = _or_empty("Sensitivity")

@@ -14,6 +14,16 @@ _BASE = {
     "unused": "not needed, and merged only if it is listed among the models",
 }
 
+_ALIGNED = "write align: permutation beside a method such as linear, which matches units by weights"
+
+# What is published under a name and is not a method here.
+_NOT_METHODS = {
+    "zipit": "ZipIt! also merges units within a model, which blends features of one model with "
+    f"each other and needs activations; {_ALIGNED}",
+    "git_rebasin": _ALIGNED,
+    "rebasin": _ALIGNED,
+}
+
 
 def listed(semantics: Semantics = DEFAULT_SEMANTICS) -> str:
     """A table of all methods, with one row per method."""
@@ -59,7 +69,9 @@ def described(name: str, semantics: Semantics = DEFAULT_SEMANTICS) -> str:
 
 
 def no_method(name: object) -> str:
-    """That there is no method of this name, and which are there."""
+    """That there is no method of this name, and which are there or what to write instead."""
+    if isinstance(name, str) and name in _NOT_METHODS:
+        return f"'{name}': {_NOT_METHODS[name]}"
     return unknown_value(name, methods.names())
 
 

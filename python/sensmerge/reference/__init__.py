@@ -7,7 +7,8 @@ arithmetic (Ilharco et al. 2023), TIES (Yadav et al. 2023), DARE (Yu et al. 2024
 1973), Model Stock (Jang et al. 2024), MagMax (Marczak et al. 2024), EMR-Merging (Huang et al.
 2024), Consensus Task Arithmetic (Wang et al. 2024), PCB-Merging (Du et al. 2024), WIDEN (Yu et al.
 2024), WSM (Tian et al. 2025), TSV-Merge (Gargiulo et al. 2025), Iso-C and Iso-CTS (Marczak et al.
-2025), ACTMat, WUDI (Cheng et al. 2025), Philox (Salmon et al. 2011), and mergekit.
+2025), ACTMat, WUDI (Cheng et al. 2025), Git Re-Basin (Ainsworth et al. 2023), Philox (Salmon et al.
+2011), and mergekit.
 
 A model is a mapping of arrays by tensor name. ``weights[name]`` holds one weight per expert: the
 recipe's weight times K·σ of the tensor's layer (Eq. 7). K is the number of experts, L that of
@@ -44,6 +45,7 @@ from sensmerge.reference.sparse import (
     trim_model,
     trim_tensor,
 )
+from sensmerge.reference.units import best_nested_order, best_order
 
 __all__ = [
     "Array",
@@ -51,6 +53,8 @@ __all__ = [
     "arcee_fusion",
     "band",
     "band_of_rows",
+    "best_nested_order",
+    "best_order",
     "by_matrix",
     "consensus",
     "disjoint",

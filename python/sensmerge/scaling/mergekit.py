@@ -44,8 +44,8 @@ def mergekit_recipe(
         stored: Dtypes of the base's tensors, by the names that checkpoints use.
 
     Raises:
-        InputError: mergekit does not have the method, or the recipe's semantics are ``original``
-            and the method is one that mergekit computes differently.
+        InputError: mergekit does not have the method, the recipe's semantics are ``original`` and
+            the method is one that mergekit computes differently, or the recipe aligns units.
     """
     method = recipe.method
     if not method.in_mergekit:
@@ -58,6 +58,11 @@ def mergekit_recipe(
         raise InputError(
             f"semantics: mergekit has no original {recipe.merge_method}; only semantics: mergekit "
             "can be written as its recipe"
+        )
+    if recipe.align is not None:
+        raise InputError(
+            "align: mergekit merges units in the order in which models have them; without align "
+            "the recipe can be written as one of mergekit's"
         )
     data = {key: value for key, value in recipe.source.items() if key not in _OURS}
     data |= _dtypes(recipe, stored)

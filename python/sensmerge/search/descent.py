@@ -163,7 +163,7 @@ class Problem:
         sensitivity = recipe.sensitivity or Sensitivity()
         self.models: Models = open_models(recipe)
         found = coefficients_for(recipe, calibration, self.models)
-        asked = request(recipe, found, self.models)
+        asked = request(recipe, found, self.models, threads=threads)
         self.weights = Weights(asked, options.groups)
         self.tasks = tasks.load(recipe, sensitivity, self.models, options.validation)
         self._candidate = Candidate(self.models, asked, dtype=sensitivity.dtype, threads=threads)

@@ -20,6 +20,7 @@ mod prepared;
 mod read;
 mod sensitivity;
 mod task_vector;
+mod units;
 mod weight_files;
 
 use pyo3::pymodule;
@@ -53,6 +54,8 @@ mod _core {
     use crate::sensitivity::{sum_abs_product, sum_squares};
     #[pymodule_export]
     use crate::task_vector::task_vector;
+    #[pymodule_export]
+    use crate::units::match_units;
     #[pymodule_export]
     use crate::weight_files::weight_files;
 }

@@ -7,7 +7,8 @@ use sensmerge_core::checkpoint::layout::layout;
 use sensmerge_core::engine::Inputs;
 use sensmerge_core::error::{Error, Result};
 use sensmerge_core::manifest::{
-    self, Builder, Change, Content, Missing, Numbers, OutDtype, Part, Patch, Selection, View,
+    self, Builder, Change, Content, Missing, Numbers, OutDtype, Part, Patch, Reordered, Selection,
+    View,
 };
 use sensmerge_core::method::Semantics;
 use serde::Deserialize;
@@ -119,6 +120,9 @@ pub(crate) struct RequestedView {
     /// Rows to take in place of those of some tensors.
     #[serde(default)]
     rows: Option<RequestedRows>,
+    /// Output tensors whose rows or columns are taken in another order.
+    #[serde(default)]
+    orders: BTreeMap<String, Reordered>,
     /// Changes to stored tensors, by their names, in order.
     #[serde(default)]
     patches: BTreeMap<String, Vec<RequestedPatch>>,
@@ -211,6 +215,9 @@ impl RequestedView {
                 view = view.rows(name, Arc::clone(&selection));
             }
         }
+        for (name, order) in self.orders {
+            view = view.reorder(name, order);
+        }
         for (name, patches) in self.patches {
             for patch in patches {
                 view = view.patch(&name, patch.build(checkpoints)?);
@@ -254,7 +261,7 @@ impl Manifest {
     ///         ``dequantised``, ``notes``, ``missing`` (``error``, ``base`` or ``skip``: what becomes of
     ///         tensors that only some models have) and ``parts``, which are output tensors that are merged from the same models: ``base`` (or
     ///         null), ``models`` (the index of the ``checkpoint`` of each, and rules for its tensors:
-    ///         ``names``, ``aliases``, ``rows``, ``patches``), and ``tensors``: the numbers of every output tensor,
+    ///         ``names``, ``aliases``, ``rows``, ``orders``, ``patches``), and ``tensors``: the numbers of every output tensor,
     ///         by parameter.
     ///     checkpoints: The checkpoints that the request names by their index.
     ///

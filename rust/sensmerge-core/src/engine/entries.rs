@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::average::{mean_row, read_mean};
+use super::columns::Columns;
 use super::inputs::Inputs;
 use super::low_rank::LowRank;
 use super::scaled::Scaled;
@@ -27,6 +28,8 @@ pub(super) enum Entries<'i> {
         /// Every run, and the index of its first row in the result.
         runs: Vec<(usize, Run)>,
     },
+    /// The columns of another source in another order.
+    Columns(Box<Columns<'i>>),
     /// A low-rank change to another source.
     LowRank(Box<LowRank<'i>>),
     /// The mean of other sources.
@@ -68,6 +71,9 @@ impl<'i> Entries<'i> {
                 let of = of.iter().map(|source| Self::of(source, inputs)).collect::<Result<_>>()?;
                 Ok(Self::Rows { of, row_length, runs })
             }
+            Source::Columns { of, runs } => {
+                Ok(Self::Columns(Box::new(Columns::of(of, runs, inputs)?)))
+            }
             Source::Mean { of } => {
                 check_same(of)?;
                 Ok(Self::Mean(of.iter().map(|one| Self::of(one, inputs)).collect::<Result<_>>()?))
@@ -87,6 +93,7 @@ impl<'i> Entries<'i> {
         match self {
             Self::Stored { .. } | Self::Scaled(_) | Self::Constant(_) | Self::Row(_) => {}
             Self::Rows { of, .. } | Self::Mean(of) => of.iter().for_each(Self::prepare::<T>),
+            Self::Columns(columns) => columns.unordered().prepare::<T>(),
             Self::LowRank(change) => change.prepare::<T>(),
         }
     }
@@ -111,6 +118,7 @@ impl<'i> Entries<'i> {
                     out = later;
                 });
             }
+            Self::Columns(columns) => columns.read(entries, out),
             Self::LowRank(change) => change.read(entries, out),
         }
     }
@@ -125,6 +133,7 @@ impl<'i> Entries<'i> {
             Self::Rows { .. } => {
                 self.pieces(entries, &mut |source, entries| source.prefetch(entries));
             }
+            Self::Columns(columns) => columns.unordered().prefetch(entries),
             Self::LowRank(change) => change.unchanged().prefetch(entries),
         }
     }
@@ -139,6 +148,7 @@ impl<'i> Entries<'i> {
             Self::Rows { of, .. } | Self::Mean(of) => {
                 of.iter().map(Self::entry_bytes).max().unwrap_or(0)
             }
+            Self::Columns(columns) => columns.unordered().entry_bytes(),
             Self::LowRank(change) => change.unchanged().entry_bytes(),
         }
     }

@@ -13,6 +13,7 @@
 //! neither on the number of threads nor on the size of chunks.
 
 mod average;
+mod columns;
 mod copy;
 mod derivative;
 mod destination;
@@ -30,6 +31,7 @@ pub mod reduce;
 mod scaled;
 mod stage;
 mod tensor;
+mod units;
 mod window;
 mod write;
 
@@ -55,6 +57,7 @@ pub use prepare::Prepared;
 pub use read::read_into;
 use stage::Stage;
 use tensor::{Precision, Tensor};
+pub use units::match_units;
 use window::{WINDOW_ENTRIES, precision, windows};
 
 /// Default size of a chunk: the part of a tensor that a thread works on at a time, in bytes of the

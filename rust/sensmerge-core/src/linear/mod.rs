@@ -5,6 +5,8 @@
 //! vectors that the processor has, fuses multiplications with additions, and cuts products to fit the
 //! caches.
 
+pub(crate) mod assignment;
+
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt;
@@ -110,6 +112,11 @@ impl Matrix {
     pub(crate) fn add_gram(&mut self, factor: f64, left: &Self) {
         let (a, b) = (left.view().transpose(), left.view());
         matmul(self.view_mut(), Accum::Add, a, b, factor, Par::Seq);
+    }
+
+    /// `self += left · rightᵀ`.
+    pub(crate) fn add_products(&mut self, left: &Self, right: &Self) {
+        matmul(self.view_mut(), Accum::Add, left.view(), right.view().transpose(), 1.0, Par::Seq);
     }
 
     /// `self += factor · M · Mᵀ · M`. The smaller one of the two products is made first.

@@ -158,7 +158,10 @@ impl<'v> Matcher<'v> {
 
     /// A model's tensor, or the rows that are to be taken in place of its own.
     fn chosen(&self, view: &View, name: &str, found: &TensorInfo) -> Result<Source> {
-        let own = self.checkpoints.source(view, found)?;
+        let mut own = self.checkpoints.source(view, found)?;
+        if let Some(order) = view.order(name) {
+            own = order.of(own).map_err(|reason| Error::tensor(view.path(), name, reason))?;
+        }
         let Some(selection) = view.selection(name) else { return Ok(own) };
         let of_model = |number: usize| {
             let other = self.views.get(number).ok_or_else(|| {

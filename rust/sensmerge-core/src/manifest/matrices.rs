@@ -20,9 +20,7 @@ pub(super) fn notes(built: &Manifest, combine: &dyn CombineMatrices) -> Vec<Stri
             bytes as f64 / 1e6
         ));
     }
-    let adapted = |(_, merge): (&Output, &Merge)| {
-        merge.experts.iter().any(|source| matches!(source, Source::LowRank(_)))
-    };
+    let adapted = |(_, merge): (&Output, &Merge)| merge.experts.iter().any(Source::is_adapted);
     if built.merges().any(adapted) {
         notes.extend(combine.on_adapters().map(|words| format!("{method}: {words}")));
     }

@@ -17,6 +17,7 @@ mod patch;
 mod prefix;
 mod selection;
 mod source;
+mod symmetry;
 mod view;
 
 use std::path::PathBuf;
@@ -30,6 +31,7 @@ pub use packing::{OutDtype, Packing};
 pub use patch::{Change, Patch};
 pub use selection::Selection;
 pub use source::{File, LowRank, Run, Scaled, Source, Stored};
+pub use symmetry::{Level, Order, Portion, Reordered, Symmetry};
 pub use view::View;
 
 pub use crate::numbers::{Number, Numbers};
@@ -40,6 +42,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::method::{IDENTITY, Settings};
 use crate::program::Subject;
+pub(crate) use symmetry::Pair;
 
 /// The version of the format that is written and read.
 pub const VERSION: u32 = 1;

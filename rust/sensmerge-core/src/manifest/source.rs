@@ -29,6 +29,13 @@ pub enum Source {
         /// Runs of their rows, in the order of the result.
         runs: Vec<Run>,
     },
+    /// The columns of a matrix in another order, as for the neurons of another model.
+    Columns {
+        /// The matrix.
+        of: Box<Source>,
+        /// Runs of its columns, in the order of the result: the first of each, and their number.
+        runs: Vec<[usize; 2]>,
+    },
     /// The mean of sources of the same shape, entry by entry, as for a token that several models have
     /// and others lack.
     Mean {
@@ -191,6 +198,13 @@ impl Source {
                 }
                 shape
             }
+            Self::Columns { of, runs } => {
+                let mut shape = of.shape();
+                if let Some(columns) = shape.last_mut() {
+                    *columns = runs.iter().map(|[_, count]| count).sum();
+                }
+                shape
+            }
             Self::Mean { of } => of.first().map(Self::shape).unwrap_or_default(),
             Self::MeanRow { of } => {
                 let mut shape = of.shape();
@@ -211,12 +225,23 @@ impl Source {
             Self::Scaled(Scaled { values, scales, .. }) => vec![values, scales],
             Self::Constant { .. } => Vec::new(),
             Self::Rows { of, .. } | Self::Mean { of } => of.iter().flat_map(Self::stored).collect(),
-            Self::MeanRow { of } => of.stored(),
+            Self::Columns { of, .. } | Self::MeanRow { of } => of.stored(),
             Self::LowRank(change) => {
                 let mut stored = change.of.stored();
                 stored.extend([&change.a, &change.b].into_iter().chain(&change.magnitude));
                 stored
             }
+        }
+    }
+
+    /// Whether it is a tensor with a low-rank change, in whatever order.
+    #[must_use]
+    pub(super) fn is_adapted(&self) -> bool {
+        match self {
+            Self::LowRank(_) => true,
+            Self::Columns { of, .. } => of.is_adapted(),
+            Self::Rows { of, .. } => of.len() == 1 && of[0].is_adapted(),
+            _ => false,
         }
     }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::patch::Patch;
 use super::selection::Selection;
 use super::source::{Source, Stored};
+use super::symmetry::Reordered;
 use crate::checkpoint::{Checkpoint, TensorInfo};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
@@ -22,6 +23,7 @@ pub struct View {
     aliases: BTreeMap<String, String>,
     selections: BTreeMap<String, Arc<Selection>>,
     constants: BTreeMap<String, (Vec<usize>, f64)>,
+    reordered: BTreeMap<String, Reordered>,
     /// By the names of stored tensors.
     patches: BTreeMap<String, Vec<Patch>>,
 }
@@ -36,6 +38,7 @@ impl View {
             aliases: BTreeMap::new(),
             selections: BTreeMap::new(),
             constants: BTreeMap::new(),
+            reordered: BTreeMap::new(),
             patches: BTreeMap::new(),
         }
     }
@@ -68,6 +71,14 @@ impl View {
     #[must_use]
     pub fn constant(mut self, name: impl Into<String>, shape: Vec<usize>, value: f64) -> Self {
         self.constants.insert(name.into(), (shape, value));
+        self
+    }
+
+    /// Take rows and columns of the tensor `name` in another order, as for neurons that are to be those
+    /// of another model.
+    #[must_use]
+    pub fn reorder(mut self, name: impl Into<String>, order: Reordered) -> Self {
+        self.reordered.insert(name.into(), order);
         self
     }
 
@@ -146,6 +157,11 @@ impl View {
     /// A stored tensor that is changed and that the checkpoint lacks.
     pub(super) fn patched_nothing(&self) -> Option<&str> {
         self.patches.keys().map(String::as_str).find(|name| self.checkpoint.get(name).is_none())
+    }
+
+    /// The order of the rows and columns of the tensor of this name, if it is another one.
+    pub(super) fn order(&self, name: &str) -> Option<&Reordered> {
+        self.reordered.get(name)
     }
 
     /// The rows to take in place of those of the tensor of this name.

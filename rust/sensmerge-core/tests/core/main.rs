@@ -11,3 +11,4 @@ mod output;
 mod prepared;
 mod reader;
 mod rows;
+mod units;
