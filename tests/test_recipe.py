@@ -66,6 +66,8 @@ def test_the_defaults_of_sensitivity() -> None:
         "temperature": 0.05,
         "measure": "taylor",
         "cross_task": "transfer",
+        "tau": None,
+        "base": "origin",
         "positions": "completion",
         "distance": "token",
         "outside_blocks": "uniform",

@@ -19,7 +19,7 @@ FORMAT = "sensmerge-calibration"
 VERSION = 1
 
 # Options of calibrations that were measured before there was a choice.
-WITHOUT_CHOICE = {"measure": "taylor"}
+WITHOUT_CHOICE = {"measure": "taylor", "base": "origin"}
 
 Matrix = NDArray[np.float64]
 
@@ -124,6 +124,11 @@ class Calibration:
     def measure(self) -> str:
         """What its sensitivities are sums of: |θ · g| (``taylor``) or g² (``fisher``)."""
         return str((WITHOUT_CHOICE | self.options)["measure"])
+
+    @property
+    def has_base(self) -> bool:
+        """Whether the base was measured like an expert; it is the first then."""
+        return (WITHOUT_CHOICE | self.options)["base"] == "expert"
 
     def require_measure(self, asked: str) -> None:
         """Refuse the calibration for a recipe that asks for another measure.

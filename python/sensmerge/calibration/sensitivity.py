@@ -1,8 +1,8 @@
 """Task-specific sensitivity: s^l = Σ over samples and the layer's parameters of |θ · ∂L/∂θ|.
 
 Sens-Merging, Eq. 1 and 3. The absolute value is taken of every parameter for every sample, before
-any sum. The measure ``fisher`` has (∂L/∂θ)² in its place. Gradients are reduced one parameter at a time as the backward pass yields them, and freed:
-a full set of gradients is never held.
+any sum. The measure ``fisher`` has (∂L/∂θ)² in its place. Gradients are reduced one parameter at a
+time as the backward pass yields them, and freed: a full set of gradients is never held.
 """
 
 from __future__ import annotations

@@ -100,6 +100,16 @@ def _files(value: Any) -> list[str]:
 # How the units of models are matched before the merge.
 Align = Annotated[Literal["permutation"], BeforeValidator(_alignment)]
 
+def _share(value: Any) -> float:
+    number = read_number(value, "a number of at least 0")
+    if number < 0:
+        raise ValueError(f"{value} is below 0")
+    return number
+
+
+# A number of at least 0, in any spelling of YAML.
+Share = Annotated[float, BeforeValidator(_share)]
+
 ModelName = Annotated[str, BeforeValidator(model_name), Field(min_length=1)]
 
 
@@ -148,6 +158,10 @@ class Sensitivity(Strict):
             empirical Fisher information (``fisher``).
         cross_task: Eq. 5 of the camera-ready paper (``transfer``) or of the preprint
             (``distance``).
+        tau: τ itself, a number of at least 0 for every measured model, in the order in which they are
+            measured; None computes it from the models' logits (Eq. 5).
+        base: The part of the base: the ``origin`` of task vectors, which is not measured, or an
+            ``expert``, the first of the measured models, whose share no task vector gets.
         positions: Tokens that count in the loss and the logit distance: those of the completion, or
             all.
         distance: ``token``, the mean over positions of the L2 norm of the difference of logits, or
@@ -164,6 +178,8 @@ class Sensitivity(Strict):
     temperature: Annotated[Any, AfterValidator(_temperature)] = DEFAULT_TEMPERATURE
     measure: Literal["taylor", "fisher"] = "taylor"
     cross_task: Literal["transfer", "distance"] = "transfer"
+    tau: Annotated[list[Share], Field(min_length=1)] | None = None
+    base: Literal["origin", "expert"] = "origin"
     positions: Literal["completion", "all"] = "completion"
     distance: Literal["token", "sequence"] = "token"
     outside_blocks: Literal["uniform", "cross", "own"] = "uniform"
