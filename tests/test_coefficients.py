@@ -61,6 +61,27 @@ def test_a_recipe_without_the_section_is_told_what_to_add() -> None:
         sensmerge.coefficients(measured(2), plain)
 
 
+def test_a_calibration_by_another_measure_is_refused(tmp_path: Path) -> None:
+    tensor_family(tmp_path, experts=2, dtype="float32")
+    # Calibrations without the option are older than it.
+    taylor = measured_on(tmp_path, "e0", "e1")
+    fisher = replace(taylor, options={"measure": "fisher"})
+    wants_fisher = recipe_of(tmp_path, sensitivity={"measure": "fisher"})
+    for calibration, recipe, said in (
+        (taylor, wants_fisher, "asks for fisher and the calibration was measured with taylor"),
+        (fisher, recipe_of(tmp_path), "asks for taylor and the calibration was measured with fish"),
+    ):
+        with pytest.raises(InputError, match=f"sensitivity.measure: the recipe {said}"):
+            sensmerge.coefficients(calibration, recipe)
+        with pytest.raises(InputError, match=f"sensitivity.measure: the recipe {said}"):
+            sensmerge.merge(recipe, tmp_path / "out", calibration, progress=False)
+    assert not (tmp_path / "out").exists()
+    result = sensmerge.coefficients(fisher, wants_fisher)
+    np.testing.assert_array_equal(
+        result.alpha, sensmerge.coefficients(taylor, recipe_of(tmp_path)).alpha
+    )
+
+
 @pytest.mark.parametrize("factor", [1e-200, 1.0, 1e200])
 def test_the_unit_of_sensitivity_does_not_matter(factor: float) -> None:
     alpha = task_specific(np.array([[3.0, 4.0]]) * factor, ["e"])

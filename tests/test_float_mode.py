@@ -36,6 +36,8 @@ def test_a_reduction_keeps_subnormals(threads: int) -> None:
     pool_of_its_own = threads + 2
     found = _core.sum_abs_product(theta, "float16", ones, "float32", threads=pool_of_its_own)
     assert found == pytest.approx(entries * TINY, rel=1e-12)
+    squares = _core.sum_squares(theta, "float16", threads=pool_of_its_own)
+    assert squares == pytest.approx(entries * TINY**2, rel=1e-12)
 
 
 @pytest.mark.usefixtures("flushing")

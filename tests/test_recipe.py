@@ -64,7 +64,10 @@ def test_the_defaults_of_sensitivity() -> None:
     assert sensitivity.model_dump() == {
         "mode": "full",
         "temperature": 0.05,
+        "measure": "taylor",
         "cross_task": "transfer",
+        "tau": None,
+        "base": "origin",
         "positions": "completion",
         "distance": "token",
         "outside_blocks": "uniform",

@@ -24,15 +24,18 @@ def calibrated(family: Family, **options: Any) -> Calibration:
     return sensmerge.calibrate(recipe, progress=False, **options)
 
 
+@pytest.mark.parametrize("by", ["taylor", "fisher"])
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_every_layer_is_that_of_the_whole_model(tmp_path: Path, dtype: str, tied: bool) -> None:
+def test_every_layer_is_that_of_the_whole_model(
+    tmp_path: Path, dtype: str, tied: bool, by: str
+) -> None:
     family = llama_family(tmp_path, experts=1, dtype=dtype, tied=tied)
     source = loading.open_source("e0", tmp_path / "e0", None)
     model = loading.load(source, "stored")
     layers = loading.parameter_layers(model, source.path).of
     samples = oracle.samples_of(family, 0)
-    settings: Any = {"expert": "e0", "threads": 1, "advance": lambda _: None}
+    settings: Any = {"expert": "e0", "threads": 1, "advance": lambda _: None, "by": by}
     whole = sensitivity.measure(model, layers, samples, **settings)
     stream = Stream(model, layers)
     streamed = sensitivity.measure(model, layers, samples, stream=stream, **settings)
@@ -156,12 +159,31 @@ def test_other_samples_or_options_are_measured_anew(tmp_path: Path) -> None:
     file = tmp_path / "calibration.json"
     first = calibrated(family, keep=file)
     first.save(file)
-    for options in ({"samples": 4}, {"samples": 3, "dtype": "float32", "positions": "all"}):
+    for options in (
+        {"samples": 4},
+        {"samples": 3, "dtype": "float32", "positions": "all"},
+        {"samples": 3, "measure": "fisher"},
+    ):
         recipe = Recipe.from_dict(family.recipe(sensitivity=options), folder=tmp_path)
         found = sensmerge.calibrate(recipe, progress=False, keep=file)
         expected = sensmerge.calibrate(recipe, progress=False)
         np.testing.assert_array_equal(found.sensitivity, expected.sensitivity)
         assert not np.array_equal(found.sensitivity, first.sensitivity)
+
+
+def test_what_was_kept_before_there_was_a_measure_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = llama_family(tmp_path, experts=1)
+    file = tmp_path / "calibration.json"
+    expected = calibrated(family, keep=file)
+    partial = tmp_path / "calibration.json.partial"
+    text = partial.read_text()
+    partial.write_text(text.replace('"measure": "taylor", ', ""))
+    assert partial.read_text() != text
+    monkeypatch.setattr(sensitivity, "measure", None)
+    found = calibrated(family, keep=file)
+    np.testing.assert_array_equal(found.sensitivity, expected.sensitivity)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,11 @@ def loss(model: Any, sample: samples.Sample) -> torch.Tensor:
 
 
 def sensitivity(
-    family: Family, place: int, positions: str = "completion", tokenizer: Any = None
+    family: Family,
+    place: int,
+    positions: str = "completion",
+    tokenizer: Any = None,
+    measure: str = "taylor",
 ) -> dict[str, float]:
     """s of every layer, by full gradients; products and sums in float64."""
     model = load(family, place)
@@ -65,7 +69,8 @@ def sensitivity(
         model.zero_grad()
         loss(model, sample).backward()
         for name, parameter in model.named_parameters():
-            product = parameter.detach().double() * parameter.grad.double()
+            other = parameter.detach() if measure == "taylor" else parameter.grad
+            product = other.double() * parameter.grad.double()
             layer = layer_of(name)
             sums[layer] = sums.get(layer, 0.0) + float(product.abs().sum())
     return sums

@@ -28,6 +28,7 @@ __all__ = [
     "read_into",
     "row_distances",
     "sum_abs_product",
+    "sum_squares",
     "task_vector",
     "weight_files",
 ]
@@ -669,6 +670,24 @@ def sum_abs_product(
 
     Raises:
         InputError: Lengths differ, a view is not contiguous, or a dtype is unknown.
+    """
+
+def sum_squares(
+    gradient: numpy.typing.NDArray[numpy.uint8],
+    gradient_dtype: str,
+    threads: SupportsIndex | None = None,
+) -> float:
+    """Sum of ``gradient ** 2`` over one parameter tensor: the trace of the empirical Fisher information.
+
+    Squares and sums are float64; the result does not depend on the number of threads.
+
+    Args:
+        gradient: The gradient, as a contiguous uint8 view.
+        gradient_dtype: Its dtype, such as ``bfloat16``.
+        threads: Threads to use; all cores by default.
+
+    Raises:
+        InputError: The view is not contiguous, or the dtype is unknown.
     """
 
 def task_vector(

@@ -23,7 +23,9 @@ use sensmerge_core::kernel::near::near;
 use sensmerge_core::kernel::random_drop::drop_and_rescale;
 use sensmerge_core::kernel::rank::{keep_ranks, sort_by_magnitude};
 use sensmerge_core::kernel::scale::{divide_and_encode, multiply_runs, raise_to_largest};
-use sensmerge_core::kernel::sensitivity::{sum_abs_product, sum_abs_product_stored};
+use sensmerge_core::kernel::sensitivity::{
+    sum_abs_product, sum_abs_product_stored, sum_squares, sum_squares_stored,
+};
 use sensmerge_core::kernel::softmax::calibrated_softmax;
 use sensmerge_core::kernel::sum::l1;
 use sensmerge_core::kernel::task_vector::subtract;
@@ -145,6 +147,10 @@ const KERNELS: &[(&str, Kernel)] = &[
     }),
     ("sum_abs_product, float16", |b| {
         keep_result(sum_abs_product_stored::<f32>(Float::F16, &b.float16, &b.float16));
+    }),
+    ("sum_squares", |b| keep_result(sum_squares(&b.delta))),
+    ("sum_squares, bfloat16", |b| {
+        keep_result(sum_squares_stored::<f32>(Float::Bf16, &b.bfloat16));
     }),
     // Matrices of 4,096 entries: four rows of 1,024, or 256 rows of 16.
     ("add_rows, float32", |b| {

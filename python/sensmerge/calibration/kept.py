@@ -14,12 +14,12 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from sensmerge.calibration.record import Calibration, Expert
+from sensmerge.calibration.record import WITHOUT_CHOICE, Calibration, Expert
 from sensmerge.errors import InputError
 from sensmerge.files import write_atomically
 
 # Options that give other numbers for the same weights and samples.
-_DECIDING = ("positions", "distance", "dtype")
+_DECIDING = ("measure", "positions", "distance", "dtype")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Part:
 
     Attributes:
         expert: The expert and its samples.
-        of: Σ|θ · g| of every layer, in the model's order.
+        of: Σ|θ · g| of every layer, or Σ g², in the model's order.
         tied: Layers that ``of`` leaves out, since they share a parameter with one of its layers,
             and that layer.
     """
@@ -145,4 +145,5 @@ class Kept:
         return [part for part in found.parts if part.is_sound()]
 
     def _same_options(self, options: dict[str, Any]) -> bool:
-        return all(options.get(key) == value for key, value in self._options.items())
+        known = WITHOUT_CHOICE | options
+        return all(known.get(key) == value for key, value in self._options.items())

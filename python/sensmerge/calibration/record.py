@@ -18,6 +18,9 @@ from sensmerge.refusals import explain
 FORMAT = "sensmerge-calibration"
 VERSION = 1
 
+# Options of calibrations that were measured before there was a choice.
+WITHOUT_CHOICE = {"measure": "taylor", "base": "origin"}
+
 Matrix = NDArray[np.float64]
 
 Count = Annotated[int, Field(ge=0)]
@@ -93,7 +96,7 @@ class Calibration:
         base: The base's name in the recipe, if it has one.
         experts: The experts, in the recipe's order.
         layers: Names of the L blocks, as in the checkpoint.
-        sensitivity: K × L, s_i^l of Eq. 3.
+        sensitivity: K × L, s_i^l of Eq. 3: sums of |θ · g|, or of g² if ``measure`` is ``fisher``.
         outside_layers: Names of the M other layers, in the model's order.
         outside_sensitivity: K × M, the same for these.
         order: Names of all L + M layers, in the model's order.
@@ -116,6 +119,31 @@ class Calibration:
     notes: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def measure(self) -> str:
+        """What its sensitivities are sums of: |θ · g| (``taylor``) or g² (``fisher``)."""
+        return str((WITHOUT_CHOICE | self.options)["measure"])
+
+    @property
+    def has_base(self) -> bool:
+        """Whether the base was measured like an expert; it is the first then."""
+        return (WITHOUT_CHOICE | self.options)["base"] == "expert"
+
+    def require_measure(self, asked: str) -> None:
+        """Refuse the calibration for a recipe that asks for another measure.
+
+        Args:
+            asked: The recipe's ``sensitivity.measure``, given or by default.
+
+        Raises:
+            InputError: It was measured otherwise.
+        """
+        if self.measure != asked:
+            raise InputError(
+                f"sensitivity.measure: the recipe asks for {asked} and the calibration was "
+                f"measured with {self.measure}; calibrate again, or write measure: {self.measure}"
+            )
 
     def to_json(self) -> str:
         """The file's text."""

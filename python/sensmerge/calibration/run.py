@@ -35,7 +35,7 @@ from sensmerge.calibration.surroundings import quiet_transformers, torch_threads
 from sensmerge.calibration.vocabularies import Columns, Vocabulary, common_columns, translated
 
 if TYPE_CHECKING:
-    from sensmerge.recipe import Recipe
+    from sensmerge.recipe import Model, Recipe
 
 
 def run(
@@ -54,7 +54,7 @@ def run(
     runner = Runner(memory, device, options.dtype)
     kept = Kept(keep, options.model_dump())
     with quiet_transformers(), torch_threads(threads):
-        sources = open_sources(recipe, progress=progress)
+        sources = open_sources(recipe, recipe.measured, progress=progress)
         tasks = [
             samples.task(recipe, place, source.tokenizer, options)
             for place, source in enumerate(sources)
@@ -64,7 +64,8 @@ def run(
         known = [loading.known(source) for source in sources]
         read = readings(tasks, known, known)
         start = time.monotonic()
-        parts = _sensitivities(sources, tasks, runner, kept, progress, threads)
+        by = options.measure
+        parts = _sensitivities(sources, tasks, runner, kept, progress, threads, by)
         middle = time.monotonic()
         experts = [part.expert for part in parts]
         common = _common(known, experts)
@@ -96,16 +97,19 @@ def run(
 
 
 # The options that change what is measured; the others only change how it is used.
-_MEASURED = {"positions", "distance", "dtype", "samples", "max_length", "seed"}
+_MEASURED = {"measure", "base", "positions", "distance", "dtype", "samples", "max_length", "seed"}
 
 
-def open_sources(recipe: Recipe, *, progress: bool = True) -> list[loading.Source]:
-    """The files and the tokenizer of every expert of a recipe."""
+def open_sources(
+    recipe: Recipe, experts: list[Model], *, progress: bool = True
+) -> list[loading.Source]:
+    """The files and the tokenizers of some of a recipe's models."""
     models = open_models(recipe, progress=progress)
     base = None if models.base is None else models.base.path
+    opened = [models.find(expert.model) for expert in experts]
     return [
         loading.open_source(expert.model, model.path, base, model)
-        for expert, model in zip(recipe.experts, models.experts, strict=True)
+        for expert, model in zip(experts, opened, strict=True)
     ]
 
 
@@ -157,6 +161,7 @@ def _sensitivities(
     kept: Kept,
     progress: bool,
     threads: int | None,
+    by: str,
 ) -> list[Part]:
     fingerprints = [source.fingerprint() for source in sources]
     found = [
@@ -172,7 +177,7 @@ def _sensitivities(
         ):
             if part is None:
                 opened = runner.open(source)
-                sums, loss = runner.sensitivity(opened, task.samples, threads, advance)
+                sums, loss = runner.sensitivity(opened, task.samples, threads, advance, by)
                 size = loading.vocabulary(opened.model)
                 expert = Expert(source.name, fingerprint, size, loss, task.record)
                 part = Part(expert, sums, opened.layers.tied)

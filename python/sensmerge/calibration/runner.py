@@ -125,8 +125,9 @@ class Runner:
         samples: list[Sample],
         threads: int | None,
         advance: Callable[[int], None],
+        by: str,
     ) -> tuple[dict[str, float], float]:
-        """Σ|θ · g| of every layer, and the mean loss."""
+        """Σ|θ · g| or Σ g² of every layer, and the mean loss."""
         return sensitivity.measure(
             opened.model,
             opened.layers.of,
@@ -136,6 +137,7 @@ class Runner:
             advance=advance,
             stream=opened.stream if opened.streamed else None,
             most=KEPT_SHARE * free_memory(self._device),
+            by=by,
         )
 
     def states(

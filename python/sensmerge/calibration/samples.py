@@ -62,12 +62,12 @@ class Task:
 def task(
     recipe: Recipe, place: int, tokenizer: PreTrainedTokenizerBase, options: Sensitivity
 ) -> Task:
-    """The samples of one expert of a recipe.
+    """The samples of one of the models that a recipe measures.
 
     Raises:
         InputError: The recipe names none for it, or :func:`load` refuses them.
     """
-    expert = recipe.experts[place]
+    expert = recipe.measured[place]
     if expert.calibration is None:
         raise InputError(
             f"expert '{expert.model}' has no calibration samples; add 'calibration: FILE.jsonl' to "

@@ -1,8 +1,8 @@
 """Task-specific sensitivity: s^l = Σ over samples and the layer's parameters of |θ · ∂L/∂θ|.
 
 Sens-Merging, Eq. 1 and 3. The absolute value is taken of every parameter for every sample, before
-any sum. Gradients are reduced one parameter at a time as the backward pass yields them, and freed:
-a full set of gradients is never held.
+any sum. The measure ``fisher`` has (∂L/∂θ)² in its place. Gradients are reduced one parameter at a
+time as the backward pass yields them, and freed: a full set of gradients is never held.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,8 +46,9 @@ def measure(
     advance: Callable[[int], None],
     stream: Stream | None = None,
     most: float = math.inf,
+    by: str = "taylor",
 ) -> tuple[dict[str, float], float]:
-    """Sum |θ · g| by layer over the samples.
+    """Sum |θ · g|, or g², by layer over the samples.
 
     Args:
         model: The expert.
@@ -58,6 +60,7 @@ def measure(
         stream: The expert taken apart, to run it block by block; None runs it whole, one sample at
             a time.
         most: Bytes that the kept inputs of blocks may take where it is run block by block.
+        by: What is summed: |θ · g| (``taylor``) or g² (``fisher``).
 
     Returns:
         The sum for every layer, in the model's order, and the mean loss.
@@ -66,7 +69,8 @@ def measure(
         InputError: A loss or a sum is not finite.
     """
     found: dict[int, dict[str, float]] = {}
-    passes = _Passes(layers, samples, expert, threads)
+    summed = _MEASURES[by]
+    passes = _Passes(layers, samples, expert, threads, summed.sum)
     scales = _scales(model)
     with _tidied(model, layers, passes.heap, enabled=stream is None):
         for scale in scales:
@@ -79,7 +83,8 @@ def measure(
                 for place in group:
                     sums = passes.sums[place]
                     if all(math.isfinite(total) for total in sums.values()):
-                        found[place] = {layer: total / scale for layer, total in sums.items()}
+                        factor = scale**summed.power
+                        found[place] = {layer: total / factor for layer, total in sums.items()}
                         advance(1)
                     elif scale == scales[-1]:
                         raise InputError(
@@ -94,7 +99,7 @@ def measure(
 
 
 class _Passes:
-    """What backward passes over one expert's samples give: losses, and Σ|θ · g| by layer.
+    """What backward passes over one expert's samples give: losses, and sums by layer.
 
     Attributes:
         loss_scale: What losses are multiplied by before they are differentiated.
@@ -104,7 +109,12 @@ class _Passes:
     """
 
     def __init__(
-        self, layers: dict[str, str], samples: list[Sample], expert: str, threads: int | None
+        self,
+        layers: dict[str, str],
+        samples: list[Sample],
+        expert: str,
+        threads: int | None,
+        sum_of: SumOf,
     ) -> None:
         self.loss_scale = 1.0
         self.losses: dict[int, float] = {}
@@ -113,6 +123,7 @@ class _Passes:
         self._layers = layers
         self._samples = samples
         self._expert = expert
+        self._sum_of = sum_of
         # Torch's own threads are idle meanwhile.
         self._threads = threads or torch.get_num_threads()
         # By sample: its tokens, without repetitions.
@@ -150,13 +161,13 @@ class _Passes:
             tokens = self._tokens[place].to(parameter.device)
             self._rows[place, name] = gradient.values[tokens]
             gradient.values[tokens] = 0.0
-            found = sum_abs_product(parameter, gradient.values, self._threads)
+            found = self._sum_of(parameter, gradient.values, self._threads)
         elif (place, name) in self._rows:
             tokens = self._tokens[place].to(parameter.device)
             whole = gradient.values[tokens] + self._rows.pop((place, name))
-            found = sum_abs_product(parameter.detach()[tokens], whole, self._threads)
+            found = self._sum_of(parameter.detach()[tokens], whole, self._threads)
         else:
-            found = sum_abs_product(parameter, gradient.values, self._threads)
+            found = self._sum_of(parameter, gradient.values, self._threads)
         self.sums[place][self._layers[name]] += found
         # The gradient is still held, and so counts as memory in use.
         self.heap.freed(gradient.values.nbytes)
@@ -197,8 +208,36 @@ def sum_abs_product(parameter: torch.Tensor, gradient: torch.Tensor, threads: in
     return total
 
 
+def sum_squares(_: torch.Tensor, gradient: torch.Tensor, threads: int | None) -> float:
+    """Σ g² of one tensor: squares and their sum in float64."""
+    if gradient.device.type == "cpu":
+        return _core.sum_squares(as_bytes(gradient), dtype_name(gradient), threads)
+    pieces = gradient.reshape(-1).split(_PIECE)
+    return math.fsum(piece.double().square().sum().item() for piece in pieces)
+
+
 # Entries that a device multiplies at a time.
 _PIECE = 1 << 24
+
+
+# The sum over one parameter, from the parameter, its gradient and a number of threads.
+SumOf = Callable[[torch.Tensor, torch.Tensor, int | None], float]
+
+
+@dataclass(frozen=True)
+class _Summed:
+    """What is summed over parameters.
+
+    Attributes:
+        sum: The sum over one tensor.
+        power: The power in which the sum depends on the loss.
+    """
+
+    sum: SumOf
+    power: int
+
+
+_MEASURES = {"taylor": _Summed(sum_abs_product, 1), "fisher": _Summed(sum_squares, 2)}
 
 
 def _scales(model: PreTrainedModel) -> tuple[float, ...]:

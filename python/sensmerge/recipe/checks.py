@@ -79,10 +79,39 @@ def whole(recipe: Recipe, method: Method | None, found: Findings) -> None:
         )
     if recipe.auto and recipe.slices is not None:
         found.refuse(("slices",), "auto searches for values of whole models; write numbers")
+    if on and recipe.slices is None and listed and found.read("base_model"):
+        _measured(recipe, method, found)
     if on and not method.coefficients:
         found.refuse(
             ("sensitivity",),
             f"{method.name} has no weights that coefficients can scale; remove the section",
+        )
+
+
+def _measured(recipe: Recipe, method: Method, found: Findings) -> None:
+    """Refuse a base that cannot be measured as an expert, and a τ for other models."""
+    asked = recipe.sensitivity
+    assert asked is not None
+    if asked.base == "expert":
+        if method.base not in ("needed", "optional") or recipe.base_model is None:
+            found.refuse(
+                ("sensitivity", "base"),
+                f"{method.name} has no base beside the merged models here; remove the key",
+            )
+            return
+        if len(recipe.measured) == len(recipe.experts):
+            found.refuse(
+                ("sensitivity", "base"),
+                f"the base is to be measured like an expert; list {recipe.base_model} among the "
+                "models, with 'calibration: FILE.jsonl'",
+            )
+            return
+    count = len(recipe.measured)
+    if asked.tau is not None and len(asked.tau) != count:
+        first = ", the base first" if asked.base == "expert" else ""
+        found.refuse(
+            ("sensitivity", "tau"),
+            f"has {len(asked.tau)} numbers for {count} measured models{first}",
         )
 
 

@@ -100,6 +100,16 @@ def _files(value: Any) -> list[str]:
 # How the units of models are matched before the merge.
 Align = Annotated[Literal["permutation"], BeforeValidator(_alignment)]
 
+def _share(value: Any) -> float:
+    number = read_number(value, "a number of at least 0")
+    if number < 0:
+        raise ValueError(f"{value} is below 0")
+    return number
+
+
+# A number of at least 0, in any spelling of YAML.
+Share = Annotated[float, BeforeValidator(_share)]
+
 ModelName = Annotated[str, BeforeValidator(model_name), Field(min_length=1)]
 
 
@@ -143,8 +153,15 @@ class Sensitivity(Strict):
         mode: ``full``; ``task`` leaves out τ and ``cross`` leaves out α (the paper's ablation);
             ``off`` is the plain method.
         temperature: T of Eq. 6, above 0, or ``auto``.
+        measure: What is summed over a layer's parameters: |θ · g|, a first-order Taylor estimate of
+            what the loss would lose without them (``taylor``, Eq. 1), or g², the diagonal of the
+            empirical Fisher information (``fisher``).
         cross_task: Eq. 5 of the camera-ready paper (``transfer``) or of the preprint
             (``distance``).
+        tau: τ itself, a number of at least 0 for every measured model, in the order in which they are
+            measured; None computes it from the models' logits (Eq. 5).
+        base: The part of the base: the ``origin`` of task vectors, which is not measured, or an
+            ``expert``, the first of the measured models, whose share no task vector gets.
         positions: Tokens that count in the loss and the logit distance: those of the completion, or
             all.
         distance: ``token``, the mean over positions of the L2 norm of the difference of logits, or
@@ -159,7 +176,10 @@ class Sensitivity(Strict):
 
     mode: Annotated[Literal["full", "task", "cross", "off"], BeforeValidator(_mode)] = "full"
     temperature: Annotated[Any, AfterValidator(_temperature)] = DEFAULT_TEMPERATURE
+    measure: Literal["taylor", "fisher"] = "taylor"
     cross_task: Literal["transfer", "distance"] = "transfer"
+    tau: Annotated[list[Share], Field(min_length=1)] | None = None
+    base: Literal["origin", "expert"] = "origin"
     positions: Literal["completion", "all"] = "completion"
     distance: Literal["token", "sequence"] = "token"
     outside_blocks: Literal["uniform", "cross", "own"] = "uniform"

@@ -253,6 +253,22 @@ class Recipe(Strict):
         """
         return self._experts
 
+    @property
+    def measured(self) -> list[Model]:
+        """The models that are calibrated: the experts, after the base if it counts as one."""
+        listed = self._listed_base()
+        if self.sensitivity is None or self.sensitivity.base == "origin" or listed is None:
+            return self.experts
+        return [listed, *self.experts]
+
+    def _listed_base(self) -> Model | None:
+        """The base as it is listed among the models; None if it is not."""
+        if self.base_model is None:
+            return None
+        base = place_of(self.base_model, self._places)
+        same = (model for model in self.models if place_of(model.model, self._places) == base)
+        return next(same, None)
+
     def base_of(self, part: Slice) -> str | None:
         """The base of a slice."""
         return self.base_model if part.base_model is None else part.base_model

@@ -100,7 +100,7 @@ def write_for(
     from sensmerge.recipe import Sensitivity, StagedRecipe, load
     from sensmerge.scaling.sigma import coefficients
 
-    options, notes = Sensitivity(), []
+    notes: list[str] = []
     if source.is_dir():
         measured = source / CALIBRATION_FILE
         if not measured.exists():
@@ -113,6 +113,8 @@ def write_for(
         notes = notes_of(source)
         source = measured
     calibration = Calibration.load(source)
+    base = "expert" if calibration.has_base else "origin"
+    options = Sensitivity.model_validate({"measure": calibration.measure, "base": base})
     if recipe is not None:
         asked = load(recipe, leniency=leniency)
         asked = asked.result.recipe if isinstance(asked, StagedRecipe) else asked

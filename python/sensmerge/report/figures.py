@@ -56,7 +56,7 @@ def sensitivity_svg(coefficients: Coefficients) -> str:
 
 
 def scale_svg(coefficients: Coefficients) -> str:
-    """K·σ as a heat map, experts by layers, white at 1."""
+    """K·σ as a heat map, experts by layers, white where experts have equal shares."""
     with mpl.rc_context(STYLE):
         rows = len(coefficients.experts)
         figure = Figure(figsize=(_width(coefficients), 0.34 * rows + 1.1), layout="constrained")
@@ -144,8 +144,9 @@ def _draw_sensitivity(rows: Any, coefficients: Coefficients) -> None:
 
 def _draw_scale(figure: Figure, axes: Axes, coefficients: Coefficients) -> None:
     scale = coefficients.scale
-    low, high = min(float(scale.min()), 0.98), max(float(scale.max()), 1.02)
-    norm = TwoSlopeNorm(vcenter=1, vmin=low, vmax=high)
+    even = coefficients.even
+    low, high = min(float(scale.min()), 0.98 * even), max(float(scale.max()), 1.02 * even)
+    norm = TwoSlopeNorm(vcenter=even, vmin=low, vmax=high)
     image = axes.imshow(scale, cmap=_DIVERGING, norm=norm, aspect="auto", interpolation="none")
     axes.set_yticks(range(len(coefficients.experts)), labels(coefficients.experts))
     axes.tick_params(axis="y", length=0)
@@ -153,7 +154,7 @@ def _draw_scale(figure: Figure, axes: Axes, coefficients: Coefficients) -> None:
     axes.set_xlabel("layer")
     axes.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02)
-    bar.set_label("K·σ")
+    bar.set_label(coefficients.symbol)
     bar.outline.set_visible(False)
 
 

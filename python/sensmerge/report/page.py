@@ -36,6 +36,7 @@ def render(
         ],
         experts=_experts(calibration, coefficients),
         options=_options(calibration, coefficients),
+        with_base=coefficients.base,
         versions=calibration.versions,
         seconds={name: f"{value:.1f} s" for name, value in calibration.seconds.items()},
         layers=_layers(coefficients),

@@ -24,7 +24,7 @@ def needs_calibration(recipe: Recipe) -> bool:
 def matching(
     recipe: Recipe, calibration: Calibration | str | Path, models: Models | None = None
 ) -> Calibration:
-    """The part of a calibration for a recipe's experts, in the recipe's order and with its names.
+    """The part of a calibration for the models that a recipe measures, in its order and names.
 
     Args:
         recipe: The recipe.
@@ -40,19 +40,22 @@ def matching(
     if not isinstance(calibration, Calibration):
         calibration = Calibration.load(Path(calibration))
     asked = recipe.sensitivity
+    if asked is not None:
+        calibration.require_measure(asked.measure)
     for name in sorted(asked.model_fields_set) if asked is not None else []:
         if name in calibration.options and calibration.options[name] != getattr(asked, name):
             raise InputError(
                 f"sensitivity.{name}: the recipe says {getattr(asked, name)} and the calibration "
                 f"was measured with {calibration.options[name]}; calibrate again or change the key"
             )
-    opened = (models or open_models(recipe)).experts
+    models = models or open_models(recipe)
+    opened = [models.find(model.model) for model in recipe.measured]
     with ThreadPoolExecutor() as pool:
         fingerprints = list(pool.map(lambda model: model.fingerprint(), opened))
     selected = calibration.select(fingerprints)
     # The same weights may have had other names when they were measured.
     experts = [
         replace(measured, model=expert.model)
-        for measured, expert in zip(selected.experts, recipe.experts, strict=True)
+        for measured, expert in zip(selected.experts, recipe.measured, strict=True)
     ]
     return replace(selected, experts=experts)

@@ -30,7 +30,7 @@ class Coefficients:
     """Coefficients of K experts and L layers.
 
     Attributes:
-        experts: Names, in the recipe's order.
+        experts: Names, in the recipe's order; if the base counts as one of them, it is the first.
         layers: The decoder blocks; with ``outside_blocks: own`` every layer, in the model's order.
         alpha: [K, L], α of Eq. 3.
         tau: [K], τ of Eq. 5.
@@ -40,6 +40,8 @@ class Coefficients:
         temperature: T of Eq. 6.
         cross_task: The form of Eq. 5: ``transfer`` or ``distance``.
         outside_blocks: The rule for tensors outside the blocks: ``uniform``, ``cross`` or ``own``.
+        base: Whether the base counts as an expert. It has no task vector: its share σ is what the
+            others leave to it, and their weights are multiplied by σ alone.
     """
 
     experts: list[str]
@@ -52,16 +54,29 @@ class Coefficients:
     temperature: float
     cross_task: str
     outside_blocks: str
+    base: bool = False
 
     @property
     def scale(self) -> Matrix:
-        """K · σ, [K, L]: the factors of the weights (Eq. 7)."""
-        return len(self.experts) * self.sigma
+        """K · σ, [K, L]: the factors of the weights (Eq. 7); σ if the base counts as an expert."""
+        return self.sigma if self.base else len(self.experts) * self.sigma
+
+    @property
+    def symbol(self) -> str:
+        """What ``scale`` is."""
+        return "σ" if self.base else "K·σ"
+
+    @property
+    def even(self) -> float:
+        """What ``scale`` is where all experts have the same share."""
+        return 1 / len(self.experts) if self.base else 1.0
 
     def scale_of(self, layer: str) -> Matrix:
-        """K · σ of one layer, [K]."""
+        """The factors of one layer's weights: a number for every merged expert."""
         known = layer in self.layers
         sigma = self.sigma[:, self.layers.index(layer)] if known else self.outside
+        if self.base:
+            return sigma[1:]
         # A uniform σ must leave weights as they are, but in floats K · (1/K) is not 1 for every K.
         uniform = sigma == 1 / len(self.experts)
         return np.where(uniform, 1.0, len(self.experts) * sigma)
@@ -77,15 +92,16 @@ class Coefficients:
         if not self.near_uniform or self.mode == "off" or len(self.experts) == 1:
             return []
         return [
-            "the coefficients are nearly uniform, so the result is almost the plain merge; lower "
-            f"sensitivity.temperature (now {self.temperature:g})"
+            "the coefficients are nearly uniform, so the result is almost the plain "
+            f"{'mean' if self.base else 'merge'}; lower sensitivity.temperature "
+            f"(now {self.temperature:g})"
         ]
 
     def sentences(self) -> list[str]:
         """The coefficients in words."""
         low, high = float(self.scale.min()), float(self.scale.max())
         said = [
-            f"K·σ lies between {low:.4f} and {high:.4f} over {len(self.experts)} experts and "
+            f"{self.symbol} lies between {low:.4f} and {high:.4f} over {len(self.experts)} experts and "
             f"{len(self.layers)} layers (mode {self.mode}, T = {self.temperature:g}, "
             f"{self.cross_task} form of τ)"
         ]
@@ -104,15 +120,16 @@ class Coefficients:
             "temperature": self.temperature,
             "cross_task": self.cross_task,
             "outside_blocks": self.outside_blocks,
+            "base": "expert" if self.base else "origin",
         }
         return json.dumps(data, indent=2, ensure_ascii=False)
 
     def table(self) -> str:
-        """The coefficients as text: a row per layer with K·σ and α of every expert, then τ."""
+        """The coefficients as text: a row per layer with factor and α of every expert, then τ."""
         width = max(len("layer"), *(len(layer) for layer in self.layers))
         names = [f"{place + 1}" for place in range(len(self.experts))]
         lines = [f"{name}: {expert}" for name, expert in zip(names, self.experts, strict=True)]
-        header = "  ".join(f"K·σ {name:<4} α {name:<4}" for name in names)
+        header = "  ".join(f"{self.symbol:>3} {name:<4} α {name:<4}" for name in names)
         lines += ["", f"{'layer':<{width}}  {header}"]
         for place, layer in enumerate(self.layers):
             cells = "  ".join(
@@ -121,7 +138,7 @@ class Coefficients:
             )
             lines.append(f"{layer:<{width}}  {cells}")
         outside = "  ".join(
-            f"{len(self.experts) * self.outside[row]:8.4f}       "
+            f"{self.outside[row] * (1 if self.base else len(self.experts)):8.4f}       "
             for row in range(len(self.experts))
         )
         lines.append(f"{'others':<{width}}  {outside}".rstrip())
@@ -139,7 +156,8 @@ def coefficients(calibration: Calibration, recipe: Recipe | Sensitivity) -> Coef
 
     Raises:
         InputError: The recipe has no sensitivity section, one of its experts is not in the
-            calibration, or an expert's sensitivities are all zero or not finite.
+            calibration, that was measured with another ``sensitivity.measure``, or an expert's
+            sensitivities are all zero or not finite.
     """
     from sensmerge.recipe import Recipe
 
@@ -148,18 +166,23 @@ def coefficients(calibration: Calibration, recipe: Recipe | Sensitivity) -> Coef
     options = recipe.sensitivity if isinstance(recipe, Recipe) else recipe
     if options is None:
         raise InputError("sensitivity: the recipe has no such section; add 'sensitivity: {}'")
+    calibration.require_measure(options.measure)
+    if options.base == "expert" and not calibration.has_base:
+        raise InputError(
+            "sensitivity.base: the base was not measured; calibrate again with base: expert"
+        )
     experts = [expert.model for expert in calibration.experts]
-    if isinstance(recipe, Recipe) and experts != [expert.model for expert in recipe.experts]:
+    if isinstance(recipe, Recipe) and experts != [expert.model for expert in recipe.measured]:
         # Names or order differ: match the rows by the experts' weights.
         from sensmerge.scaling.matching import matching
 
         calibration = matching(recipe, calibration)
-        experts = [expert.model for expert in recipe.experts]
+        experts = [expert.model for expert in recipe.measured]
     layers, sensitivity = calibration.layers, calibration.sensitivity
     if options.outside_blocks == "own":
         layers, sensitivity = _every_layer(calibration)
     alpha = task_specific(sensitivity, experts)
-    tau = cross_task(calibration.alignment, options.cross_task)
+    tau = _tau(calibration, options)
     sigma = combine(alpha, tau, options.mode, options.temperature)
     count = len(experts)
     outside = np.full(count, 1 / count)
@@ -176,7 +199,21 @@ def coefficients(calibration: Calibration, recipe: Recipe | Sensitivity) -> Coef
         temperature=options.temperature,
         cross_task=options.cross_task,
         outside_blocks=options.outside_blocks,
+        base=options.base == "expert",
     )
+
+
+def _tau(calibration: Calibration, options: Sensitivity) -> Matrix:
+    """τ of every measured model: as it is given, or from their logits."""
+    if options.tau is None:
+        return cross_task(calibration.alignment, options.cross_task)
+    count = len(calibration.experts)
+    if len(options.tau) != count:
+        raise InputError(
+            f"sensitivity.tau: has {len(options.tau)} numbers, and the calibration is of {count} "
+            "models"
+        )
+    return np.array(options.tau, dtype=np.float64)
 
 
 def task_specific(sensitivity: Matrix, experts: list[str]) -> Matrix:

@@ -66,10 +66,12 @@ def load(recipe: Recipe, options: Sensitivity, models: Models, share: float) -> 
     """
     if not 0 <= share < 1:
         raise InputError(f"validation: {share:g} is not a share of the samples, in [0, 1)")
-    sources = open_sources(recipe)
+    sources = open_sources(recipe, recipe.experts)
+    # A base that is measured like an expert comes before them.
+    first = len(recipe.measured) - len(sources)
     drawn = [
         calibration_samples.task(recipe, place, source.tokenizer, options)
-        for place, source in enumerate(sources)
+        for place, source in enumerate(sources, first)
     ]
     known = [loading.known(source) for source in sources]
     readings(drawn, known, known)

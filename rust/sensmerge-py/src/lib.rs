@@ -51,7 +51,7 @@ mod _core {
     #[pymodule_export]
     use crate::read::read_into;
     #[pymodule_export]
-    use crate::sensitivity::sum_abs_product;
+    use crate::sensitivity::{sum_abs_product, sum_squares};
     #[pymodule_export]
     use crate::task_vector::task_vector;
     #[pymodule_export]

@@ -44,3 +44,35 @@ pub(crate) fn sum_abs_product(
     })
     .map_err(to_python)
 }
+
+/// Sum of ``gradient ** 2`` over one parameter tensor: the trace of the empirical Fisher information.
+///
+/// Squares and sums are float64; the result does not depend on the number of threads.
+///
+/// Args:
+///     gradient: The gradient, as a contiguous uint8 view.
+///     gradient_dtype: Its dtype, such as ``bfloat16``.
+///     threads: Threads to use; all cores by default.
+///
+/// Raises:
+///     InputError: The view is not contiguous, or the dtype is unknown.
+#[pyfunction]
+#[pyo3(signature = (
+    gradient: "numpy.typing.NDArray[numpy.uint8]", gradient_dtype, threads = None
+))]
+pub(crate) fn sum_squares(
+    py: Python<'_>,
+    gradient: &Bound<'_, PyAny>,
+    gradient_dtype: &str,
+    threads: Option<usize>,
+) -> PyResult<f64> {
+    let gradient = Bytes::of("gradient", gradient)?;
+    let gradient_dtype = dtype("gradient_dtype", gradient_dtype)?;
+    let pool = pool(threads)?;
+    let gradient = gradient.as_slice();
+    py.detach(|| {
+        let gradient = Buffer::new("gradient", gradient, gradient_dtype)?;
+        Ok(pool.install(|| reduce::sum_squares(gradient)))
+    })
+    .map_err(to_python)
+}

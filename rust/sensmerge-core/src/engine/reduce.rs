@@ -110,6 +110,19 @@ pub fn sum_abs_product(theta: Buffer, gradient: Buffer) -> Result<f64> {
     }
 }
 
+/// `Σ_j g_j²` over the gradient of one parameter tensor: the trace of the empirical Fisher information.
+///
+/// Squares and sums are float64 of a fixed shape, so that the result does not depend on the number of
+/// threads.
+#[must_use]
+pub fn sum_squares(gradient: Buffer) -> f64 {
+    if gradient.dtype == Float::F64 {
+        sum_blocks(gradient, gradient, &Kernel::<f64>::SUM_SQUARES)
+    } else {
+        sum_blocks(gradient, gradient, &Kernel::<f32>::SUM_SQUARES)
+    }
+}
+
 /// Columns of two matrices that are compared: the first in each, and how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Columns {
@@ -172,6 +185,10 @@ impl<T: Real> Kernel<T> {
     const SUM_ABS_PRODUCT: Self = Self {
         wide: sensitivity::sum_abs_product,
         stored: sensitivity::sum_abs_product_stored::<T>,
+    };
+    const SUM_SQUARES: Self = Self {
+        wide: |gradient, _| sensitivity::sum_squares(gradient),
+        stored: |dtype, gradient, _| sensitivity::sum_squares_stored::<T>(dtype, gradient),
     };
     const SQUARED_DISTANCE: Self =
         Self { wide: distance::squared_distance, stored: distance::squared_distance_stored::<T> };
