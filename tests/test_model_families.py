@@ -150,7 +150,7 @@ def test_sensitivity_is_the_oracles(pair: Path, device: str) -> None:
     for memory in ("whole", "stream"):
         runner, model = opened(pair / "one", memory, device)
         assert model.streamed == (memory == "stream")
-        found, _ = runner.sensitivity(model, SAMPLES, 1, lambda _: None)
+        found, _ = runner.sensitivity(model, SAMPLES, 1, lambda _: None, "taylor")
         assert found == pytest.approx(expected, rel=TOLERANCE[device])
 
 

@@ -128,7 +128,7 @@ class Calibration:
     @property
     def has_base(self) -> bool:
         """Whether the base was measured like an expert; it is the first then."""
-        return (WITHOUT_CHOICE | self.options)["base"] == "expert"
+        return bool((WITHOUT_CHOICE | self.options)["base"] == "expert")
 
     def require_measure(self, asked: str) -> None:
         """Refuse the calibration for a recipe that asks for another measure.

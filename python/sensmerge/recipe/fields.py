@@ -100,6 +100,7 @@ def _files(value: Any) -> list[str]:
 # How the units of models are matched before the merge.
 Align = Annotated[Literal["permutation"], BeforeValidator(_alignment)]
 
+
 def _share(value: Any) -> float:
     number = read_number(value, "a number of at least 0")
     if number < 0:
@@ -158,8 +159,8 @@ class Sensitivity(Strict):
             empirical Fisher information (``fisher``).
         cross_task: Eq. 5 of the camera-ready paper (``transfer``) or of the preprint
             (``distance``).
-        tau: τ itself, a number of at least 0 for every measured model, in the order in which they are
-            measured; None computes it from the models' logits (Eq. 5).
+        tau: τ itself, a number of at least 0 for every measured model, in their order; None
+            computes it from the models' logits (Eq. 5).
         base: The part of the base: the ``origin`` of task vectors, which is not measured, or an
             ``expert``, the first of the measured models, whose share no task vector gets.
         positions: Tokens that count in the loss and the logit distance: those of the completion, or

@@ -101,8 +101,8 @@ class Coefficients:
         """The coefficients in words."""
         low, high = float(self.scale.min()), float(self.scale.max())
         said = [
-            f"{self.symbol} lies between {low:.4f} and {high:.4f} over {len(self.experts)} experts and "
-            f"{len(self.layers)} layers (mode {self.mode}, T = {self.temperature:g}, "
+            f"{self.symbol} lies between {low:.4f} and {high:.4f} over {len(self.experts)} experts "
+            f"and {len(self.layers)} layers (mode {self.mode}, T = {self.temperature:g}, "
             f"{self.cross_task} form of τ)"
         ]
         return said + self.notes()
