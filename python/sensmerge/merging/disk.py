@@ -50,8 +50,8 @@ class MergeResult:
     shards: list[str]
     seconds: float
     notes: list[str] = field(default_factory=list)
-    calibration: Calibration | None = None
-    coefficients: Coefficients | None = None
+    calibration: Calibration | None = field(default=None, repr=False)
+    coefficients: Coefficients | None = field(default=None, repr=False)
 
     def describe(self) -> str:
         """One line for the terminal."""
