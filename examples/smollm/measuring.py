@@ -252,7 +252,8 @@ class Run:
         )
         try:
             model = load(output)
-            found = Score({task: score(model, chosen) for task, chosen in samples.items()})
+            with base_model.in_bfloat16():
+                found = Score({task: score(model, chosen) for task, chosen in samples.items()})
         finally:
             shutil.rmtree(output)
         return found, replace(merged, calibration=None, coefficients=None)

@@ -118,7 +118,7 @@ def score(model: transformers.PreTrainedModel, samples: Sequence[Tokenised]) -> 
         places = order[first : first + _ROWS]
         inputs, targets = padded([samples[place] for place in places])
         logits, wanted = scored_logits(model, inputs, targets)
-        loss = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
+        loss = torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="none")
         counts = (targets[:, 1:] != IGNORED).sum(dim=1)
         losses[places] = [each.double().sum().item() for each in loss.split(counts.tolist())]
         tokens[places] = counts.numpy()
