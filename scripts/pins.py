@@ -2,7 +2,7 @@
 
 The files hold names, versions, markers and hashes for every platform, but no address of an index.
 Torch and the packages that only torch needs are in a file of their own, so that another torch can
-take their place; so is uv, which installs the rest.
+take their place; so is uv, which installs the rest. The model of examples/smollm is in another one.
 """
 
 from __future__ import annotations
@@ -45,9 +45,11 @@ def write(name: str, pins: list[str], wanted: Callable[[str], bool]) -> None:
 
 
 def main() -> None:
-    """Write the three files of constraints."""
+    """Write the files of constraints."""
     FOLDER.mkdir(exist_ok=True)
     write("uv.txt", resolve("--group=setup"), lambda pin: True)
+    # Without what they ask for: llama.cpp, which would be compiled, and a command line around it.
+    write("smollm.txt", resolve("--group=smollm", "--no-deps"), lambda pin: True)
     pins = resolve("pyproject.toml", *EXTRAS, "--group=dev")
     write("torch.txt", pins, lambda pin: TORCH.match(pin) is not None)
     write("tools.txt", pins, lambda pin: TORCH.match(pin) is None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from figures import temperature_png
 from results import Results, Row
+from sensmerge.demo.pages import filled, item
 from sensmerge.demo.recipes import METHODS, MODES
 from sensmerge.demo.table import SOLVED
 from sensmerge.demo.text import TASKS
@@ -80,7 +80,7 @@ class _Page:
         return "\n\n".join(
             [
                 "# The paper in miniature",
-                _filled(
+                filled(
                     "A base and three experts (prose, math, code), "
                     f"{made['parameters'] / 1e6:.1f} M parameters in {made['blocks']} blocks, "
                     "trained on the spot and merged as in the paper's tables. "
@@ -88,7 +88,7 @@ class _Page:
                     f"{made['minutes']:.0f} minutes on {made['machine']} ({made['versions']}); "
                     "every number and verdict below is written by it."
                 ),
-                _filled(
+                filled(
                     f"Losses are mean token losses in nats on {made['held_back']} held-back "
                     "samples a task, lower is better; *mean* is over the tasks. ± is the standard "
                     f"deviation over {draws} draws of {SAMPLES} samples a task (and of DARE's "
@@ -128,7 +128,7 @@ class _Page:
             f"{self._effect('learned, block, fresh', 'tuned, fresh')}."
         )
         said.append(self._order())
-        return "\n".join(["## In short", "", *(_item(one) for one in said)])
+        return "\n".join(["## In short", "", *(item(one) for one in said)])
 
     def _order(self) -> str:
         gaps: dict[str, tuple[str, Way | str]] = {
@@ -184,7 +184,7 @@ class _Page:
             [
                 "## Which part does it, and which Eq. 5 (Table 4)",
                 "",
-                *(_item(one) for one in words),
+                *(item(one) for one in words),
                 "",
                 *self._table(self._labelled(sections, forms=True)),
             ]
@@ -217,7 +217,7 @@ class _Page:
             for title, ways in sections
         ]
         return "\n".join(
-            ["## Ten samples or twenty (Table 8)", "", *map(_item, words), "", *self._table(rows)]
+            ["## Ten samples or twenty (Table 8)", "", *map(item, words), "", *self._table(rows)]
         )
 
     def _temperature(self) -> str:
@@ -240,7 +240,7 @@ class _Page:
             [
                 f"## The temperature (λ = {self._scale:.3g})",
                 "",
-                _filled(
+                filled(
                     f"The paper never says its T. Against plain task arithmetic ({plain:.3f}) "
                     f"{' and '.join(words)}. At T = {self._grid[-1]:g} the difference is "
                     f"{' and '.join(f'{gap:+.4f}' for gap in last.values())}: "
@@ -267,12 +267,12 @@ class _Page:
             [
                 "## Coefficients that are chosen",
                 "",
-                _filled(
+                filled(
                     f"From {SAMPLES} samples a task that no expert was trained on, of which three "
                     "are kept to validate with. Against the best plain merge:"
                 ),
                 "",
-                *map(_item, words),
+                *map(item, words),
                 "",
                 *self._table([("", rows)]),
             ]
@@ -313,7 +313,7 @@ class _Page:
             [
                 "## Samples from the experts' own training data",
                 "",
-                *map(_item, words),
+                *map(item, words),
                 "",
                 *self._table(rows),
             ]
@@ -383,14 +383,3 @@ class _Page:
 
 def _nearly(gap: float) -> str:
     return "the merge is all but the plain one" if gap < 0.005 else "it still counts"
-
-
-def _filled(text: str) -> str:
-    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
-
-
-def _item(text: str) -> str:
-    return textwrap.fill(
-        text, 100, initial_indent="- ", subsequent_indent="  ", break_long_words=False,
-        break_on_hyphens=False,
-    )  # fmt: skip

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import platform
-from pathlib import Path
 from typing import Any, get_args
 
-import torch
-
-import sensmerge
 from chosen import Choice
 from experiment import Experiment
 from family import KINDS, Family
 from sensmerge.demo.family import Size
+from sensmerge.demo.pages import machine, versions
 from ways import (
     TEMPERATURES,
     Way,
@@ -62,16 +57,6 @@ def made(
         "seed": seed,
         "temperatures": list(grid),
         "minutes": minutes,
-        "machine": f"{_processor()}, {os.cpu_count()} cores",
-        "versions": f"sensmerge {sensmerge.__version__}, torch {torch.__version__}, "
-        f"Python {platform.python_version()}",
+        "machine": machine(),
+        "versions": versions(),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

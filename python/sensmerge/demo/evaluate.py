@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
+from sensmerge.calibration.samples import Sample as Tokenised
 from sensmerge.calibration.surroundings import quiet_transformers
 from sensmerge.demo.family import IGNORED, scored_logits
 from sensmerge.demo.text import Sample
@@ -74,34 +76,49 @@ def evaluate(folder: Path, samples: dict[str, list[Sample]]) -> Score:
     """
     with quiet_transformers():
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+    model = load(folder)
+    return Score(
+        {
+            task: score(model, [_encode(tokenizer, sample) for sample in chosen])
+            for task, chosen in samples.items()
+        }
+    )
+
+
+def load(folder: Path) -> transformers.PreTrainedModel:
+    """A model from its folder, in float32."""
+    with quiet_transformers():
+        return transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True
         )
-    return Score({task: _score(model, tokenizer, chosen) for task, chosen in samples.items()})
+
+
+def padded(samples: Sequence[Tokenised]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Samples side by side, [samples, longest]: token ids, and the scored ones as targets.
+
+    Padding stands behind a sample, unseen by a causal model, and is not scored.
+    """
+    longest = max(len(sample.ids) for sample in samples)
+    inputs = torch.zeros(len(samples), longest, dtype=torch.long)
+    targets = torch.full((len(samples), longest), IGNORED)
+    for row, sample in enumerate(samples):
+        inputs[row, : len(sample.ids)] = torch.tensor(sample.ids)
+        targets[row, sample.scored] = inputs[row, sample.scored]
+    return inputs, targets
 
 
 @torch.inference_mode()
-def _score(
-    model: transformers.PreTrainedModel,
-    tokenizer: transformers.PreTrainedTokenizerBase,
-    samples: list[Sample],
-) -> TaskScore:
-    rows = [_encode(tokenizer, sample) for sample in samples]
-    losses, tokens = np.zeros(len(rows)), np.zeros(len(rows))
-    exact = np.zeros(len(rows), dtype=np.bool_)
-    # Rows of like length together: less padding, which stands behind them, unseen by the model.
-    order = sorted(range(len(rows)), key=lambda place: len(rows[place][0]))
+def score(model: transformers.PreTrainedModel, samples: Sequence[Tokenised]) -> TaskScore:
+    """Score a model on one task's samples."""
+    losses, tokens = np.zeros(len(samples)), np.zeros(len(samples))
+    exact = np.zeros(len(samples), dtype=np.bool_)
+    # Samples of like length together: less padding.
+    order = sorted(range(len(samples)), key=lambda place: len(samples[place].ids))
     for first in range(0, len(order), _ROWS):
         places = order[first : first + _ROWS]
-        longest = len(rows[places[-1]][0])
-        inputs = torch.zeros(len(places), longest, dtype=torch.long)
-        targets = torch.full((len(places), longest), IGNORED)
-        for row, place in enumerate(places):
-            ids, prompt = rows[place]
-            inputs[row, : len(ids)] = torch.tensor(ids)
-            targets[row, prompt : len(ids)] = torch.tensor(ids[prompt:])
+        inputs, targets = padded([samples[place] for place in places])
         logits, wanted = scored_logits(model, inputs, targets)
-        loss = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
+        loss = torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="none")
         counts = (targets[:, 1:] != IGNORED).sum(dim=1)
         losses[places] = [each.double().sum().item() for each in loss.split(counts.tolist())]
         tokens[places] = counts.numpy()
@@ -111,11 +128,9 @@ def _score(
     return TaskScore(losses, tokens, exact)
 
 
-def _encode(
-    tokenizer: transformers.PreTrainedTokenizerBase, sample: Sample
-) -> tuple[list[int], int]:
-    """Token ids as calibration lays them out, and how many of them are the prompt's."""
+def _encode(tokenizer: transformers.PreTrainedTokenizerBase, sample: Sample) -> Tokenised:
+    """Token ids as calibration lays them out; the completion's are scored."""
     prompt = tokenizer(sample.prompt)["input_ids"]
     completion = tokenizer(sample.completion, add_special_tokens=False)["input_ids"]
     ids = [*prompt, *completion, tokenizer.eos_token_id][:MAX_LENGTH]
-    return ids, len(prompt)
+    return Tokenised(ids, list(range(len(prompt), len(ids))), place="")

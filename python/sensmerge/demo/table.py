@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 SOLVED = "math"  # the one task whose completions are right or wrong
 
-_NOISE = 2.0  # standard errors; a smaller difference counts as none
+NOISE = 2.0  # standard errors; a smaller difference counts as none
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,9 @@ def paragraphs(sentences: Sequence[str]) -> str:
     )
 
 
-def _judge(change: float, error: float) -> str:
-    if abs(change) <= _NOISE * error:
+def judge(change: float, error: float) -> str:
+    """Whether a change of the loss with this standard error is better, worse or within noise."""
+    if abs(change) <= NOISE * error:
         return "within noise"
     return "better" if change < 0 else "worse"
 
@@ -139,7 +140,7 @@ def _judge(change: float, error: float) -> str:
 def _baseline(outcome: Outcome) -> str:
     plain, full = outcome.merged[outcome.plain], outcome.merged[outcome.full]
     change, error = full.minus(plain)
-    judged = _judge(change, error)
+    judged = judge(change, error)
     headline = {
         "better": "Sens-Merging helps here",
         "worse": "Sens-Merging does not help here",
@@ -158,7 +159,7 @@ def _effect(where: str, outcome: Outcome, scale: float | None) -> str:
         at = PAPER_LAMBDAS[method] if scale is None else scale
         plain, full = (outcome.merged[Variant(method, mode, at)] for mode in (None, "full"))
         change, error = full.minus(plain)
-        judged.append(_judge(change, error))
+        judged.append(judge(change, error))
         parts.append(f"{title} {change:+.3f} ± {error:.3f}")
     counted = ", ".join(
         f"{word} for {judged.count(word)}" for word in ("better", "worse", "within noise")
@@ -170,7 +171,7 @@ def _best(outcome: Outcome) -> str:
     variant = min(outcome.merged, key=lambda merged: outcome.merged[merged].mean)
     best, base = outcome.merged[variant], outcome.singles["base"]
     change, error = best.minus(base)
-    beaten = "beats" if _judge(change, error) == "better" else "does not beat"
+    beaten = "beats" if judge(change, error) == "better" else "does not beat"
     return (
         f"The best of {len(outcome.merged)} merges, {variant.title}, has a mean loss of "
         f"{best.mean:.3f} and {beaten} the base, which has {base.mean:.3f}."
