@@ -20,6 +20,7 @@ from families import Family
 from sensmerge import Calibration, InputError, Recipe
 from sensmerge.cli import commands
 from sensmerge.search import trials
+from sensmerge.search.choice import difference
 from sensmerge.search.judge import Judge, Objective
 from sensmerge.search.lines import EVALUATIONS, minimise
 from sensmerge.search.results import Result
@@ -133,9 +134,9 @@ def test_the_best_recipe_merges_to_what_was_seen(
     found = tuned(family, measured, options={"validation": 0.0}, home=tmp_path)
     (path, *_) = found.write(tmp_path / "best.yaml")
     written = Recipe.load(path)
-    calibration = measured if found.best.settings.mode != "off" else None
+    calibration = measured if found.taken.settings.mode != "off" else None
     sensmerge.merge(written, tmp_path / "out", calibration, progress=False, sync=False)
-    assert losses_of(tmp_path / "out", family) == pytest.approx(found.best.losses, rel=1e-5)
+    assert losses_of(tmp_path / "out", family) == pytest.approx(found.taken.losses, rel=1e-5)
     assert any("nothing was validated" in note for note in found.notes)
 
 
@@ -240,6 +241,27 @@ def test_words_are_plain(best: tuple[float, float], plain: tuple[float, float], 
     words = trials._words(result(*best), result(*plain, mode="off"), ["e0"])
     assert "0.5000 lower" in words[0]
     assert said in words[1]
+
+
+def test_a_candidate_is_taken_by_more_than_a_standard_error(
+    family: Family, measured: Calibration
+) -> None:
+    found = tuned(family, measured, options={"trials": 6})
+    judge = Judge(recipe(family), calibration=measured, validation=0.25, threads=1)
+    start = judge.by_sample(found.trials[0].settings)
+    assert [len(task) for task in start] == [4, 4, 4]
+    taken = judge.by_sample(found.taken.settings)
+    everything = [*found.baselines, *found.trials]
+    for result in everything:
+        gain = difference(judge.by_sample(result.settings), taken, Objective())
+        assert gain.mean <= gain.error
+    if found.taken.settings != found.trials[0].settings:
+        gain = difference(taken, start, Objective())
+        assert gain.mean > 0
+    assert found.notes[0].startswith(("the recipe's own settings are kept", "taken", "a plain"))
+    assert "by cross-validation such a choice is" in found.notes[1]
+    for part, losses in (("search", found.taken.losses), ("validation", found.taken.validation)):
+        assert judge.losses(found.taken.settings, part) == pytest.approx(losses)
 
 
 def test_the_least_of_a_line() -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sensmerge.errors import InputError
 from sensmerge.merging.manifest import Request, request
 from sensmerge.models import open_models
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
     from sensmerge.calibration.samples import Sample
     from sensmerge.recipe import Recipe
+    from sensmerge.search.choice import Vector
     from sensmerge.search.settings import Settings
 
 OBJECTIVES = ("mean", "worst")
@@ -97,7 +100,7 @@ class Judge:
         self._dtype = options.dtype
         self._threads = threads
         self._candidate: Candidate | None = None
-        self._known: dict[tuple[str, str], list[float]] = {}
+        self._known: dict[tuple[str, str], list[list[float]]] = {}
 
     def losses(
         self, settings: Settings, part: str = "search", advance: Callable[[int], None] | None = None
@@ -127,6 +130,24 @@ class Judge:
         Raises:
             InputError: The recipe cannot be merged, or a loss is not finite.
         """
+        return tasks.means(self._by_sample(recipe, part, advance))
+
+    def by_sample(self, settings: Settings) -> list[Vector]:
+        """The loss on every sample, as an array for every task: search and validation samples.
+
+        Raises:
+            InputError: The settings cannot be merged, or a loss is not finite.
+        """
+        recipe = settings.recipe(self.recipe)
+        found = self._by_sample(recipe, "search")
+        if any(task.validation for task in self.tasks):
+            held = self._by_sample(recipe, "validation")
+            found = [[*ours, *theirs] for ours, theirs in zip(found, held, strict=True)]
+        return [np.array(losses) for losses in found]
+
+    def _by_sample(
+        self, recipe: Recipe, part: str, advance: Callable[[int], None] | None = None
+    ) -> list[list[float]]:
         asked = self._asked(recipe)
         names = [model.name for model in asked.models]
         key = (json.dumps([names, asked.plain()]), part)
@@ -138,8 +159,9 @@ class Judge:
                 )
             else:
                 self._candidate.merge(asked)
-            found = tasks.sample_losses(self._candidate.model, samples, advance or (lambda _: None))
-            self._known[key] = tasks.means(found)
+            self._known[key] = tasks.sample_losses(
+                self._candidate.model, samples, advance or (lambda _: None)
+            )
         elif advance is not None:
             advance(sum(map(len, samples)))
         return self._known[key]

@@ -1,7 +1,8 @@
 """``tune``: trials of temperature, λ, density and other settings, proposed by Optuna.
 
 Gains are measured against plain merges: those of every method in the search at its own best λ,
-which are in every table.
+which are in every table. The best trials are compared with these and with the recipe's own settings
+on all samples, and taken only if they are better by more than a standard error.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from sensmerge.progress import bar
 from sensmerge.recipe import DEFAULT_TEMPERATURE, Recipe, to_yaml
 from sensmerge.recipe.parameters import SCALE
 from sensmerge.scaling.matching import needs_calibration
+from sensmerge.search import choice
 from sensmerge.search.groups import moved
 from sensmerge.search.judge import Judge, Objective
 from sensmerge.search.lines import EVALUATIONS, minimise
@@ -33,6 +35,7 @@ from sensmerge.search.settings import DENSITY, Settings, method_of, searched
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
     from sensmerge.recipe.methods import Parameter
+    from sensmerge.search.choice import Vector
     from sensmerge.search.study import Study
 
 SAMPLERS = ("tpe", "cmaes", "grid", "random")
@@ -40,6 +43,9 @@ KEYS = ("temperature", SCALE, DENSITY, "cross_task", "mode")
 
 TRIALS = 50
 VALIDATION = 0.3
+
+# The number of trials, the best on the search samples, of which one may be taken.
+SHORTLIST = 10
 
 TEMPERATURES = (0.005, 1.0)
 
@@ -86,17 +92,21 @@ class Tuned:
     """The outcome of a search.
 
     Attributes:
-        recipe: The best trial's recipe, as keys and values.
+        recipe: The recipe of the candidate that was taken, as keys and values.
         tasks: The names of the experts, each of which has a task.
-        best: The best trial.
+        taken: The candidate that was taken, on all samples: the recipe's own settings, a plain
+            merge, or a trial.
+        best: The best trial on the search samples.
         plain: The best plain merge.
         baselines: All plain merges.
-        trials: All trials, in order.
-        notes: The winner, its gain, and whether the gain holds on the validation samples.
+        trials: All trials, in order; the first has the recipe's own settings.
+        notes: What was taken and why, the best trial's gain, and whether it holds on the validation
+            samples.
     """
 
     recipe: dict[str, Any]
     tasks: list[str]
+    taken: Result
     best: Result
     plain: Result
     baselines: list[Result]
@@ -151,8 +161,9 @@ class Tuned:
         return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
     def table(self) -> str:
-        """The best trial and the plain merges, as a table."""
-        rows = [("best", self.best), *(("plain", result) for result in self.baselines)]
+        """The candidate that was taken, the best trial and the plain merges, as a table."""
+        rows = [("taken", self.taken), ("best", self.best)]
+        rows += [("plain", result) for result in self.baselines]
         width = max(len(result.settings.describe()) for _, result in rows)
         head = f"{'':<6}{'':<{width}}  search  validation"
         lines = [head, *(_line(kind, result, width) for kind, result in rows)]
@@ -212,16 +223,63 @@ def tune(
         results = _searched(judge, space, kept, options, progress)
         baselines, trials = results
         best = min(trials, key=lambda result: result.objective)
+        # The simplest first: the recipe's own settings, plain merges, the others.
+        others = sorted(trials[1:], key=lambda result: result.objective)[:SHORTLIST]
+        plain_first = sorted(baselines, key=lambda result: result.objective)
+        candidates = [trials[0], *plain_first, *others]
+        table = [judge.by_sample(result.settings) for result in candidates]
         if options.validation:
-            baselines = [_validated(judge, result, options) for result in baselines]
-            best = _validated(judge, best, options)
-            trials = [best if each.settings == best.settings else each for each in trials]
+            known = {result.settings: _validated(judge, result, options) for result in candidates}
+            candidates = [known[result.settings] for result in candidates]
+            baselines = [known[result.settings] for result in baselines]
+            trials = [known.get(result.settings, result) for result in trials]
+            best = known[best.settings]
     # Chosen by the search samples, like the best trial.
     plain = min(baselines, key=lambda result: result.objective)
-    data = best.settings.apply(recipe, moved(recipe, home or recipe.folder))
+    place = choice.choose(table, options.objective)
+    taken = candidates[place]
     names = [task.name for task in judge.tasks]
-    notes = _words(best, plain, names)
-    return Tuned(data, names, best, plain, baselines, trials, notes)
+    notes = [
+        _reason(candidates, table, place, len(plain_first), options),
+        *_worth(table, options),
+        *_words(best, plain, names),
+    ]
+    data = taken.settings.apply(recipe, moved(recipe, home or recipe.folder))
+    return Tuned(data, names, taken, best, plain, baselines, trials, notes)
+
+
+def _reason(
+    candidates: list[Result], table: list[list[Vector]], place: int, plain: int, options: Options
+) -> str:
+    """Which candidate was taken, and why, in words."""
+    taken = candidates[place].settings.describe()
+    values = [options.objective.of([float(task.mean()) for task in each]) for each in table]
+    lowest = min(range(len(values)), key=values.__getitem__)
+    found = choice.difference(table[lowest], table[place], options.objective)
+    what = "the recipe's own settings are kept" if place == 0 else "taken"
+    if 0 < place <= plain:
+        what = "a plain merge is taken"
+    said = f"{what}: {taken}, {values[place]:.4f} on all samples"
+    if lowest == place:
+        return f"{said}, the lowest of {len(candidates)} candidates"
+    if math.isinf(found.error):
+        return f"{said}: one sample of a task does not tell whether another is better"
+    return (
+        f"{said}; the lowest of {len(candidates)} candidates is {found.mean:.4f} lower, no more "
+        f"than its standard error of {found.error:.4f}"
+    )
+
+
+def _worth(table: list[list[Vector]], options: Options) -> list[str]:
+    """What such a choice is worth by cross-validation, in words."""
+    found = choice.cross_validated(table, options.objective)
+    if found is None:
+        return []
+    word = "lower" if found.mean >= 0 else "higher"
+    return [
+        f"by cross-validation such a choice is {abs(found.mean):.4f} ± {found.error:.4f} {word} "
+        "than the recipe's own settings"
+    ]
 
 
 def _searched(
