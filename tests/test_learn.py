@@ -122,6 +122,42 @@ def test_gradients_are_those_of_torch(tmp_path: Path, tied: bool) -> None:
     np.testing.assert_allclose(gradient, weights.grad.numpy(), rtol=1e-5, atol=1e-12)
 
 
+def divergence(teacher: Any, student: Any, sample: Any) -> float:
+    """Mean over the scored positions of KL(teacher ‖ student), by torch alone."""
+    ids, where = torch.tensor([sample.ids]), [place - 1 for place in sample.scored]
+    with torch.no_grad():
+        p, q = (
+            torch.log_softmax(model(ids).logits[0, where], dim=1) for model in (teacher, student)
+        )
+    return float((p.exp() * (p - q)).sum(dim=1).mean())
+
+
+@pytest.mark.parametrize("positions", ["completion", "all"])
+def test_distillation_is_validated_by_completions_where_there_are(
+    exact: Family, tmp_path: Path, positions: str
+) -> None:
+    asked = recipe(exact, sensitivity=SAMPLES | {"positions": positions})
+    problem = Problem(asked, Options(loss="distill", validation=0.25))
+    found, _ = problem.differentiate(np.zeros_like(problem.weights.start))
+    validated = problem.validate()
+    sensmerge.merge(asked, tmp_path / "out", progress=False, sync=False)
+
+    def load(path: Path) -> Any:
+        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64).eval()
+
+    student = load(tmp_path / "out")
+    for place, task in enumerate(problem.tasks):
+        teacher = load(exact.folder / f"e{place}")
+        apart = [divergence(teacher, student, sample) for sample in task.search]
+        assert found[place] == pytest.approx(np.mean(apart), rel=1e-6)
+        assert len(task.validation) == 1
+        with torch.no_grad():
+            losses = [float(oracle.loss(student, sample)) for sample in task.validation]
+        held = [divergence(teacher, student, sample) for sample in task.validation]
+        wanted = losses if positions == "completion" else held
+        assert validated[place] == pytest.approx(np.mean(wanted), rel=1e-6)
+
+
 def test_a_model_that_cannot_be_streamed_gives_the_same(exact: Family) -> None:
     problem = Problem(recipe(exact), Options(validation=0.0))
     offsets = offsets_of(problem)

@@ -175,10 +175,13 @@ class Problem:
             self._stream = None
         self._search = [sample for task in self.tasks for sample in task.search]
         self._validation = [sample for task in self.tasks for sample in task.validation]
-        self._loss_of = self._nll
+        self._loss_of = self._validated_by = self._nll
         if options.loss == "distill":
             teachers = distill.Teachers(self.tasks, sensitivity)
             self._loss_of = teachers.divergence
+            # Whoever follows a poor teacher closely is no better for it: completions tell.
+            if sensitivity.positions == "all":
+                self._validated_by = teachers.divergence
 
     def differentiate(
         self, offsets: Matrix, advance: Callable[[int], None] = lambda _: None
@@ -210,11 +213,15 @@ class Problem:
 
     @torch.no_grad()
     def validate(self) -> list[float]:
-        """Every task's loss on its validation samples, at the offsets last differentiated."""
+        """Every task's loss on its validation samples, at the offsets last differentiated.
+
+        That of the completions, or the divergence from the experts where all tokens count and
+        samples may be prompts alone.
+        """
         if not self._validation:
             return []
         losses = [
-            self._loss_of(sample, run(self._candidate.model, sample.ids).logits[0]).item()
+            self._validated_by(sample, run(self._candidate.model, sample.ids).logits[0]).item()
             for sample in self._validation
         ]
         return self._by_task(losses, [len(task.validation) for task in self.tasks])
@@ -335,6 +342,7 @@ def _key(recipe: Recipe, problem: Problem, options: Options) -> dict[str, Any]:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "options": asdict(replace(options, steps=0)),
+        "validated_by": "completions",
         "recipe": said,
         "samples": [task.digest for task in problem.tasks],
         "models": [model.fingerprint() for model in problem.models.all],
