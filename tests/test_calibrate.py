@@ -37,6 +37,8 @@ def test_alpha_tau_and_sigma_are_the_oracles(family: Family, measured: Calibrati
 def test_the_file_says_what_was_measured_on_what(family: Family, measured: Calibration) -> None:
     assert measured.base == "base"
     assert measured.options == {
+        "measure": "taylor",
+        "base": "origin",
         "positions": "completion",
         "distance": "token",
         "dtype": "float32",
