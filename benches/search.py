@@ -60,7 +60,7 @@ def main() -> None:
 
     options.floor = str(build_floor())
     try:
-        make_family(options)
+        make_family(options, EXPERTS)
         found = {part: run_part(part, options) for part in PARTS}
     finally:
         shutil.rmtree(WORK, ignore_errors=True)
@@ -72,12 +72,12 @@ def main() -> None:
         (RECORDS / name).write_text(table)
 
 
-def make_family(options: argparse.Namespace) -> None:
+def make_family(options: argparse.Namespace, experts: int) -> None:
     """The models, and as many samples of every expert's task as a few experts need."""
-    shape = checkpoints.llama(WORK, options.size, EXPERTS)
-    for name in names(EXPERTS):
+    shape = checkpoints.llama(WORK, options.size, experts)
+    for name in names(experts):
         write_tokenizer(WORK / name, shape.vocabulary)
-    for name in names(EXPERTS)[1:]:
+    for name in names(experts)[1:]:
         path = WORK / f"{name}.jsonl"
         write_samples(path, shape.vocabulary, options.samples // FEW, options.max_length)
 

@@ -59,6 +59,7 @@ def llama_family(
     layers: int = 3,
     eos: bool = True,
     tokenizer: Any = None,
+    architecture: str = "Llama",
     **config: Any,
 ) -> Family:
     """Random Llama models that differ a little, with a tokenizer and samples for each.
@@ -72,10 +73,11 @@ def llama_family(
         layers: How many decoder blocks.
         eos: Whether the tokenizer has an end of sequence.
         tokenizer: Another tokenizer than that of words.
+        architecture: Another architecture than Llama whose config has the same keys.
         config: Other keys of the models' config.
     """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    import transformers
 
     tokenizer = tokenizer or word_tokenizer(eos=eos)
     shape: dict[str, Any] = {
@@ -91,11 +93,12 @@ def llama_family(
         "eos_token_id": 2,
         "pad_token_id": None,
     }
-    known = LlamaConfig(**shape | config)
+    known = getattr(transformers, f"{architecture}Config")(**shape | config)
+    causal = getattr(transformers, f"{architecture}ForCausalLM")
     torch.manual_seed(0)
-    base = LlamaForCausalLM(known).to(getattr(torch, dtype))
+    base = causal(known).to(getattr(torch, dtype))
     for name in ["base", *(f"e{place}" for place in range(experts))]:
-        model = LlamaForCausalLM(known).to(getattr(torch, dtype))
+        model = causal(known).to(getattr(torch, dtype))
         model.load_state_dict(base.state_dict())
         if name != "base":
             with torch.no_grad():

@@ -16,6 +16,7 @@ from sensmerge.calibration import alignment, blocks, loading
 from sensmerge.calibration.runner import Opened, Runner
 from sensmerge.calibration.samples import Sample
 from sensmerge.models.layers import layer_of
+from torch_devices import DEVICES
 
 LAYERS = 3
 
@@ -79,14 +80,6 @@ FUSED = {"Mixtral", "Qwen3-MoE"}
 SAMPLES = [
     Sample([1, 5, 9, 7, 33, 21, 50, 2], [4, 5, 6, 7], "line 1"),
     Sample([1, 8, 3, 9, 9, 7, 60, 61, 62, 63, 2], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10], "line 2"),
-]
-
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="torch has no CUDA here"),
-    ),
 ]
 
 # Kernels of a GPU sum in another order.

@@ -26,6 +26,7 @@ from sensmerge.search.lines import EVALUATIONS, minimise
 from sensmerge.search.results import Result
 from sensmerge.search.settings import Settings
 from sensmerge.search.trials import Options
+from test_bad_input import run
 
 SENSITIVITY = {"samples": 4, "dtype": "float32"}
 
@@ -79,6 +80,55 @@ def test_a_candidate_is_the_merge_of_its_recipe(
     calibration = measured if settings.mode != "off" else None
     sensmerge.merge(written, tmp_path / "out", calibration, progress=False, sync=False)
     assert found == pytest.approx(losses_of(tmp_path / "out", family), rel=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch has no CUDA here")
+def test_a_device_gives_the_same(
+    family: Family, measured: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [Settings("ties", 0.9, 0.8), Settings("task_arithmetic", 0.6, None, "full", 0.05)]
+    found = []
+    for device in ("cpu", "cuda"):
+        judge = Judge(
+            recipe(family), calibration=measured, validation=0.0, device=device, threads=1
+        )
+        found.append([judge.losses(each) for each in settings])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
+    # A whole search, a choice of auto values, and learning, as typed.
+    asked = recipe(family, sensitivity=SENSITIVITY, parameters={"lambda": "auto"})
+    path = str(family.write_recipe(asked.source, "auto.yaml"))
+    plain = str(family.write_recipe(recipe(family).source, "plain.yaml"))
+    for command in (
+        ["merge", path, str(tmp_path / "out")],
+        ["tune", plain, "-o", str(tmp_path / "tuned.yaml"), "--trials", "3"],
+        ["learn", plain, "-o", str(tmp_path / "learned.yaml"), "--steps", "2"],
+        [
+            "learn",
+            plain,
+            "-o",
+            str(tmp_path / "distilled.yaml"),
+            "--steps",
+            "2",
+            "--loss",
+            "distill",
+        ],
+    ):
+        done = CliRunner().invoke(commands, [*command, "--device", "cuda"])
+        assert done.exit_code == 0, done.output
+
+
+def test_a_device_that_is_not_there_is_refused(
+    family: Family, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(family.write_recipe(recipe(family).source, "sensitive.yaml"))
+    for command in (
+        ["merge", path, str(tmp_path / "out")],
+        ["tune", path, "-o", str(tmp_path / "tuned.yaml")],
+        ["learn", path, "-o", str(tmp_path / "learned.yaml")],
+    ):
+        assert run(*command, "--device", "xyz") == 2
+        assert "device: 'xyz' cannot be used" in capsys.readouterr().err
+        assert not any(tmp_path.iterdir())
 
 
 def test_methods_are_searched_by_what_their_schemas_say(

@@ -44,6 +44,7 @@ def merge(
     threads: int | None = None,
     progress: bool = True,
     *,
+    device: str = "cpu",
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
     sync: bool = True,
     overwrite: bool = False,
@@ -66,6 +67,8 @@ def merge(
         calibration: A calibration of these experts, or its path; of several stages, the result's.
         threads: Threads to use; all cores by default. The output does not depend on it.
         progress: Show a progress bar on a terminal and plain lines elsewhere.
+        device: The torch device that models run on where something is measured first, such as
+            ``cuda``; weights are merged on the processor.
         max_shard_size: Largest size of a weight file's data, in bytes or as text such as ``5GB``.
         sync: Flush the output to disk before returning.
         overwrite: Replace the output of an earlier merge in ``out``; inputs are never replaced.
@@ -95,8 +98,8 @@ def merge(
     with unpickling(out, enabled=unpickle, progress=progress):
         if isinstance(asked, StagedRecipe):
             kept = None if stages is None else Path(stages)
-            return _merge_stages(asked, Path(out), calibration, how, kept, reuse=reuse)
-        return _merge(asked, out, calibration, how, [])
+            return _merge_stages(asked, Path(out), calibration, how, kept, device, reuse=reuse)
+        return _merge(asked, out, calibration, how, [], device)
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ def _merge(
     calibration: Calibration | str | Path | None,
     how: _How,
     earlier: list[str],
+    device: str,
 ) -> MergeResult:
     """Merge one recipe; ``earlier`` are notes of the stages before it."""
     models = open_models(recipe, progress=how.progress)
@@ -132,12 +136,14 @@ def _merge(
         request(provisional, None, models, threads=how.threads, progress=how.progress).manifest()
         merged_tokenizer(recipe, models)
     measured, notes = _measured(
-        recipe, models, calibration, threads=how.threads, progress=how.progress
+        recipe, models, calibration, device, threads=how.threads, progress=how.progress
     )
     if recipe.auto:
         from sensmerge.search.auto import choose
 
-        recipe, chosen = choose(recipe, measured, threads=how.threads, progress=how.progress)
+        recipe, chosen = choose(
+            recipe, measured, device=device, threads=how.threads, progress=how.progress
+        )
         notes += chosen
     return disk.write(
         recipe,
@@ -156,6 +162,7 @@ def _merge_stages(
     calibration: Calibration | str | Path | None,
     how: _How,
     kept: Path | None,
+    device: str,
     *,
     reuse: bool,
 ) -> MergeResult:
@@ -181,9 +188,9 @@ def _merge_stages(
                 continue
             # A stage's tokenizer may be the result's; a kept folder may hold an older merge of it.
             on_the_way = replace(how, sync=False, overwrite=kept is not None, tokenizer=True)
-            done = _merge(recipe, place, None, on_the_way, [])
+            done = _merge(recipe, place, None, on_the_way, [], device)
             notes += [f"stage '{name}': {note}" for note in done.notes]
-        return _merge(asked.result.placed(places), out, calibration, how, notes)
+        return _merge(asked.result.placed(places), out, calibration, how, notes, device)
 
 
 @overload
@@ -329,6 +336,7 @@ def _measured(
     recipe: Recipe,
     models: Models,
     calibration: Calibration | str | Path | None,
+    device: str,
     *,
     threads: int | None,
     progress: bool,
@@ -341,5 +349,5 @@ def _measured(
         return matching(recipe, calibration, models), []
     from sensmerge.calibration import calibrate
 
-    measured = calibrate(recipe, progress=progress, threads=threads)
+    measured = calibrate(recipe, progress=progress, threads=threads, device=device)
     return measured, list(measured.notes)

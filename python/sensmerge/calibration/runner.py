@@ -77,7 +77,7 @@ class Runner:
         if memory not in MEMORY:
             raise InputError(f"memory: '{memory}' is none of {', '.join(MEMORY)}")
         self._memory = memory
-        self._device = _device(device)
+        self._device = device_of(device)
         self._dtype = dtype
         self.notes: list[str] = []
 
@@ -189,7 +189,12 @@ def _moved(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     return moved
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The torch device of a name, such as ``cuda``.
+
+    Raises:
+        InputError: There is no such device here.
+    """
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

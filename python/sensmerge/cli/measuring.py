@@ -12,6 +12,7 @@ from sensmerge.cli.options import (
     PATH,
     calibration_option,
     check_writable,
+    device_option,
     leniency_options,
     load_recipe,
     quiet_option,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Run models whole, or block by block for models larger than memory.",
 )
-@click.option("--device", default="cpu", show_default=True, help="A torch device, such as cuda.")
+@device_option
 @threads_option
 @unpickle_option
 @leniency_options

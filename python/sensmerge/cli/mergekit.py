@@ -34,7 +34,6 @@ _SWITCHES = {
     "verbose": "everything worth knowing is printed",
 }
 _VALUES = {
-    "device": _CPU,
     "lora-merge-cache": _LORA,
     "lora-merge-dtype": _LORA,
     "write-threads": "every thread writes",

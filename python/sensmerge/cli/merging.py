@@ -13,6 +13,7 @@ from sensmerge.cli.options import (
     FOLDER,
     calibration_option,
     check_writable,
+    device_option,
     force_option,
     leniency_options,
     load_calibration,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 @click.argument("recipe", type=FILE)
 @click.argument("out", type=FOLDER, required=False)
 @calibration_option
+@device_option
 @threads_option
 @shard_option
 @click.option("--no-sync", is_flag=True, help="Do not flush the output to disk.")

@@ -37,6 +37,12 @@ shard_option = click.option(
     show_default=True,
     help="Largest size of a weight file, such as 5GB or 500MiB.",
 )
+device_option = click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    help="The torch device that models run on, such as cuda; weights are merged on the processor.",
+)
 unpickle_option = click.option(
     "--unpickle",
     is_flag=True,

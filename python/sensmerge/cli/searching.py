@@ -11,6 +11,7 @@ from sensmerge.cli.options import (
     FILE,
     calibration_option,
     check_writable,
+    device_option,
     leniency_options,
     load_calibration,
     load_recipe,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     help="Factor of the penalty on the distance from the first weights.",
 )
 @calibration_option
+@device_option
 @threads_option
 @leniency_options
 @quiet_option
@@ -73,6 +75,7 @@ def learn(
     learning_rate: float,
     pull: float,
     calibration: Path | None,
+    device: str,
     threads: int | None,
     leniency: Leniency | None,
     quiet: bool,
@@ -91,9 +94,10 @@ def learn(
     found = run(
         loaded,
         options,
-        calibration=_calibrated(loaded, calibration, output, threads, quiet),
+        calibration=_calibrated(loaded, calibration, output, device, threads, quiet),
         history=output.with_suffix(".history.json"),
         home=output.parent,
+        device=device,
         threads=threads,
         progress=not quiet,
     )
@@ -149,6 +153,7 @@ def learn(
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="The sampler's seed.")
 @calibration_option
+@device_option
 @threads_option
 @leniency_options
 @quiet_option
@@ -165,6 +170,7 @@ def tune(
     study: Path | None,
     seed: int,
     calibration: Path | None,
+    device: str,
     threads: int | None,
     leniency: Leniency | None,
     quiet: bool,
@@ -192,9 +198,10 @@ def tune(
     found = run(
         loaded,
         options,
-        calibration=_calibrated(loaded, calibration, output, threads, quiet),
+        calibration=_calibrated(loaded, calibration, output, device, threads, quiet),
         study=study or output.with_suffix(".study"),
         home=output.parent,
+        device=device,
         threads=threads,
         progress=not quiet,
     )
@@ -224,6 +231,7 @@ def tune(
     show_default=True,
     help="Share of each task's samples that is kept for validation.",
 )
+@device_option
 @threads_option
 @leniency_options
 @quiet_option
@@ -233,6 +241,7 @@ def soup(
     objective: str,
     task_weights: str | None,
     validation: float,
+    device: str,
     threads: int | None,
     leniency: Leniency | None,
     quiet: bool,
@@ -250,6 +259,7 @@ def soup(
         objective=Objective(objective, _numbers("--task-weights", task_weights)),
         validation=validation,
         home=output.parent,
+        device=device,
         threads=threads,
         progress=not quiet,
     )
@@ -262,7 +272,12 @@ def soup(
 
 
 def _calibrated(
-    recipe: Recipe, given: Path | None, output: Path, threads: int | None, quiet: bool
+    recipe: Recipe,
+    given: Path | None,
+    output: Path,
+    device: str,
+    threads: int | None,
+    quiet: bool,
 ) -> Calibration | None:
     """The calibration that a search needs: given, or measured now and written beside the output."""
     from sensmerge.scaling.matching import needs_calibration
@@ -272,7 +287,7 @@ def _calibrated(
     from sensmerge.calibration import calibrate, forget
 
     beside = output.with_suffix(".calibration.json")
-    measured = calibrate(recipe, progress=not quiet, threads=threads, keep=beside)
+    measured = calibrate(recipe, progress=not quiet, threads=threads, device=device, keep=beside)
     measured.save(beside)
     forget(beside)
     return measured

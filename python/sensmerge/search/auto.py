@@ -26,13 +26,19 @@ if TYPE_CHECKING:
 
 
 def choose(
-    recipe: Recipe, calibration: Calibration | None, *, threads: int | None, progress: bool
+    recipe: Recipe,
+    calibration: Calibration | None,
+    *,
+    device: str = "cpu",
+    threads: int | None,
+    progress: bool,
 ) -> tuple[Recipe, list[str]]:
     """Replace a recipe's ``auto`` values by numbers.
 
     Args:
         recipe: The recipe. Its experts name their samples.
         calibration: A calibration of its experts, if it has a ``sensitivity`` section.
+        device: The torch device that candidates run on, such as ``cuda``.
         threads: Threads to use; all cores by default.
         progress: Show a progress bar.
 
@@ -48,7 +54,9 @@ def choose(
     scale, temperature = share, DEFAULT_TEMPERATURE
     notes = []
     with quiet_transformers(), torch_threads(threads):
-        judge = Judge(provisional, calibration=calibration, validation=0.0, threads=threads)
+        judge = Judge(
+            provisional, calibration=calibration, validation=0.0, device=device, threads=threads
+        )
         samples = sum(len(task.search) for task in judge.tasks)
         with bar(
             len(asked) * EVALUATIONS * samples, "choosing", "samples", enabled=progress

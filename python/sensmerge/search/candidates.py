@@ -1,7 +1,7 @@
 """A merged model in memory, which is merged again for every choice of coefficients.
 
-The model's parameters are the buffers that are merged into, so that a candidate costs one sweep
-over the mapped inputs and no copy.
+On the processor the model's parameters are the buffers that are merged into, so that a candidate
+costs one sweep over the mapped inputs and no copy. Another device gets a copy of every merge.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from sensmerge.models import Models
 
 
+_CPU = torch.device("cpu")
+
+
 class Candidate:
     """The merge of a recipe's models.
 
@@ -32,13 +35,22 @@ class Candidate:
         model: The merged model, ready to run. Every merge changes its parameters.
     """
 
-    def __init__(self, models: Models, asked: Request, *, dtype: str, threads: int | None) -> None:
+    def __init__(
+        self,
+        models: Models,
+        asked: Request,
+        *,
+        dtype: str,
+        device: torch.device = _CPU,
+        threads: int | None,
+    ) -> None:
         """Merge for the first time.
 
         Args:
             models: The recipe's models.
             asked: The merge.
             dtype: The dtype in which candidates run: ``stored`` or ``float32``.
+            device: The device on which candidates run; they are merged on the processor.
             threads: Threads to merge with; all cores by default.
 
         Raises:
@@ -46,6 +58,7 @@ class Candidate:
         """
         self._models = models
         self._threads = threads
+        self._device = device
         self._path = models.template.path
         if not self._path.is_dir():
             raise InputError(f"{self._path}: a search runs merged models and needs the folder")
@@ -64,24 +77,33 @@ class Candidate:
             for tensor in models.template.checkpoint.tensors
         }
         self._outputs = {name: as_bytes(tensor) for name, tensor in self._tensors.items()}
-        self._homes = {
-            tensor.data_ptr(): name for name, tensor in self._tensors.items() if tensor.numel()
-        }
         self._prepared: _core.Prepared | None = None
         self._merge(asked)
         self.model: PreTrainedModel = self._assembled()
+        places = {
+            tensor.data_ptr(): name for name, tensor in self._tensors.items() if tensor.numel()
+        }
+        # The tensor that each parameter is; of no other parameters than those below.
+        self._homes = {
+            name: places[parameter.data_ptr()]
+            for name, parameter in self.model.named_parameters()
+            if parameter.data_ptr() in places
+        }
         # If transformers converts weights when it loads them, they are converted after every merge.
-        self._converted = any(
-            parameter.data_ptr() not in self._homes for parameter in self.model.parameters()
-        )
+        self._converted = any(name not in self._homes for name, _ in self.model.named_parameters())
+        # What was merged into, which stays on the processor.
+        self._merged = [parameter.data for parameter in self.model.parameters()]
+        if device.type != "cpu":
+            self.model.to(device)  # type: ignore[arg-type]
 
     def merge(self, asked: Request) -> None:
         """Merge with the numbers of another request."""
         self._merge(asked)
         if self._converted:
-            fresh = self._assembled()
-            for ours, theirs in zip(self.model.parameters(), fresh.parameters(), strict=True):
-                ours.data = theirs.data
+            self._merged = [parameter.data for parameter in self._assembled().parameters()]
+        for parameter, merged in zip(self.model.parameters(), self._merged, strict=True):
+            # On the processor nothing is copied.
+            parameter.data = merged.to(self._device)
 
     def derivatives(self, parameter: str, gradient: torch.Tensor) -> dict[str, list[float]]:
         """The derivatives of a loss by each expert's weights of the tensors behind a parameter.
@@ -94,7 +116,8 @@ class Candidate:
             For every tensor of the checkpoint behind the parameter: one number per expert.
         """
         assert self._prepared is not None
-        home = self._homes.get(self.model.get_parameter(parameter).data_ptr())
+        home = self._homes.get(parameter)
+        gradient = gradient.cpu()
         if home is not None:
             tensors = {home: gradient}
         else:

@@ -32,7 +32,7 @@ import torch
 from sensmerge import __version__
 from sensmerge.calibration import loading
 from sensmerge.calibration.blocks import run
-from sensmerge.calibration.runner import KEPT_SHARE, free_memory
+from sensmerge.calibration.runner import KEPT_SHARE, device_of, free_memory
 from sensmerge.calibration.sensitivity import cross_entropy
 from sensmerge.calibration.stream import Stream
 from sensmerge.calibration.surroundings import quiet_transformers, torch_threads
@@ -145,6 +145,7 @@ class Problem:
     Attributes:
         weights: The weights and their groups.
         tasks: The experts' tasks, whose samples the loss is computed on.
+        device: The torch device that models run on.
     """
 
     def __init__(
@@ -153,6 +154,7 @@ class Problem:
         options: Options,
         *,
         calibration: Calibration | str | Path | None = None,
+        device: str = "cpu",
         threads: int | None = None,
     ) -> None:
         """Open models and samples, and merge at offset 0.
@@ -161,23 +163,26 @@ class Problem:
             InputError: Recipe, calibration, models or samples cannot be used as they are.
         """
         sensitivity = recipe.sensitivity or Sensitivity()
+        self.device = device_of(device)
         self.models: Models = open_models(recipe)
         found = coefficients_for(recipe, calibration, self.models)
         asked = request(recipe, found, self.models, threads=threads)
         self.weights = Weights(asked, options.groups)
         self.tasks = tasks.load(recipe, sensitivity, self.models, options.validation)
-        self._candidate = Candidate(self.models, asked, dtype=sensitivity.dtype, threads=threads)
+        self._candidate = Candidate(
+            self.models, asked, dtype=sensitivity.dtype, device=self.device, threads=threads
+        )
         model = self._candidate.model
         layers = loading.parameter_layers(model, self.models.template.path)
         try:
-            self._stream: Stream | None = Stream(model, layers.of)
+            self._stream: Stream | None = Stream(model, layers.of, device=self.device)
         except InputError:
             self._stream = None
         self._search = [sample for task in self.tasks for sample in task.search]
         self._validation = [sample for task in self.tasks for sample in task.validation]
         self._loss_of = self._validated_by = self._nll
         if options.loss == "distill":
-            teachers = distill.Teachers(self.tasks, sensitivity)
+            teachers = distill.Teachers(self.tasks, sensitivity, device)
             self._loss_of = teachers.divergence
             # Whoever follows a poor teacher closely is no better for it: completions tell.
             if sensitivity.positions == "all":
@@ -206,7 +211,7 @@ class Problem:
             [1 / (len(self.tasks) * len(task.search)) for task in self.tasks for _ in task.search],
             lambda place, logits: self._loss_of(self._search[place], logits),
             look,
-            most=KEPT_SHARE * free_memory(torch.device("cpu")),
+            most=KEPT_SHARE * free_memory(self.device),
         )
         advance(len(losses))
         return self._by_task(losses, [len(task.search) for task in self.tasks]), gradient
@@ -245,6 +250,7 @@ def learn(
     calibration: Calibration | str | Path | None = None,
     history: Path | None = None,
     home: Path | None = None,
+    device: str = "cpu",
     threads: int | None = None,
     progress: bool = True,
 ) -> Learned:
@@ -262,6 +268,7 @@ def learn(
         history: The file to which every step is written, and from which learning continues after a
             stop; None writes nothing.
         home: The folder in which the learned recipe will be; the recipe's by default.
+        device: The torch device that models run on, such as ``cuda``.
         threads: Threads to use; all cores by default.
         progress: Show a progress bar on a terminal and plain lines elsewhere.
 
@@ -280,9 +287,9 @@ def learn(
     if calibration is None and needs_calibration(recipe):
         from sensmerge.calibration import calibrate
 
-        calibration = calibrate(recipe, progress=progress, threads=threads)
+        calibration = calibrate(recipe, progress=progress, threads=threads, device=device)
     with quiet_transformers(), torch_threads(threads):
-        problem = Problem(recipe, options, calibration=calibration, threads=threads)
+        problem = Problem(recipe, options, calibration=calibration, device=device, threads=threads)
         found = _descend(problem, options, _key(recipe, problem, options), history, progress)
         notes += memorised.notes(problem.models, problem.tasks)
     best = found.best
@@ -341,6 +348,7 @@ def _key(recipe: Recipe, problem: Problem, options: Options) -> dict[str, Any]:
         "sensmerge": __version__,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
+        "device": problem.device.type,
         "options": asdict(replace(options, steps=0)),
         "validated_by": "completions",
         "recipe": said,

@@ -24,11 +24,17 @@ class Teachers:
     Every expert runs once, up to its output head. The head's inputs, which are small, are kept.
     """
 
-    def __init__(self, tasks: list[Task], options: Sensitivity) -> None:
-        """Run every expert on its samples."""
+    def __init__(self, tasks: list[Task], options: Sensitivity, device: str = "cpu") -> None:
+        """Run every expert on its samples.
+
+        Args:
+            tasks: The experts' tasks.
+            options: The dtype in which experts run.
+            device: The torch device on which they run.
+        """
         self._head: dict[int, Head] = {}
         self._states: dict[int, torch.Tensor] = {}
-        runner = Runner("auto", "cpu", options.dtype)
+        runner = Runner("auto", device, options.dtype)
         for task in tasks:
             opened = runner.open(task.source)
             samples = [*task.search, *task.validation]
@@ -48,7 +54,8 @@ class Teachers:
         """
         # A copy, since tensors made in inference mode cannot take part in a backward pass.
         wanted = self._head[id(sample)].logits(self._states[id(sample)]).clone()
-        where = torch.tensor(sample.logit_positions("completion"))
+        wanted = wanted.to(logits.device)
+        where = torch.tensor(sample.logit_positions("completion"), device=logits.device)
         found = logits[where]
         found = found.to(torch.promote_types(found.dtype, torch.float32))
         common = min(wanted.shape[1], found.shape[1])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sensmerge.calibration.runner import device_of
 from sensmerge.errors import InputError
 from sensmerge.merging.manifest import Request, request
 from sensmerge.models import open_models
@@ -83,6 +84,7 @@ class Judge:
         *,
         calibration: Calibration | str | Path | None,
         validation: float,
+        device: str = "cpu",
         threads: int | None,
     ) -> None:
         """Open models and samples.
@@ -91,6 +93,7 @@ class Judge:
             InputError: They cannot be used as they are.
         """
         self.recipe = recipe
+        self._device = device_of(device)
         options = recipe.sensitivity or Sensitivity()
         self._models = open_models(recipe)
         self.tasks = tasks.load(recipe, options, self._models, validation)
@@ -155,7 +158,11 @@ class Judge:
         if key not in self._known:
             if self._candidate is None:
                 self._candidate = Candidate(
-                    self._models, asked, dtype=self._dtype, threads=self._threads
+                    self._models,
+                    asked,
+                    dtype=self._dtype,
+                    device=self._device,
+                    threads=self._threads,
                 )
             else:
                 self._candidate.merge(asked)
@@ -167,7 +174,7 @@ class Judge:
         return self._known[key]
 
     def key(self) -> dict[str, Any]:
-        """All that losses depend on besides settings: recipe, models, samples and calibration."""
+        """All that losses depend on besides settings, the device among it."""
         measured = self._calibration
         numbers = b""
         if measured is not None:
@@ -177,6 +184,7 @@ class Judge:
             "models": [model.fingerprint() for model in self._models.all],
             "samples": [task.digest for task in self.tasks],
             "calibration": hashlib.sha256(numbers).hexdigest(),
+            "device": self._device.type,
         }
 
     def _samples(self, part: str) -> list[list[Sample]]:

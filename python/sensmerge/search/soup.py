@@ -112,6 +112,7 @@ def soup(
     objective: Objective | None = None,
     validation: float = 0.0,
     home: Path | None = None,
+    device: str = "cpu",
     threads: int | None = None,
     progress: bool = True,
 ) -> Soup:
@@ -123,6 +124,7 @@ def soup(
         objective: The quantity to minimise; the mean over the experts' samples by default.
         validation: Fraction of each expert's samples that is kept for validation, in [0, 1).
         home: The folder in which the new recipe will be; the recipe's by default.
+        device: The torch device that candidates run on, such as ``cuda``.
         threads: Threads to use; all cores by default.
         progress: Show a progress bar on a terminal and plain lines elsewhere.
 
@@ -136,7 +138,9 @@ def soup(
     _check(recipe)
     names = [expert.model for expert in recipe.experts]
     with quiet_transformers(), torch_threads(threads):
-        judge = Judge(recipe, calibration=None, validation=validation, threads=threads)
+        judge = Judge(
+            recipe, calibration=None, validation=validation, device=device, threads=threads
+        )
         samples = sum(len(task.search) for task in judge.tasks)
         with bar(2 * len(names) * samples, "choosing", "samples", enabled=progress) as advance:
 

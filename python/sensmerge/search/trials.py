@@ -184,6 +184,7 @@ def tune(
     calibration: Calibration | str | Path | None = None,
     study: Path | None = None,
     home: Path | None = None,
+    device: str = "cpu",
     threads: int | None = None,
     progress: bool = True,
 ) -> Tuned:
@@ -197,6 +198,7 @@ def tune(
         study: The file in which Optuna keeps the trials, from which a search continues after a
             stop; None keeps nothing.
         home: The folder in which the tuned recipe will be; the recipe's by default.
+        device: The torch device that models run on, such as ``cuda``.
         threads: Threads to use; all cores by default.
         progress: Show a progress bar on a terminal and plain lines elsewhere.
 
@@ -213,10 +215,14 @@ def tune(
     if calibration is None and needs_calibration(recipe):
         from sensmerge.calibration import calibrate
 
-        calibration = calibrate(recipe, progress=progress, threads=threads)
+        calibration = calibrate(recipe, progress=progress, threads=threads, device=device)
     with quiet_transformers(), torch_threads(threads):
         judge = Judge(
-            recipe, calibration=calibration, validation=options.validation, threads=threads
+            recipe,
+            calibration=calibration,
+            validation=options.validation,
+            device=device,
+            threads=threads,
         )
         space = Space(recipe, options)
         kept = Study(study, options, space, judge.key())
