@@ -187,7 +187,7 @@ def test_distillation_is_validated_by_completions_where_there_are(
             losses = [float(oracle.loss(student, sample)) for sample in task.validation]
         held = [divergence(teacher, student, sample) for sample in task.validation]
         wanted = losses if positions == "completion" else held
-        assert validated[place] == pytest.approx(np.mean(wanted), rel=TOLERANCE[device])
+        assert validated[place] == pytest.approx(wanted, rel=TOLERANCE[device])
 
 
 def test_a_model_that_cannot_be_streamed_gives_the_same(exact: Family) -> None:
@@ -259,7 +259,8 @@ def test_what_was_stopped_goes_on(family: Family, tmp_path: Path) -> None:
 
 
 def test_the_start_is_kept_where_validation_gets_worse() -> None:
-    steps = [Step([[0.0]], [2.0], [2.0]), Step([[0.1]], [1.5], [2.1]), Step([[0.2]], [1.0], [2.3])]
+    held = [[1.9, 2.1]], [[2.0, 2.2]], [[2.2, 2.4]]
+    steps = [Step([[at / 10]], [2.0 - at / 2], held[at]) for at in range(3)]
     history = History(["e0"], ["all"], [[1.0]], steps)
     assert history.best is steps[0]
     said = history.sentences()
@@ -267,6 +268,31 @@ def test_the_start_is_kept_where_validation_gets_worse() -> None:
     assert "overfitting" in said[1]
     assert history.is_over(2)
     assert not history.is_over(3)
+
+
+@pytest.mark.parametrize(
+    ("held", "taken"),
+    [
+        # Lower for every sample.
+        ([[1.5, 2.6], [3.0, 3.5]], 1),
+        # Lower for some and higher for others.
+        ([[0.5, 4.4], [3.4, 4.0]], 0),
+        # A sample a task: those of all tasks tell how far the difference varies.
+        ([[1.5], [3.1]], 1),
+        ([[0.9], [4.5]], 0),
+        # A single sample tells nothing.
+        ([[0.9]], 0),
+    ],
+)
+def test_a_step_is_taken_by_more_than_a_standard_error(held: list[list[float]], taken: int) -> None:
+    start = [[2.0, 3.0], [3.5, 4.0]]
+    first = [losses[: len(ours)] for losses, ours in zip(start, held, strict=False)]
+    steps = [Step([[0.0]], [2.0], first), Step([[0.1]], [1.5], held)]
+    history = History(["e0", "e1"][: len(held)], ["all"], [[1.0]], steps)
+    assert history.best is steps[1]
+    assert history.taken is steps[taken]
+    said = history.sentences()[0]
+    assert ("no more than its standard error" in said) == (taken == 0)
 
 
 def test_sums_without_weights_start_at_equal_shares(family: Family) -> None:

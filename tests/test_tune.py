@@ -353,6 +353,18 @@ def recorded_in(family: Family, recorded: Recipe) -> Recipe:
     return Recipe.from_dict(recorded.source, folder=family.folder)
 
 
+def test_auto_keeps_its_start_where_samples_do_not_tell(family: Family, tmp_path: Path) -> None:
+    asked = recipe(
+        family,
+        sensitivity={"samples": 1, "dtype": "float32", "mode": "off"},
+        parameters={"lambda": "auto"},
+    )
+    done = sensmerge.merge(asked, tmp_path / "out", progress=False, sync=False)
+    assert any("auto keeps 0.3333" in note for note in done.notes)
+    recorded = Recipe.load(tmp_path / "out" / "sensmerge_recipe.yaml")
+    assert recorded.parameters.get("lambda") == pytest.approx(1 / 3)
+
+
 def test_auto_is_refused_where_nothing_is_searched(family: Family, measured: Calibration) -> None:
     asked = recipe(family, parameters={"lambda": "auto"})
     for verb in (

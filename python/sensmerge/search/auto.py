@@ -1,8 +1,8 @@
 """Chooses λ and T for a recipe with ``lambda: auto`` or ``temperature: auto``.
 
-Both are searched for on the calibration samples, λ first, then T at that λ. Sensitivity was
-measured on the same samples, so that a small gain on them proves nothing; ``tune`` validates on
-other samples.
+Both are searched for on the calibration samples, λ first, then T at that λ. The start, 1/K or the
+default temperature, is kept unless another value is better by more than a standard error.
+Sensitivity was measured on the same samples; ``tune`` validates on others.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from sensmerge.calibration.surroundings import quiet_transformers, torch_threads
 from sensmerge.progress import bar
 from sensmerge.recipe import DEFAULT_TEMPERATURE
 from sensmerge.recipe.parameters import SCALE
-from sensmerge.search.judge import Judge
+from sensmerge.search.choice import difference
+from sensmerge.search.judge import Judge, Objective
 from sensmerge.search.lines import EVALUATIONS, minimise
 from sensmerge.search.settings import Settings, searched
 from sensmerge.search.trials import TEMPERATURES, bounds
@@ -61,10 +62,10 @@ def choose(
         with bar(
             len(asked) * EVALUATIONS * samples, "choosing", "samples", enabled=progress
         ) as advance:
+            objective = Objective()
 
             def loss(candidate: Recipe) -> float:
-                losses = judge.losses(Settings.of(candidate), advance=advance)
-                return math.fsum(losses) / len(losses)
+                return objective.of(judge.losses(Settings.of(candidate), advance=advance))
 
             def search(
                 name: str, make: Callable[[float], Recipe], low: float, high: float, start: float
@@ -76,6 +77,19 @@ def choose(
                     return seen[place]
 
                 best = minimise(at, low, high, start=start)
+                ours, its = (judge.by_sample(Settings.of(make(one))) for one in (best, start))
+                gain = difference(ours, its, objective)
+                if best != start and gain.mean <= gain.error:
+                    told = (
+                        f"no more than its standard error of {gain.error:.4f}"
+                        if math.isfinite(gain.error)
+                        else "of which one sample a task tells nothing"
+                    )
+                    notes.append(
+                        f"{name}: auto keeps {start:.4g}, mean loss {seen[start]:.4f} on the "
+                        f"calibration samples; at {best:.4g} it is {gain.mean:.4f} lower, {told}"
+                    )
+                    return start
                 notes.append(
                     f"{name}: auto chose {best:.4g}: mean loss on the calibration samples "
                     f"{seen[best]:.4f}, at {start:.4g} {seen[start]:.4f}"

@@ -10,7 +10,8 @@ For a merge ``θ = θ₀ + λ Σ w_i δ̂_i`` the derivative of the loss by a we
             scalar products with all task vectors in one pass, and free it
         compute the validation loss
         take a step of Adam on λ times the weights, and write it to the history
-    keep the step with the lowest validation loss
+    take the step with the lowest validation loss, if it is lower than the start's by more than its
+        standard error
 
 Task vectors stay in the mapped files. The kept entries of task vectors are decided once; signs are
 elected again in every step. (AdaMerging, Yang et al. 2024, learns such weights by the entropy of
@@ -179,7 +180,6 @@ class Problem:
         except InputError:
             self._stream = None
         self._search = [sample for task in self.tasks for sample in task.search]
-        self._validation = [sample for task in self.tasks for sample in task.validation]
         self._loss_of = self._validated_by = self._nll
         if options.loss == "distill":
             teachers = distill.Teachers(self.tasks, sensitivity, device)
@@ -217,19 +217,21 @@ class Problem:
         return self._by_task(losses, [len(task.search) for task in self.tasks]), gradient
 
     @torch.no_grad()
-    def validate(self) -> list[float]:
-        """Every task's loss on its validation samples, at the offsets last differentiated.
+    def validate(self) -> list[list[float]]:
+        """The loss on every validation sample, by task, at the offsets last differentiated.
 
         That of the completions, or the divergence from the experts where all tokens count and
         samples may be prompts alone.
         """
-        if not self._validation:
+        if not any(task.validation for task in self.tasks):
             return []
-        losses = [
-            self._validated_by(sample, run(self._candidate.model, sample.ids).logits[0]).item()
-            for sample in self._validation
+        return [
+            [
+                self._validated_by(sample, run(self._candidate.model, sample.ids).logits[0]).item()
+                for sample in task.validation
+            ]
+            for task in self.tasks
         ]
-        return self._by_task(losses, [len(task.validation) for task in self.tasks])
 
     def _nll(self, sample: Sample, logits: torch.Tensor) -> torch.Tensor:
         return cross_entropy(logits, sample)
@@ -257,8 +259,8 @@ def learn(
     """Learn the weights of a recipe from its experts' samples.
 
     The first weights are the recipe's own, times K·σ if it has a ``sensitivity`` section; if it
-    gives neither weight nor λ, they are 1/K. The result is the step with the best validation loss,
-    which may be the first.
+    gives neither weight nor λ, they are 1/K. The result is the step with the best validation loss
+    if that is lower than the first's by more than its standard error; otherwise the first.
 
     Args:
         recipe: The recipe, or its path. Its experts name their samples.
@@ -292,8 +294,7 @@ def learn(
         problem = Problem(recipe, options, calibration=calibration, device=device, threads=threads)
         found = _descend(problem, options, _key(recipe, problem, options), history, progress)
         notes += memorised.notes(problem.models, problem.tasks)
-    best = found.best
-    offsets = np.array(best.offsets)
+    offsets = np.array(found.taken.offsets)
     data = with_weights(recipe, problem.weights.by_tensor(offsets), home or recipe.folder)
     return Learned(data, found, [*notes, *found.sentences()])
 

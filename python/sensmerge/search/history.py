@@ -14,8 +14,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from sensmerge.errors import InputError
 from sensmerge.files import write_atomically
+from sensmerge.search.choice import difference
+from sensmerge.search.judge import Objective
 
 if TYPE_CHECKING:
+    from sensmerge.search.choice import Difference
     from sensmerge.search.groups import Matrix, Weights
 
 
@@ -26,17 +29,22 @@ class Step:
     Attributes:
         offsets: The offsets of the recipe's weights, [K, groups].
         losses: Every task's loss on its search samples.
-        validation: Every task's loss on its validation samples; empty without any.
+        held_back: The loss on every validation sample, a list for every task; empty without any.
     """
 
     offsets: list[list[float]]
     losses: list[float]
-    validation: list[float]
+    held_back: list[list[float]]
 
     @property
     def loss(self) -> float:
         """The mean of the tasks' losses on the search samples."""
         return math.fsum(self.losses) / len(self.losses)
+
+    @property
+    def validation(self) -> list[float]:
+        """Every task's loss on its validation samples; empty without any."""
+        return [math.fsum(losses) / len(losses) for losses in self.held_back]
 
     @property
     def validation_loss(self) -> float:
@@ -98,6 +106,25 @@ class History:
         """The step with the lowest score; the first of equal ones."""
         return min(self.steps, key=lambda step: step.score)
 
+    @property
+    def taken(self) -> Step:
+        """The best step, if it is better than the first by more than a standard error."""
+        first, best = self.steps[0], self.best
+        gain = self._gain()
+        return best if gain is None or gain.mean > gain.error else first
+
+    def _gain(self) -> Difference | None:
+        """How much lower the best step's validation loss is than the first's; None without any."""
+        tables = [
+            [np.array(losses) for losses in step.held_back] for step in (self.best, self.steps[0])
+        ]
+        if not tables[0]:
+            return None
+        if min(map(len, tables[0])) < 2:
+            # One sample tells nothing of its task's spread; the samples of all tasks do together.
+            tables = [[np.concatenate(table)] for table in tables]
+        return difference(tables[0], tables[1], Objective())
+
     def is_over(self, patience: int) -> bool:
         """Whether none of the last ``patience`` steps was better than those before."""
         return (
@@ -134,7 +161,7 @@ class History:
 
     def sentences(self) -> list[str]:
         """The outcome in plain words."""
-        first, best, last = self.steps[0], self.best, self.steps[-1]
+        first, best, last, gain = self.steps[0], self.best, self.steps[-1], self._gain()
         place = self.steps.index(best)
         validated = not math.isnan(first.validation_loss)
         where = "the validation samples" if validated else "the samples"
@@ -142,6 +169,12 @@ class History:
             said = [
                 f"no step was better than the start on {where} ({first.score:.4f}): the start is "
                 "kept"
+            ]
+        elif self.taken is first and gain is not None:
+            said = [
+                f"step {place} is {gain.mean:.4f} better than the start on the validation samples "
+                f"({first.score:.4f}), no more than its standard error of {gain.error:.4f}: the "
+                "start is kept; give more samples"
             ]
         else:
             said = [

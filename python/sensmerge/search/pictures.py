@@ -43,7 +43,7 @@ def _draw_losses(axes: Axes, history: History) -> None:
         steps, [step.loss for step in history.steps], color=COLOURS[0], marker="o", ms=3,
         label="learned from",
     )  # fmt: skip
-    best = history.steps.index(history.best)
+    best = history.steps.index(history.taken)
     if history.steps[0].validation:
         axes.plot(
             steps, [step.validation_loss for step in history.steps], color=COLOURS[1], marker="s",
@@ -59,7 +59,7 @@ def _draw_losses(axes: Axes, history: History) -> None:
 
 
 def _draw_weights(rows: list[Axes], history: History) -> None:
-    before, after = history.weights(history.steps[0]), history.weights(history.best)
+    before, after = history.weights(history.steps[0]), history.weights(history.taken)
     places = range(len(history.groups))
     low, high = min(before.min(), after.min()), max(before.max(), after.max())
     room = 0.08 * (high - low) or 0.1
