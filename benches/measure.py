@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import subprocess
 import sys
 import threading
@@ -25,10 +26,12 @@ class Taken:
     Attributes:
         seconds: From its start to its end, as seen from outside.
         anonymous: Its peak anonymous memory in bytes; 0 if the system does not report it.
+        user: Seconds that its threads together ran in user mode.
     """
 
     seconds: float
     anonymous: int
+    user: float
 
 
 def run(command: Sequence[str | Path], *, cold: Sequence[Path] = ()) -> Taken:
@@ -43,6 +46,7 @@ def run(command: Sequence[str | Path], *, cold: Sequence[Path] = ()) -> Taken:
     # Interpreters may keep their bytecode, as they do where a package was installed.
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     peak, ended = 0, threading.Event()
+    before = _user_seconds()
     start = time.perf_counter()
     child = subprocess.Popen(
         [str(part) for part in command],
@@ -66,7 +70,12 @@ def run(command: Sequence[str | Path], *, cold: Sequence[Path] = ()) -> Taken:
     if child.returncode:
         sys.stderr.write(messages)
         raise subprocess.CalledProcessError(child.returncode, child.args)
-    return Taken(seconds, peak)
+    return Taken(seconds, peak, _user_seconds() - before)
+
+
+def _user_seconds() -> float:
+    """Seconds in user mode of all processes that were started and have ended."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
 
 
 @contextmanager
