@@ -6,6 +6,8 @@ The rooms that do the work do not depend on the order of the steps; it is set he
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
@@ -29,8 +31,13 @@ from sensmerge.merging.tokenizer import merged_tokenizer
 from sensmerge.models import Models, open_models
 from sensmerge.models.pickles import unpickled, unpickling
 from sensmerge.recipe import DEFAULT_TEMPERATURE, Recipe, StagedRecipe, load
-from sensmerge.scaling.matching import matching, needs_calibration
-from sensmerge.scaling.required import coefficients_for
+from sensmerge.scaling.matching import (
+    matching,
+    needs_calibration,
+    needs_coefficients,
+    with_statistics,
+)
+from sensmerge.scaling.required import with_measurements
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
@@ -132,12 +139,47 @@ def _merge(
     _core.check_output(str(out), [*map(str, inputs), *map(str, pickled.copies)], how.overwrite)
     if recipe.auto or (calibration is None and needs_calibration(recipe)):
         # Refuse a merge that is bound to fail before the long measurement rather than after it.
-        provisional = _provisional(recipe)
-        request(provisional, None, models, threads=how.threads, progress=how.progress).manifest()
+        if recipe.method.statistic is None:
+            asked = request(
+                _provisional(recipe), None, models, threads=how.threads, progress=how.progress
+            )
+            asked.manifest()
         merged_tokenizer(recipe, models)
-    measured, notes = _measured(
-        recipe, models, calibration, device, threads=how.threads, progress=how.progress
-    )
+    with _statistics_beside(recipe, Path(out), calibration) as keep:
+        measured, notes = _measured(
+            recipe, models, calibration, device, keep, threads=how.threads, progress=how.progress
+        )
+        return _merge_measured(
+            recipe, models, out, measured, how, [*earlier, *pickled.notes, *notes], device
+        )
+
+
+@contextmanager
+def _statistics_beside(
+    recipe: Recipe, out: Path, calibration: Calibration | str | Path | None
+) -> Iterator[Path | None]:
+    """Where statistics are kept that are measured for one merge alone; removed at its end."""
+    if calibration is not None or recipe.method.statistic is None:
+        yield None
+        return
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        dir=out.absolute().parent, prefix=f".{out.name}-statistics-"
+    ) as folder:
+        yield Path(folder) / "calibration.json"
+
+
+def _merge_measured(
+    recipe: Recipe,
+    models: Models,
+    out: str | Path,
+    measured: Calibration | None,
+    how: _How,
+    notes: list[str],
+    device: str,
+) -> MergeResult:
+    """Merge one recipe, once what it needs is measured."""
+    models = with_statistics(recipe, measured, models)
     if recipe.auto:
         from sensmerge.search.auto import choose
 
@@ -151,7 +193,7 @@ def _merge(
         out,
         measured,
         _coefficients(measured, recipe),
-        notes=[*earlier, *pickled.notes, *notes],
+        notes=notes,
         **asdict(how),
     )
 
@@ -287,8 +329,10 @@ def _plan(
             f"{keys}: merge searches for values that are auto; this plan has lambda "
             f"{1 / len(recipe.experts):.3g} and temperature {DEFAULT_TEMPERATURE:g}"
         )
-    if calibration is not None and needs_calibration(recipe):
-        found = coefficients_for(recipe, calibration, models)
+    if recipe.method.statistic is not None or (
+        calibration is not None and needs_calibration(recipe)
+    ):
+        models, found = with_measurements(recipe, calibration, models)
         notes += [] if found is None else found.notes()
     elif needs_calibration(recipe):
         notes.append("the recipe has a sensitivity section: weights are shown without coefficients")
@@ -324,7 +368,7 @@ def as_mergekit(recipe: Recipe, found: Coefficients) -> str:
 
 
 def _coefficients(measured: Calibration | None, recipe: Recipe) -> Coefficients | None:
-    if measured is None:
+    if measured is None or not needs_coefficients(recipe):
         return None
     # Imported here, since NumPy would double the time that a plain merge takes to start.
     from sensmerge.scaling.sigma import coefficients
@@ -337,6 +381,7 @@ def _measured(
     models: Models,
     calibration: Calibration | str | Path | None,
     device: str,
+    keep: Path | None,
     *,
     threads: int | None,
     progress: bool,
@@ -349,5 +394,5 @@ def _measured(
         return matching(recipe, calibration, models), []
     from sensmerge.calibration import calibrate
 
-    measured = calibrate(recipe, progress=progress, threads=threads, device=device)
+    measured = calibrate(recipe, progress=progress, threads=threads, device=device, keep=keep)
     return measured, list(measured.notes)

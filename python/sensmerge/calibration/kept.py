@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from sensmerge.calibration.record import WITHOUT_CHOICE, Calibration, Expert
+from sensmerge import _core
+from sensmerge.calibration.record import WITHOUT_CHOICE, Calibration, Expert, StatisticsFile
 from sensmerge.errors import InputError
 from sensmerge.files import write_atomically
 
@@ -31,11 +32,13 @@ class Part:
         of: Σ|θ · g| of every layer, or Σ g², in the model's order.
         tied: Layers that ``of`` leaves out, since they share a parameter with one of its layers,
             and that layer.
+        statistics: What was measured of it tensor by tensor; None if nothing was.
     """
 
     expert: Expert
     of: dict[str, float]
     tied: dict[str, str]
+    statistics: StatisticsFile | None = None
 
     def matches(self, fingerprint: str, token_ids: str) -> bool:
         """Whether it was measured on these weights and samples."""
@@ -73,12 +76,31 @@ class Kept:
         self._known = self._of_finished()
         self._parts = self._read_parts()
 
-    def part(self, fingerprint: str, token_ids: str) -> Part | None:
-        """The sensitivity that was measured on these weights and samples, if any."""
+    def part(self, fingerprint: str, token_ids: str, kind: str | None) -> Part | None:
+        """What was measured on these weights and samples, if anything was.
+
+        Args:
+            fingerprint: Digest of the weights.
+            token_ids: Digest of the samples' tokens.
+            kind: The kind of statistics that is needed beside the sensitivity, if any is.
+        """
         found = (
-            part for part in (*self._known, *self._parts) if part.matches(fingerprint, token_ids)
+            part
+            for part in (*self._known, *self._parts)
+            if part.matches(fingerprint, token_ids)
+            and (kind is None or self._has(part.statistics, kind))
         )
         return next(found, None)
+
+    def _has(self, statistics: StatisticsFile | None, kind: str) -> bool:
+        """Whether there is a file of statistics, as it was written."""
+        if self._path is None or statistics is None or statistics.kind != kind:
+            return False
+        try:
+            found = _core.Checkpoint(str(self._path.parent / statistics.file))
+        except (InputError, OSError):
+            return False
+        return found.fingerprint() == statistics.fingerprint
 
     def distance(self, one: Expert, other: Expert) -> float | None:
         """g_ij of two experts on the samples of the second, if it was measured."""
@@ -129,7 +151,9 @@ class Kept:
         for row, expert in enumerate(finished.experts):
             values = [*finished.sensitivity[row], *finished.outside_sensitivity[row]]
             of = dict(zip(names, map(float, values), strict=True))
-            parts.append(Part(expert, {layer: of[layer] for layer in finished.order}, {}))
+            statistics = finished.statistics[row] if finished.statistics else None
+            of = {layer: of[layer] for layer in finished.order}
+            parts.append(Part(expert, of, {}, statistics))
         return parts
 
     def _read_parts(self) -> list[Part]:

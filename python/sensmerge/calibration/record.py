@@ -89,6 +89,27 @@ class Expert:
 
 
 @dataclass(frozen=True)
+class StatisticsFile:
+    """A file of what was measured of an expert, tensor by tensor.
+
+    Attributes:
+        kind: ``fisher`` or ``gram``.
+        file: Its name; it lies beside the calibration file.
+        fingerprint: Digest of its content.
+        tensors: For every tensor of the expert of which something was measured, by its name in the
+            checkpoint: the name in the file.
+        scale: What its numbers have to be multiplied by: the root mean square of a model's Fisher
+            information, 1 elsewhere.
+    """
+
+    kind: str
+    file: str
+    fingerprint: str
+    tensors: dict[str, str]
+    scale: FiniteFloat
+
+
+@dataclass(frozen=True)
 class Calibration:
     """Measurements of K experts with L decoder blocks and M layers outside them.
 
@@ -105,6 +126,9 @@ class Calibration:
         notes: Remarks for the user.
         versions: Versions of the software.
         seconds: Seconds by phase.
+        statistics: What was measured of every expert for a method that needs it, in their order;
+            empty otherwise.
+        folder: Where the files of ``statistics`` lie; None if that is not known.
     """
 
     base: str | None
@@ -119,6 +143,8 @@ class Calibration:
     notes: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    statistics: list[StatisticsFile] = field(default_factory=list)
+    folder: Path | None = None
 
     @property
     def measure(self) -> str:
@@ -165,6 +191,8 @@ class Calibration:
             "versions": self.versions,
             "seconds": self.seconds,
         }
+        if self.statistics:
+            data["statistics"] = [asdict(each) for each in self.statistics]
         return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     def save(self, path: str | Path) -> None:
@@ -184,7 +212,8 @@ class Calibration:
         """
         path = Path(path)
         try:
-            return cls.from_json(path.read_text(encoding="utf-8"))
+            found = cls.from_json(path.read_text(encoding="utf-8"))
+            return replace(found, folder=path.absolute().parent)
         except OSError as error:
             raise InputError(f"{path}: {error.strerror or error}") from None
         except UnicodeDecodeError:
@@ -241,6 +270,7 @@ class Calibration:
             sensitivity=self.sensitivity[rows],
             outside_sensitivity=self.outside_sensitivity[rows],
             alignment=self.alignment[np.ix_(rows, rows)],
+            statistics=[self.statistics[row] for row in rows] if self.statistics else [],
         )
 
 
@@ -269,6 +299,7 @@ class _File(_Strict):
     notes: list[str]
     versions: dict[str, str]
     seconds: dict[str, FiniteFloat]
+    statistics: list[StatisticsFile] = Field(default_factory=list)
 
     def calibration(self) -> Calibration:
         """The calibration, after a check that the parts of the file agree."""
@@ -278,6 +309,10 @@ class _File(_Strict):
             raise InputError("alignment: an expert's distance to itself is not 0")
         if sorted(self.order) != sorted([*layers, *outside.layers]):
             raise InputError("order: does not name the same layers as layers and outside.layers")
+        if self.statistics and len(self.statistics) != count:
+            raise InputError(
+                f"statistics: expected {count} files, and there are {len(self.statistics)}"
+            )
         return Calibration(
             base=self.base,
             experts=self.experts,
@@ -293,6 +328,7 @@ class _File(_Strict):
             notes=self.notes,
             versions=self.versions,
             seconds=self.seconds,
+            statistics=self.statistics,
         )
 
 

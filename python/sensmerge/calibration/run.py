@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import platform
+import re
 import time
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +17,7 @@ from numpy.typing import NDArray
 from sensmerge import __version__, _core
 from sensmerge.calibration import samples
 from sensmerge.calibration.kept import Kept, Part
-from sensmerge.calibration.record import Calibration, Expert
+from sensmerge.calibration.record import Calibration, Expert, StatisticsFile
 from sensmerge.errors import InputError
 from sensmerge.models import open_models
 from sensmerge.models.layers import block_of, blocks
@@ -29,8 +32,8 @@ except ImportError as error:
         f"calibration needs torch and transformers ({error}); pip install 'sensmerge[calibrate]'"
     ) from None
 
-from sensmerge.calibration import alignment, loading
-from sensmerge.calibration.runner import Runner
+from sensmerge.calibration import alignment, loading, statistics
+from sensmerge.calibration.runner import Opened, Runner
 from sensmerge.calibration.surroundings import quiet_transformers, torch_threads
 from sensmerge.calibration.vocabularies import Columns, Vocabulary, common_columns, translated
 
@@ -51,6 +54,12 @@ def run(
     if threads is not None and threads < 1:
         raise InputError(f"threads: {threads} is no number of threads; give 1 or more")
     options = recipe.sensitivity or Sensitivity()
+    kind = recipe.method.statistic
+    if kind is not None and keep is None:
+        raise InputError(
+            f"{recipe.merge_method} needs statistics that are too large for memory: name the file "
+            "that the calibration will be saved as (keep=), beside which they are written"
+        )
     runner = Runner(memory, device, options.dtype)
     kept = Kept(keep, options.model_dump())
     with quiet_transformers(), torch_threads(threads):
@@ -65,7 +74,8 @@ def run(
         read = readings(tasks, known, known)
         start = time.monotonic()
         by = options.measure
-        parts = _sensitivities(sources, tasks, runner, kept, progress, threads, by)
+        files = None if kind is None or keep is None else _Files(kind, keep)
+        parts = _sensitivities(sources, tasks, runner, kept, progress, threads, by, files)
         middle = time.monotonic()
         experts = [part.expert for part in parts]
         common = _common(known, experts)
@@ -93,7 +103,28 @@ def run(
             "python": platform.python_version(),
         },
         seconds={"sensitivity": middle - start, "alignment": end - middle},
+        statistics=[part.statistics for part in parts if part.statistics and kind is not None],
+        folder=None if keep is None else keep.absolute().parent,
     )
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The files of statistics.
+
+    Attributes:
+        kind: What is measured.
+        beside: The calibration file that they lie beside.
+    """
+
+    kind: str
+    beside: Path
+
+    def of(self, place: int, name: str) -> Path:
+        """The file of an expert."""
+        said = re.sub(r"[^\w.-]+", "-", name.rstrip("/").rsplit("/", 1)[-1]).strip("-.")
+        stem = self.beside.name.removesuffix(".json")
+        return self.beside.with_name(f"{stem}.{self.kind}.{place}-{said}.safetensors")
 
 
 # The options that change what is measured; the others only change how it is used.
@@ -162,25 +193,29 @@ def _sensitivities(
     progress: bool,
     threads: int | None,
     by: str,
+    files: _Files | None,
 ) -> list[Part]:
     fingerprints = [source.fingerprint() for source in sources]
     found = [
-        kept.part(fingerprint, task.record.token_ids)
+        kept.part(fingerprint, task.record.token_ids, None if files is None else files.kind)
         for fingerprint, task in zip(fingerprints, tasks, strict=True)
     ]
     missing = [task for part, task in zip(found, tasks, strict=True) if part is None]
     parts = []
     total = sum(len(task.samples) for task in missing)
     with bar(total, "sensitivity", "samples", enabled=progress) as advance:
-        for source, task, fingerprint, part in zip(
-            sources, tasks, fingerprints, found, strict=True
+        for place, (source, task, fingerprint, part) in enumerate(
+            zip(sources, tasks, fingerprints, found, strict=True)
         ):
             if part is None:
                 opened = runner.open(source)
-                sums, loss = runner.sensitivity(opened, task.samples, threads, advance, by)
+                with _statistics(files, place, opened, source, task, runner) as measured:
+                    sums, loss = runner.sensitivity(
+                        opened, task.samples, threads, advance, by, measured.squares
+                    )
                 size = loading.vocabulary(opened.model)
                 expert = Expert(source.name, fingerprint, size, loss, task.record)
-                part = Part(expert, sums, opened.layers.tied)
+                part = Part(expert, sums, opened.layers.tied, measured.file)
                 kept.add(part)
                 # Freed before the next expert is loaded.
                 del opened
@@ -188,6 +223,48 @@ def _sensitivities(
             expert = replace(part.expert, model=source.name, task=task.record)
             parts.append(replace(part, expert=expert))
     return parts
+
+
+@dataclass
+class _Measured:
+    """What is measured of an expert while its sensitivity is.
+
+    Attributes:
+        squares: Given every gradient; None if they are not needed.
+        file: The file of it, once it is written.
+    """
+
+    squares: statistics.Squares | None = None
+    file: StatisticsFile | None = None
+
+
+@contextmanager
+def _statistics(
+    files: _Files | None,
+    place: int,
+    opened: Opened,
+    source: loading.Source,
+    task: samples.Task,
+    runner: Runner,
+) -> Iterator[_Measured]:
+    """Measure an expert's statistics, and write them at the end."""
+    measured = _Measured()
+    if files is None:
+        yield measured
+        return
+    path, checkpoint = files.of(place, source.name), _core.Checkpoint(str(source.path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with statistics.scratch(path) as folder:
+        if files.kind == "fisher":
+            measured.squares = statistics.Squares(opened.model, folder)
+            yield measured
+            measured.file = measured.squares.write(path, checkpoint)
+        else:
+            yield measured
+            grams = statistics.Grams(opened.model, folder)
+            with grams.watching():
+                runner.states(opened, task.samples, "completion", lambda _: None)
+            measured.file = grams.write(path, checkpoint)
 
 
 def _common(

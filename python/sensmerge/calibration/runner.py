@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from sensmerge.calibration.samples import Sample
+    from sensmerge.calibration.statistics import Squares
 
 MEMORY = ("auto", "whole", "stream")
 
@@ -126,6 +127,7 @@ class Runner:
         threads: int | None,
         advance: Callable[[int], None],
         by: str,
+        squares: Squares | None = None,
     ) -> tuple[dict[str, float], float]:
         """Σ|θ · g| or Σ g² of every layer, and the mean loss."""
         return sensitivity.measure(
@@ -138,6 +140,7 @@ class Runner:
             stream=opened.stream if opened.streamed else None,
             most=KEPT_SHARE * free_memory(self._device),
             by=by,
+            squares=squares,
         )
 
     def states(

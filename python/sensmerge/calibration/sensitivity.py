@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from sensmerge.calibration.samples import Sample
+    from sensmerge.calibration.statistics import Squares
     from sensmerge.calibration.stream import Stream
 
 # Gradients of float16 models are often below 6e-8, the smallest number that float16 holds: on a
@@ -47,6 +48,7 @@ def measure(
     stream: Stream | None = None,
     most: float = math.inf,
     by: str = "taylor",
+    squares: Squares | None = None,
 ) -> tuple[dict[str, float], float]:
     """Sum |θ · g|, or g², by layer over the samples.
 
@@ -61,6 +63,7 @@ def measure(
             a time.
         most: Bytes that the kept inputs of blocks may take where it is run block by block.
         by: What is summed: |θ · g| (``taylor``) or g² (``fisher``).
+        squares: Given every gradient too, to sum its squares entry by entry.
 
     Returns:
         The sum for every layer, in the model's order, and the mean loss.
@@ -70,7 +73,7 @@ def measure(
     """
     found: dict[int, dict[str, float]] = {}
     summed = _MEASURES[by]
-    passes = _Passes(layers, samples, expert, threads, summed.sum)
+    passes = _Passes(layers, samples, expert, threads, summed.sum, squares)
     scales = _scales(model)
     with _tidied(model, layers, passes.heap, enabled=stream is None):
         for scale in scales:
@@ -115,6 +118,7 @@ class _Passes:
         expert: str,
         threads: int | None,
         sum_of: SumOf,
+        squares: Squares | None,
     ) -> None:
         self.loss_scale = 1.0
         self.losses: dict[int, float] = {}
@@ -124,6 +128,7 @@ class _Passes:
         self._samples = samples
         self._expert = expert
         self._sum_of = sum_of
+        self._squares = squares
         # Torch's own threads are idle meanwhile.
         self._threads = threads or torch.get_num_threads()
         # By sample: its tokens, without repetitions.
@@ -162,15 +167,24 @@ class _Passes:
             self._rows[place, name] = gradient.values[tokens]
             gradient.values[tokens] = 0.0
             found = self._sum_of(parameter, gradient.values, self._threads)
+            self._add_squares(name, place, gradient.values)
         elif (place, name) in self._rows:
             tokens = self._tokens[place].to(parameter.device)
             whole = gradient.values[tokens] + self._rows.pop((place, name))
             found = self._sum_of(parameter.detach()[tokens], whole, self._threads)
+            self._add_squares(name, place, whole, tokens)
         else:
             found = self._sum_of(parameter, gradient.values, self._threads)
+            self._add_squares(name, place, gradient.values)
         self.sums[place][self._layers[name]] += found
         # The gradient is still held, and so counts as memory in use.
         self.heap.freed(gradient.values.nbytes)
+
+    def _add_squares(
+        self, name: str, place: int, gradient: torch.Tensor, rows: torch.Tensor | None = None
+    ) -> None:
+        if self._squares is not None:
+            self._squares.add(name, place, gradient, rows)
 
 
 @contextmanager

@@ -74,7 +74,8 @@ def calibrate(
     if not quiet:
         for note in calibration.notes:
             click.echo(f"note: {note}", err=True)
-        click.echo(f"wrote {output}")
+        files = [output.with_name(each.file) for each in calibration.statistics]
+        click.echo(f"wrote {', '.join(map(str, [output, *files]))}")
 
 
 @click.command()

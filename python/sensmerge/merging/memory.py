@@ -20,7 +20,7 @@ from sensmerge.merging.manifest import Request, request
 from sensmerge.models import Models, open_models
 from sensmerge.models.dtypes import STORED, TORCH, dtype_name
 from sensmerge.recipe import Recipe
-from sensmerge.scaling.required import coefficients_for
+from sensmerge.scaling.required import with_measurements
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
@@ -62,7 +62,7 @@ def merge_tensors(
     """
     recipe = Recipe.of(recipe)
     models = _models(recipe, tensors)
-    found = coefficients_for(recipe, calibration, models)
+    models, found = with_measurements(recipe, calibration, models)
     asked = request(recipe, found, models, threads=threads).dequantised()
     manifest = asked.manifest()
     parts = [part for tensor in manifest.tensors for part in tensor.parts]
@@ -104,7 +104,7 @@ def merge_into(
     """
     recipe = Recipe.of(recipe)
     models = _models(recipe, tensors)
-    found = coefficients_for(recipe, calibration, models)
+    models, found = with_measurements(recipe, calibration, models)
     asked = request(recipe, found, models, threads=threads)
     places: Tensors = model if isinstance(model, Mapping) else model.state_dict()
     planned = asked.manifest().tensors

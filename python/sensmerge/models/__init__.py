@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from sensmerge.models.opened import Model, Models, open_model, open_models
+from sensmerge.models.opened import Model, Models, Statistics, open_model, open_models
 
-__all__ = ["Model", "Models", "open_model", "open_models"]
+__all__ = ["Model", "Models", "Statistics", "open_model", "open_models"]

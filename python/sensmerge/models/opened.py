@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Statistics:
+    """What was measured of a model on samples, tensor by tensor.
+
+    Attributes:
+        checkpoint: The file of it.
+        tensors: For every tensor of the model of which something was measured: its name there.
+    """
+
+    checkpoint: _core.Checkpoint
+    tensors: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Model:
     """One model.
 
@@ -38,6 +51,7 @@ class Model:
         adapters: The adapters that are added to it, in their order.
         changes: What they change in its tensors, in that order.
         adapter_notes: Notes for the user on them.
+        statistics: What was measured of it, if the method needs that.
     """
 
     name: str
@@ -47,6 +61,7 @@ class Model:
     adapters: tuple[Adapter, ...] = ()
     changes: tuple[Change, ...] = ()
     adapter_notes: tuple[str, ...] = ()
+    statistics: Statistics | None = None
 
     @cached_property
     def tensors(self) -> list[str]:
@@ -55,8 +70,9 @@ class Model:
 
     @property
     def checkpoints(self) -> list[_core.Checkpoint]:
-        """Its checkpoint and those of its adapters."""
-        return [self.checkpoint, *(adapter.checkpoint for adapter in self.adapters)]
+        """Its checkpoint, those of its adapters, and that of its statistics."""
+        own = [self.checkpoint, *(adapter.checkpoint for adapter in self.adapters)]
+        return own if self.statistics is None else [*own, self.statistics.checkpoint]
 
     @property
     def paths(self) -> list[Path]:
@@ -77,7 +93,11 @@ class Model:
         for change in self.changes:
             patch = change.plain | {"checkpoint": number(change.checkpoint)}
             patches.setdefault(change.tensor, []).append(patch)
-        return {"checkpoint": number(self.checkpoint), "patches": patches}
+        found: dict[str, Any] = {"checkpoint": number(self.checkpoint), "patches": patches}
+        if self.statistics is not None:
+            measured = number(self.statistics.checkpoint)
+            found["statistics"] = {"checkpoint": measured, "tensors": self.statistics.tensors}
+        return found
 
     def fingerprint(self) -> str:
         """A short digest of its weights: of its checkpoint and of what adapters add to it."""
@@ -142,6 +162,21 @@ class Models:
     def all(self) -> list[Model]:
         """The base, if there is one, and every expert."""
         return [*([] if self.base is None else [self.base]), *self.experts]
+
+    def measured(self, found: Mapping[str, Statistics]) -> Models:
+        """The same with statistics of some of them, by their names in the recipe."""
+        by_place = {place_of(name, self.home): each for name, each in found.items()}
+        places = {
+            place: replace(model, statistics=by_place[place]) if place in by_place else model
+            for place, model in self.places.items()
+        }
+        others = {id(old): places[place] for place, old in self.places.items()}
+        return replace(
+            self,
+            base=None if self.base is None else others[id(self.base)],
+            experts=[others[id(expert)] for expert in self.experts],
+            places=places,
+        )
 
     @property
     def template(self) -> Model:

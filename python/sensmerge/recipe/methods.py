@@ -133,6 +133,8 @@ class Method:
         parameters: Its parameters.
         coefficients: Whether sensitivity's coefficients may scale its weights.
         learnable: Whether its weights can be learned by gradient descent.
+        statistic: What it needs to know of every model beside its weights: ``fisher``, ``gram`` or
+            None.
         semantics: The variant of the method that this describes.
         in_mergekit: Whether mergekit has the method.
     """
@@ -147,6 +149,7 @@ class Method:
     parameters: tuple[Parameter, ...]
     coefficients: bool
     learnable: bool
+    statistic: Literal["fisher", "gram"] | None
     semantics: Semantics
     in_mergekit: bool
 

@@ -7,18 +7,57 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sensmerge import _core
 from sensmerge.errors import InputError
-from sensmerge.models import open_models
+from sensmerge.models import Models, Statistics, open_models
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
-    from sensmerge.models import Models
     from sensmerge.recipe import Recipe
 
 
-def needs_calibration(recipe: Recipe) -> bool:
-    """Whether a recipe asks for coefficients, which need a calibration."""
+def needs_coefficients(recipe: Recipe) -> bool:
+    """Whether a recipe asks for coefficients by sensitivity."""
     return recipe.sensitivity is not None and recipe.sensitivity.mode != "off"
+
+
+def needs_calibration(recipe: Recipe) -> bool:
+    """Whether a recipe asks for coefficients, or its method for statistics."""
+    return needs_coefficients(recipe) or recipe.method.statistic is not None
+
+
+def with_statistics(recipe: Recipe, calibration: Calibration | None, models: Models) -> Models:
+    """The models with what was measured of them, if the recipe's method needs it.
+
+    Args:
+        recipe: The recipe.
+        calibration: Its calibration, by :func:`matching`.
+        models: Its models.
+
+    Raises:
+        InputError: Nothing of that kind was measured, or a file is missing or has changed.
+    """
+    kind = recipe.method.statistic
+    if kind is None:
+        return models
+    method = recipe.merge_method
+    if calibration is None:
+        raise InputError(f"{method} needs a calibration: run sensmerge calibrate with this recipe")
+    if not calibration.statistics or any(each.kind != kind for each in calibration.statistics):
+        raise InputError(
+            f"the calibration has no {kind} statistics, which {method} needs; run sensmerge "
+            "calibrate again, with this recipe"
+        )
+    found = {}
+    for expert, file in zip(calibration.experts, calibration.statistics, strict=True):
+        path = (calibration.folder or Path()) / file.file
+        if Path(file.file).name != file.file:
+            raise InputError(f"statistics: '{file.file}' is no bare file name")
+        checkpoint = _core.Checkpoint(str(path))
+        if checkpoint.fingerprint() != file.fingerprint:
+            raise InputError(f"{path}: has changed since it was measured; calibrate again")
+        found[expert.model] = Statistics(checkpoint, file.tensors)
+    return models.measured(found)
 
 
 def matching(

@@ -45,7 +45,7 @@ from sensmerge.progress import bar
 from sensmerge.recipe import Recipe, Sensitivity, to_yaml
 from sensmerge.recipe.parameters import SCALE
 from sensmerge.scaling.matching import needs_calibration
-from sensmerge.scaling.required import coefficients_for
+from sensmerge.scaling.required import with_measurements
 from sensmerge.search import distill, memorised, tasks
 from sensmerge.search.candidates import Candidate
 from sensmerge.search.gradients import differentiate
@@ -165,8 +165,9 @@ class Problem:
         """
         sensitivity = recipe.sensitivity or Sensitivity()
         self.device = device_of(device)
-        self.models: Models = open_models(recipe)
-        found = coefficients_for(recipe, calibration, self.models)
+        opened = open_models(recipe)
+        self.models: Models
+        self.models, found = with_measurements(recipe, calibration, opened)
         asked = request(recipe, found, self.models, threads=threads)
         self.weights = Weights(asked, options.groups)
         self.tasks = tasks.load(recipe, sensitivity, self.models, options.validation)

@@ -17,7 +17,12 @@ from sensmerge.errors import InputError
 from sensmerge.merging.manifest import Request, request
 from sensmerge.models import open_models
 from sensmerge.recipe import Sensitivity
-from sensmerge.scaling.matching import matching, needs_calibration
+from sensmerge.scaling.matching import (
+    matching,
+    needs_calibration,
+    needs_coefficients,
+    with_statistics,
+)
 from sensmerge.scaling.sigma import coefficients
 from sensmerge.search import tasks
 from sensmerge.search.candidates import Candidate
@@ -100,6 +105,7 @@ class Judge:
         self._calibration = None
         if calibration is not None and needs_calibration(recipe):
             self._calibration = matching(recipe, calibration, self._models)
+        self._models = with_statistics(recipe, self._calibration, self._models)
         self._dtype = options.dtype
         self._threads = threads
         self._candidate: Candidate | None = None
@@ -192,7 +198,7 @@ class Judge:
 
     def _asked(self, recipe: Recipe) -> Request:
         found = None
-        if needs_calibration(recipe):
+        if needs_coefficients(recipe):
             if self._calibration is None:
                 raise InputError("the recipe has a sensitivity section: give a calibration")
             found = coefficients(self._calibration, recipe)

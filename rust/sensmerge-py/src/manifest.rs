@@ -126,6 +126,19 @@ pub(crate) struct RequestedView {
     /// Changes to stored tensors, by their names, in order.
     #[serde(default)]
     patches: BTreeMap<String, Vec<RequestedPatch>>,
+    /// What was measured of the model.
+    #[serde(default)]
+    statistics: Option<RequestedStatistics>,
+}
+
+/// What was measured of a model, tensor by tensor.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RequestedStatistics {
+    /// Index of the checkpoint that holds it.
+    checkpoint: usize,
+    /// The name there of what was measured of every stored tensor.
+    tensors: BTreeMap<String, String>,
 }
 
 /// A change to a tensor by an adapter; the other names are those of the adapter's tensors.
@@ -218,6 +231,9 @@ impl RequestedView {
         for (name, order) in self.orders {
             view = view.reorder(name, order);
         }
+        if let Some(RequestedStatistics { checkpoint, tensors }) = self.statistics {
+            view = view.statistics(numbered(checkpoints, checkpoint)?, tensors);
+        }
         for (name, patches) in self.patches {
             for patch in patches {
                 view = view.patch(&name, patch.build(checkpoints)?);
@@ -261,7 +277,7 @@ impl Manifest {
     ///         ``dequantised``, ``notes``, ``missing`` (``error``, ``base`` or ``skip``: what becomes of
     ///         tensors that only some models have) and ``parts``, which are output tensors that are merged from the same models: ``base`` (or
     ///         null), ``models`` (the index of the ``checkpoint`` of each, and rules for its tensors:
-    ///         ``names``, ``aliases``, ``rows``, ``orders``, ``patches``), and ``tensors``: the numbers of every output tensor,
+    ///         ``names``, ``aliases``, ``rows``, ``orders``, ``patches``, ``statistics``), and ``tensors``: the numbers of every output tensor,
     ///         by parameter.
     ///     checkpoints: The checkpoints that the request names by their index.
     ///

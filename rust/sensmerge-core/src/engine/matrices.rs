@@ -5,13 +5,14 @@
 //! rounding.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
 
 use super::Job;
 use super::tensor::Tensor;
-use super::write::input_of;
+use super::write::{Input, input_of};
 use crate::dtype::Real;
 use crate::error::{Error, Result};
 use crate::kernel::finite::{all_finite, has_nan};
@@ -19,7 +20,7 @@ use crate::kernel::task_vector::subtract;
 use crate::linear::Matrix;
 use crate::program::Join;
 use crate::program::block::{BLOCK, Block};
-use crate::program::matrix::CombineMatrices;
+use crate::program::matrix::{CombineMatrices, Inputs};
 use crate::program::sweep::Chunk;
 
 /// The merged task vector of the matrix that is a chunk of `tensor`.
@@ -35,45 +36,70 @@ pub(super) fn merged(
 ) -> Result<Merged> {
     let subject = tensor.subject();
     let shape = [chunk.entries.len() / subject.row_length(), subject.row_length()];
-    let mut read = |model| task_vector(job, tensor, chunk.entries.start, shape, model);
-    let matrix = combine.combine(&subject, shape, &mut read)?;
+    let mut inputs = OfMatrix { job, tensor, start: chunk.entries.start, shape };
+    let matrix = combine.combine(&subject, shape, &mut inputs)?;
     job.monitor.check()?;
     Ok(Merged { matrix, start: chunk.entries.start })
 }
 
-/// A model's task vector of the matrix whose first entry is `start`.
-fn task_vector(
+/// The inputs of the matrix of `tensor` whose first entry is `start`.
+struct OfMatrix<'o, 'm> {
+    job: &'o Job<'o>,
+    tensor: &'o Tensor<'m>,
+    start: usize,
+    shape: [usize; 2],
+}
+
+impl Inputs for OfMatrix<'_, '_> {
+    fn task_vector(&mut self, model: usize) -> Result<Matrix> {
+        let Self { job, tensor, .. } = *self;
+        let mut base = [0.0; BLOCK];
+        read(job, self.start, self.shape, &mut |entries, part| {
+            let base = &mut base[..part.len()];
+            tensor.read_expert(model, entries.clone(), part);
+            check_finite(job, tensor, Input::Expert(model), part)?;
+            tensor.read_base(entries, base);
+            check_finite(job, tensor, Input::Base, base)?;
+            subtract(part, base);
+            Ok(())
+        })
+    }
+
+    fn statistic(&mut self, model: usize) -> Result<Matrix> {
+        let Self { job, tensor, shape: [_, columns], .. } = *self;
+        read(job, 0, [columns, columns], &mut |entries, part| {
+            tensor.read_statistic(model, entries, part);
+            check_finite(job, tensor, Input::Statistic(model), part)
+        })
+    }
+}
+
+/// Read a matrix whose first entry is `start`, in parts of a row.
+fn read(
     job: &Job,
-    tensor: &Tensor,
     start: usize,
     [rows, columns]: [usize; 2],
-    model: usize,
+    read: &mut dyn FnMut(Range<usize>, &mut [f64]) -> Result<()>,
 ) -> Result<Matrix> {
     job.monitor.check()?;
     let mut matrix = Matrix::zeros(rows, columns);
-    let mut base = [0.0; BLOCK];
     for row in 0..rows {
         let mut first = start + row * columns;
         for part in matrix.row_mut(row).chunks_mut(BLOCK) {
-            let entries = first..first + part.len();
-            let base = &mut base[..part.len()];
-            tensor.read_expert(model, entries.clone(), part);
-            check_finite(job, tensor, Some(model), part)?;
-            tensor.read_base(entries, base);
-            check_finite(job, tensor, None, base)?;
-            subtract(part, base);
-            first += part.len();
+            let length = part.len();
+            read(first..first + length, part)?;
+            first += length;
         }
     }
     Ok(matrix)
 }
 
 /// Refuse entries of an input that no matrix can be decomposed with.
-fn check_finite(job: &Job, tensor: &Tensor, model: Option<usize>, entries: &[f64]) -> Result<()> {
+fn check_finite(job: &Job, tensor: &Tensor, input: Input, entries: &[f64]) -> Result<()> {
     if all_finite(entries) {
         return Ok(());
     }
-    let (path, name) = input_of(job, tensor, model);
+    let (path, name) = input_of(job, tensor, input);
     let found = if has_nan(entries) { "NaN" } else { "infinite entries" };
     let method = &job.manifest.method.name;
     let reason =

@@ -325,10 +325,10 @@ fn tensors_and_stages<'e>(job: &Job<'e>) -> Result<(Vec<Tensor<'e>>, Vec<Range<u
         let all = 0..tensors.len();
         return Ok((tensors, vec![all]));
     }
-    if job.program.matrices.is_some() {
+    if let Some(combine) = &job.program.matrices {
         for tensor in &mut tensors {
             tensor.precision = Precision::Double;
-            tensor.matrices = tensor.subject().matrices();
+            tensor.matrices = combine.shape(&tensor.subject());
         }
     }
     let mut start = 0;

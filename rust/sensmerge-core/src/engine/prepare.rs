@@ -201,6 +201,7 @@ fn same_entries(one: &Merge, other: &Merge, reduced: &[&str]) -> bool {
     };
     one.base == other.base
         && one.experts == other.experts
+        && one.statistics == other.statistics
         && reduced
             .iter()
             .all(|parameter| bits(&one.numbers, parameter) == bits(&other.numbers, parameter))

@@ -35,6 +35,9 @@ pub(super) struct Tensor<'m> {
     seed: u64,
     base: Option<Entries<'m>>,
     experts: Vec<Entries<'m>>,
+    statistics: Vec<Entries<'m>>,
+    /// Whether statistics have the tensor's shape.
+    statistics_are_alike: bool,
     /// Size in bytes of one entry in all inputs together, for reporting progress.
     pub(super) entry_bytes: u64,
 }
@@ -59,8 +62,10 @@ impl<'m> Tensor<'m> {
         let of = |source| Entries::of(source, inputs);
         let base = merge.base.as_ref().map(of).transpose()?;
         let experts = merge.experts.iter().map(of).collect::<Result<Vec<_>>>()?;
+        let statistics = merge.statistics.iter().map(of).collect::<Result<Vec<_>>>()?;
         let mut sources = merge.base.iter().chain(&merge.experts);
         let double = sources.any(|source| source.dtype() == Some(Float::F64));
+        let alike = merge.statistics.iter().all(|source| source.shape() == output.shape);
         Ok(Some(Self {
             place,
             output,
@@ -69,9 +74,14 @@ impl<'m> Tensor<'m> {
             matrices: None,
             dtype,
             seed: manifest.seed,
-            entry_bytes: base.iter().chain(&experts).map(Entries::entry_bytes).sum(),
+            entry_bytes: (base.iter().chain(&experts))
+                .chain(statistics.iter().filter(|_| alike))
+                .map(Entries::entry_bytes)
+                .sum(),
             base,
             experts,
+            statistics,
+            statistics_are_alike: alike,
         }))
     }
 
@@ -92,7 +102,8 @@ impl<'m> Tensor<'m> {
 
     /// Compute what is needed of whole inputs before their entries are read.
     pub(super) fn prepare<T: Real>(&self) {
-        self.base.iter().chain(&self.experts).for_each(Entries::prepare::<T>);
+        let inputs = self.base.iter().chain(&self.experts).chain(&self.statistics);
+        inputs.for_each(Entries::prepare::<T>);
     }
 
     /// Read the base's entries; leaves `out` as it is if parameters themselves are combined.
@@ -105,6 +116,21 @@ impl<'m> Tensor<'m> {
     /// Read an expert's parameters.
     pub(super) fn read_expert<T: Real>(&self, expert: usize, entries: Range<usize>, out: &mut [T]) {
         self.experts[expert].read(entries, out);
+    }
+
+    /// Whether there are statistics of the experts.
+    pub(super) fn is_measured(&self) -> bool {
+        !self.statistics.is_empty()
+    }
+
+    /// Read an expert's statistic, in its own entries.
+    pub(super) fn read_statistic<T: Real>(
+        &self,
+        expert: usize,
+        entries: Range<usize>,
+        out: &mut [T],
+    ) {
+        self.statistics[expert].read(entries, out);
     }
 
     /// Turn an expert's row of a block into the task vector's, if task vectors are combined.
@@ -121,6 +147,10 @@ impl<'m> Tensor<'m> {
         let next = entries.end..self.elements().min(entries.end + BLOCK);
         for input in self.base.iter().chain(&self.experts) {
             input.prefetch(next.clone());
+        }
+        // Those of whole matrices have a shape of their own.
+        for statistic in self.statistics.iter().filter(|_| self.statistics_are_alike) {
+            statistic.prefetch(next.clone());
         }
     }
 }

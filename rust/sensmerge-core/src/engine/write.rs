@@ -219,7 +219,10 @@ pub(super) fn read<T: Computed>(
         tensor.read_expert(model, entries.clone(), block.row_mut(model));
         // Unless a step may set it to 0, NaN reaches the output, where `round` finds it.
         if hides(model) && !stage.job.options.allow_nan && has_nan(block.row(model)) {
-            return Err(nan_input(stage.job, tensor, Some(model)));
+            return Err(nan_input(stage.job, tensor, Input::Expert(model)));
+        }
+        if tensor.is_measured() && stage.job.program.combine.reads_statistics() {
+            tensor.read_statistic(model, entries.clone(), block.statistic_mut(model));
         }
         tensor.subtract_base(model, block);
     }
@@ -301,17 +304,21 @@ fn explain<T: Real>(
     let Parts { out, signs: input, .. } = block.parts();
     let merged_nan = has_nan(out);
     let (mut nan, mut infinite) = (None, None);
-    for model in std::iter::once(None).chain((0..tensor.experts()).map(Some)) {
+    let measured = tensor.is_measured() && job.program.combine.reads_statistics();
+    let experts = 0..tensor.experts();
+    let statistics = experts.clone().filter(|_| measured).map(Input::Statistic);
+    for role in std::iter::once(Input::Base).chain(experts.map(Input::Expert)).chain(statistics) {
         input.fill(T::ZERO);
-        match model {
-            None => tensor.read_base(entries.clone(), input),
-            Some(expert) => tensor.read_expert(expert, entries.clone(), input),
+        match role {
+            Input::Base => tensor.read_base(entries.clone(), input),
+            Input::Expert(expert) => tensor.read_expert(expert, entries.clone(), input),
+            Input::Statistic(expert) => tensor.read_statistic(expert, entries.clone(), input),
         }
         if nan.is_none() && has_nan(input) {
-            nan = Some(model);
+            nan = Some(role);
         }
         if infinite.is_none() && has_infinite(input) {
-            infinite = Some(model);
+            infinite = Some(role);
         }
     }
     let note = |model, what: &str| {
@@ -352,22 +359,27 @@ fn unusable(job: &Job, tensor: &Tensor, reason: &str) -> Error {
     Error::tensor(job.output, &tensor.output.name, reason).with_hint(Hint::AllowNan)
 }
 
-fn nan_input(job: &Job, tensor: &Tensor, expert: Option<usize>) -> Error {
-    let (path, name) = input_of(job, tensor, expert);
+fn nan_input(job: &Job, tensor: &Tensor, input: Input) -> Error {
+    let (path, name) = input_of(job, tensor, input);
     let reason = "holds NaN; repair the checkpoint, or let NaN through";
     Error::tensor(path, name, reason).with_hint(Hint::AllowNan)
 }
 
-/// The checkpoint and the tensor's name in it, of the base or of an expert. Of several stored tensors
-/// it is the first that holds values which are not finite, if there is one.
-pub(super) fn input_of(
-    job: &Job,
-    tensor: &Tensor,
-    expert: Option<usize>,
-) -> (std::path::PathBuf, String) {
-    let source = match expert {
-        None => tensor.merge.base.as_ref(),
-        Some(expert) => Some(&tensor.merge.experts[expert]),
+/// An input of a tensor, by its role.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Input {
+    Base,
+    Expert(usize),
+    Statistic(usize),
+}
+
+/// The checkpoint of an input and the tensor's name in it. Of several stored tensors it is the first
+/// that holds values which are not finite, if there is one.
+pub(super) fn input_of(job: &Job, tensor: &Tensor, input: Input) -> (std::path::PathBuf, String) {
+    let source = match input {
+        Input::Base => tensor.merge.base.as_ref(),
+        Input::Expert(expert) => Some(&tensor.merge.experts[expert]),
+        Input::Statistic(expert) => Some(&tensor.merge.statistics[expert]),
     };
     let stored = source.map(Source::stored).unwrap_or_default();
     let several = stored.len() > 1;

@@ -19,6 +19,7 @@ pub mod divergence;
 pub mod elect;
 mod elementary;
 pub mod finite;
+pub mod importance;
 pub mod largest;
 pub mod low_rank;
 pub mod near;

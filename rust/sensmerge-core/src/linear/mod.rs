@@ -94,6 +94,14 @@ impl Matrix {
         }
     }
 
+    /// Multiply every entry off the diagonal by a number.
+    pub(crate) fn scale_off_diagonal(&mut self, factor: f64) {
+        for row in 0..self.rows() {
+            let entries = self.row_mut(row).iter_mut().enumerate();
+            entries.filter(|(column, _)| *column != row).for_each(|(_, entry)| *entry *= factor);
+        }
+    }
+
     /// The sum of the squares of all entries, row by row.
     #[must_use]
     pub(crate) fn sum_of_squares(&self) -> f64 {
@@ -112,6 +120,11 @@ impl Matrix {
     pub(crate) fn add_gram(&mut self, factor: f64, left: &Self) {
         let (a, b) = (left.view().transpose(), left.view());
         matmul(self.view_mut(), Accum::Add, a, b, factor, Par::Seq);
+    }
+
+    /// `self += factor · left · right`.
+    pub(crate) fn add_product(&mut self, factor: f64, left: &Self, right: &Self) {
+        matmul(self.view_mut(), Accum::Add, left.view(), right.view(), factor, Par::Seq);
     }
 
     /// `self += left · rightᵀ`.

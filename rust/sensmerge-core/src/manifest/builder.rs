@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::check::check;
-use super::matching::{Matched, Matcher, Missing};
+use super::matching::{Inputs, Matched, Matcher, Missing};
 use super::matrices;
 use super::packing::{OutDtype, OutFormat};
 use super::prefix::under_the_names_of;
@@ -303,7 +303,8 @@ impl Builder {
             renamed.push(model);
             manifest.notes.extend(note);
         }
-        let mut matcher = Matcher::new(base.as_ref(), &renamed, checkpoints, self.missing);
+        let mut matcher =
+            Matcher::new(base.as_ref(), &renamed, checkpoints, self.missing, schema.statistic);
         let outputs = matcher.matches(operand == Operand::TaskVectors, self.format)?;
         let (identical, notes) = matcher.findings();
         manifest.identical.extend(identical);
@@ -311,10 +312,10 @@ impl Builder {
         for Matched { name, shape, dtype, packing, content } in outputs {
             let own = numbers.remove(&name);
             let content = match content {
-                Ok((base, experts)) => {
+                Ok(Inputs { base, experts, statistics }) => {
                     let own = own.unwrap_or_default();
                     let numbers = self.numbers_of(schema, &name, own, experts.len())?;
-                    Content::Merge(Merge { base, experts, numbers })
+                    Content::Merge(Merge { base, experts, statistics, numbers })
                 }
                 Err(stored) => Content::Copy(stored),
             };

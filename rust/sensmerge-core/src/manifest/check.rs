@@ -2,7 +2,7 @@
 
 use super::{Manifest, Merge, Output, Source};
 use crate::error::{Error, Result};
-use crate::method::{Kind, Owner, Parameter, Semantics, find};
+use crate::method::{Kind, Owner, Parameter, Semantics, Statistic, find};
 use crate::numbers::{Number, Numbers};
 use crate::program::{Operand, Scope};
 
@@ -49,6 +49,7 @@ pub(super) fn check(manifest: &Manifest) -> Result<()> {
             let reason = format!("has shape {:?}, but an input has {shape:?}", output.shape);
             return Err(Error::setting(&output.name, reason));
         }
+        check_statistics(schema.statistic, output, merge)?;
         if let Some(packing) = &output.packing {
             packing.check(&output.name, &output.shape)?;
         }
@@ -59,6 +60,19 @@ pub(super) fn check(manifest: &Manifest) -> Result<()> {
         first = first.or(Some(&merge.numbers));
     }
     Ok(())
+}
+
+/// Refuse statistics that the method does not read, that some model lacks, or of another shape.
+fn check_statistics(statistic: Option<Statistic>, output: &Output, merge: &Merge) -> Result<()> {
+    let (found, models) = (&merge.statistics, merge.experts.len());
+    let shape = statistic.and_then(|statistic| statistic.shape(&output.shape));
+    let fits = found.is_empty()
+        || (found.len() == models && found.iter().all(|source| Some(source.shape()) == shape));
+    if fits {
+        return Ok(());
+    }
+    let reason = "has statistics that the method does not read, or of other models or shapes";
+    Err(Error::setting(&output.name, reason))
 }
 
 /// Refuse a number that is missing, of the wrong owner, out of bounds, or different from that of the

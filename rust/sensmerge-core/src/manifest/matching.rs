@@ -11,8 +11,9 @@ use super::packing::{OutFormat, Packing};
 use super::source::{Source, Stored};
 use super::view::{Checkpoints, View};
 use crate::checkpoint::TensorInfo;
-use crate::dtype::Dtype;
+use crate::dtype::{Dtype, Float};
 use crate::error::{Error, Result};
+use crate::method::Statistic;
 
 /// Buffers that old checkpoints store and newer ones compute; they are no parameters.
 const COMPUTED_BUFFERS: [&str; 1] = ["rotary_emb.inv_freq"];
@@ -37,8 +38,15 @@ pub(super) struct Matched {
     pub(super) shape: Vec<usize>,
     pub(super) dtype: Dtype,
     pub(super) packing: Option<Packing>,
-    /// The base and the experts where it is merged, or the tensor that it is a copy of.
-    pub(super) content: std::result::Result<(Option<Source>, Vec<Source>), Stored>,
+    /// The inputs where it is merged, or the tensor that it is a copy of.
+    pub(super) content: std::result::Result<Inputs, Stored>,
+}
+
+/// The inputs of a merged tensor, by role.
+pub(super) struct Inputs {
+    pub(super) base: Option<Source>,
+    pub(super) experts: Vec<Source>,
+    pub(super) statistics: Vec<Source>,
 }
 
 /// Matches the tensors of a part's models with those of the first: the base, where there is one.
@@ -49,6 +57,7 @@ pub(super) struct Matcher<'v> {
     views: Vec<&'v View>,
     checkpoints: &'v Checkpoints,
     missing: Missing,
+    statistic: Option<Statistic>,
     identical: Vec<[Stored; 2]>,
     notes: BTreeSet<String>,
     /// Tensors that a model lacks, and those that only it has, by the model's path.
@@ -64,6 +73,7 @@ impl<'v> Matcher<'v> {
         models: &'v [View],
         checkpoints: &'v Checkpoints,
         missing: Missing,
+        statistic: Option<Statistic>,
     ) -> Self {
         Self {
             template: base.unwrap_or_else(|| &models[0]),
@@ -71,6 +81,7 @@ impl<'v> Matcher<'v> {
             views: base.into_iter().chain(models).collect(),
             checkpoints,
             missing,
+            statistic,
             identical: Vec::new(),
             notes: BTreeSet::new(),
             lacking: BTreeMap::new(),
@@ -142,7 +153,8 @@ impl<'v> Matcher<'v> {
             (Some(float), Some(sources)) => {
                 let base = with_base.then_some(first);
                 packing = format.packing(self.template.checkpoint(), name, tensor);
-                (format.dtype(float), Ok((base, sources)))
+                let statistics = self.statistics(name, &shape)?;
+                (format.dtype(float), Ok(Inputs { base, experts: sources, statistics }))
             }
             (None, Some(_)) if shape != tensor.shape => {
                 let (path, checkpoint) = (self.template.path(), self.template.checkpoint());
@@ -176,6 +188,50 @@ impl<'v> Matcher<'v> {
         };
         let row = found.shape.get(1..).unwrap_or_default();
         selection.source(row, &of_model)
+    }
+
+    /// What was measured of the experts' tensors of a name, if the method needs it; nothing if no expert's
+    /// was.
+    fn statistics(&self, name: &str, shape: &[usize]) -> Result<Vec<Source>> {
+        let Some(shape) = self.statistic.and_then(|statistic| statistic.shape(shape)) else {
+            return Ok(Vec::new());
+        };
+        let found = self.experts.iter().map(|expert| self.statistic_of(expert, name, &shape));
+        let found = found.collect::<Result<Vec<_>>>()?;
+        if found.iter().all(Option::is_none) {
+            return Ok(Vec::new());
+        }
+        let named = self.experts.iter().zip(found).map(|(expert, source)| {
+            source.ok_or_else(|| {
+                let reason = "was not measured, and that of other models was; calibrate again";
+                Error::tensor(expert.path(), name, reason)
+            })
+        });
+        named.collect()
+    }
+
+    /// What was measured of an expert's tensor.
+    fn statistic_of(&self, expert: &View, name: &str, shape: &[usize]) -> Result<Option<Source>> {
+        let Some(found) = expert.own(name).or_else(|| expert.alias_of(name)) else {
+            return Ok(None);
+        };
+        let Some((checkpoint, tensor)) = expert.statistic_of(&found.name)? else {
+            return Ok(None);
+        };
+        let refused = |reason: String| Err(Error::tensor(checkpoint.path(), &tensor.name, reason));
+        if !matches!(tensor.dtype.float(), Some(Float::Bf16 | Float::F16 | Float::F32)) {
+            return refused(format!("is {}; statistics are BF16 or F32", tensor.dtype.name()));
+        }
+        if tensor.shape != shape {
+            let (ours, path) = (&tensor.shape, expert.path().display());
+            return refused(format!("has shape {ours:?}, and '{name}' of {path} needs {shape:?}"));
+        }
+        if expert.selection(name).is_some() || expert.order(name).is_some() {
+            let reason = "its rows or columns are taken in another order, and what was measured of the \
+                          model is not; merge models of one vocabulary, without align";
+            return Err(Error::tensor(expert.path(), name, reason));
+        }
+        Ok(Some(Source::Stored(self.checkpoints.stored_in(checkpoint, tensor))))
     }
 
     /// A tensor that is not computed with is copied, where all models hold the same bytes.

@@ -118,6 +118,10 @@ pub struct Merge {
     pub base: Option<Source>,
     /// The models' tensors, in the order in which they are summed.
     pub experts: Vec<Source>,
+    /// What was measured of the models' tensors, in the same order, if the method needs it; empty for
+    /// tensors of which nothing was measured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub statistics: Vec<Source>,
     /// The number of every parameter of the method.
     pub numbers: Numbers,
 }
@@ -241,7 +245,13 @@ impl Output {
 impl Merge {
     /// The description of the tensor for the program.
     pub(crate) fn subject<'m>(&'m self, output: &'m Output, seed: u64) -> Subject<'m> {
-        let (name, shape) = (&output.name, &output.shape);
-        Subject { name, shape, models: self.experts.len(), numbers: &self.numbers, seed }
+        Subject {
+            name: &output.name,
+            shape: &output.shape,
+            models: self.experts.len(),
+            measured: !self.statistics.is_empty(),
+            numbers: &self.numbers,
+            seed,
+        }
     }
 }

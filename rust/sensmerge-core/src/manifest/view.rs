@@ -24,6 +24,8 @@ pub struct View {
     selections: BTreeMap<String, Arc<Selection>>,
     constants: BTreeMap<String, (Vec<usize>, f64)>,
     reordered: BTreeMap<String, Reordered>,
+    /// What was measured of it, and the tensors of that by the names of stored tensors.
+    statistics: Option<(Arc<Checkpoint>, BTreeMap<String, String>)>,
     /// By the names of stored tensors.
     patches: BTreeMap<String, Vec<Patch>>,
 }
@@ -39,6 +41,7 @@ impl View {
             selections: BTreeMap::new(),
             constants: BTreeMap::new(),
             reordered: BTreeMap::new(),
+            statistics: None,
             patches: BTreeMap::new(),
         }
     }
@@ -90,6 +93,40 @@ impl View {
         self
     }
 
+    /// Take what was measured of the model from another checkpoint: `names` lists the tensor there for
+    /// every stored tensor of which something was. Several may share one.
+    #[must_use]
+    pub fn statistics(
+        mut self,
+        checkpoint: Arc<Checkpoint>,
+        names: BTreeMap<String, String>,
+    ) -> Self {
+        self.statistics = Some((checkpoint, names));
+        self
+    }
+
+    /// What was measured of the stored tensor `name`; `None` if nothing was.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if nothing was measured of the model, [`Error::Tensor`] for a tensor that is
+    /// missing where it should be.
+    pub(super) fn statistic_of(
+        &self,
+        name: &str,
+    ) -> Result<Option<(&Arc<Checkpoint>, &TensorInfo)>> {
+        let Some((checkpoint, names)) = &self.statistics else {
+            let path = self.path().display();
+            let reason =
+                format!("nothing was measured of {path}, which the method needs; calibrate");
+            return Err(Error::setting("merge_method", reason));
+        };
+        let Some(measured) = names.get(name) else { return Ok(None) };
+        match checkpoint.get(measured) {
+            Some(tensor) => Ok(Some((checkpoint, &**tensor))),
+            None => Err(Error::tensor(checkpoint.path(), measured, "is missing; calibrate again")),
+        }
+    }
+
     /// The checkpoint.
     pub(super) fn checkpoint(&self) -> &Arc<Checkpoint> {
         &self.checkpoint
@@ -132,10 +169,11 @@ impl View {
         Some(Source::Constant { value: *value, shape: shape.clone() })
     }
 
-    /// Its checkpoint and those of its patches.
+    /// Its checkpoint, those of its patches, and that of what was measured.
     pub(crate) fn checkpoints(&self) -> impl Iterator<Item = &Arc<Checkpoint>> {
         let adapters = self.patches.values().flatten().map(Patch::adapter);
-        std::iter::once(&self.checkpoint).chain(adapters)
+        let measured = self.statistics.iter().map(|(checkpoint, _)| checkpoint);
+        std::iter::once(&self.checkpoint).chain(adapters).chain(measured)
     }
 
     /// The entries of the stored tensor `name`, with its changes, by tensors of `checkpoints`; and the

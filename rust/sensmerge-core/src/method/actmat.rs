@@ -8,7 +8,7 @@
 
 use super::{Base, Count, Method, Parameter, Schema, Semantics, Settings};
 use crate::program::Program;
-use crate::program::solve::{Solution, Statistic};
+use crate::program::solve::{InputsBy, Solution};
 use crate::program::sum::{Cancelling, WeightedSum};
 
 pub(super) struct Actmat;
@@ -30,11 +30,12 @@ impl Method for Actmat {
             ],
             coefficients: true,
             learnable: false,
+            statistic: None,
         }
     }
 
     fn program(&self, _: &Settings) -> Program {
-        let solution = Solution { statistic: Statistic::TaskVector, ridge: "ridge" };
+        let solution = Solution { statistic: InputsBy::TaskVector, ridge: "ridge" };
         let mean = WeightedSum { normalize: true, cancelling: Cancelling::NotDivided };
         Program::of_matrices(solution, mean)
     }

@@ -27,6 +27,7 @@ impl Method for ArceeFusion {
             parameters: Vec::new(),
             coefficients: false,
             learnable: false,
+            statistic: None,
         }
     }
 

@@ -44,6 +44,7 @@ impl Method for Breadcrumbs {
             parameters,
             coefficients: true,
             learnable: true,
+            statistic: None,
         }
     }
 

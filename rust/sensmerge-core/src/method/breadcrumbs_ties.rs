@@ -32,6 +32,7 @@ impl Method for BreadcrumbsTies {
             parameters,
             coefficients: true,
             learnable: true,
+            statistic: None,
         }
     }
 

@@ -48,6 +48,7 @@ impl Method for Consensus {
             parameters: vec![Parameter::weight(), mask_lambda, k, Parameter::lambda()],
             coefficients: true,
             learnable: true,
+            statistic: None,
         }
     }
 

@@ -37,6 +37,7 @@ impl Method for DareLinear {
             ],
             coefficients: true,
             learnable: true,
+            statistic: None,
         }
     }
 

@@ -47,6 +47,7 @@ impl Method for DareTies {
             parameters,
             coefficients: true,
             learnable: true,
+            statistic: None,
         }
     }
 

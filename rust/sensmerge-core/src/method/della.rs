@@ -39,6 +39,7 @@ impl Method for Della {
             parameters: parameters(true),
             coefficients: true,
             learnable: true,
+            statistic: None,
         }
     }
 

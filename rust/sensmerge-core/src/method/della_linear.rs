@@ -23,6 +23,7 @@ impl Method for DellaLinear {
             parameters: parameters(false),
             coefficients: true,
             learnable: true,
+            statistic: None,
         }
     }
 

@@ -25,6 +25,7 @@ impl Method for Emr {
             parameters: vec![Parameter::weight(), Parameter::lambda_of_choice(1.0)],
             coefficients: true,
             learnable: true,
+            statistic: None,
         }
     }
 

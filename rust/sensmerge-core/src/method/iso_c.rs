@@ -24,6 +24,7 @@ impl Method for IsoC {
             parameters: vec![Parameter::weight(), Parameter::lambda(), Parameter::matrices()],
             coefficients: true,
             learnable: false,
+            statistic: None,
         }
     }
 

@@ -44,6 +44,7 @@ impl Method for IsoCts {
             ],
             coefficients: true,
             learnable: false,
+            statistic: None,
         }
     }
 

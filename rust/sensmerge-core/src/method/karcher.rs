@@ -55,6 +55,7 @@ impl Method for Karcher {
             ],
             coefficients: false,
             learnable: false,
+            statistic: None,
         }
     }
 

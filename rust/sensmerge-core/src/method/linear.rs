@@ -23,6 +23,7 @@ impl Method for Linear {
             parameters: vec![Parameter::weight(), Parameter::normalize(true)],
             coefficients: true,
             learnable: true,
+            statistic: None,
         }
     }
 

@@ -26,6 +26,7 @@ impl Method for Magmax {
             parameters: vec![Parameter::weight(), Parameter::lambda_of_choice(LAMBDA)],
             coefficients: true,
             learnable: true,
+            statistic: None,
         }
     }
 

@@ -14,6 +14,7 @@ mod dare_ties;
 mod della;
 mod della_linear;
 mod emr;
+mod fisher;
 mod iso_c;
 mod iso_cts;
 mod karcher;
@@ -27,6 +28,7 @@ mod passthrough;
 mod pcb;
 mod ram;
 mod ramplus_tl;
+mod regmean;
 mod sce;
 mod schema;
 mod slerp;
@@ -43,7 +45,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::program::Program;
 pub(crate) use passthrough::NAME as IDENTITY;
-pub use schema::{Base, Count, Kind, Owner, Parameter, Range, Schema, Search};
+pub use schema::{Base, Count, Kind, Owner, Parameter, Range, Schema, Search, Statistic};
 
 /// A merge method.
 pub(crate) trait Method: Sync {
@@ -60,7 +62,7 @@ pub(crate) trait Method: Sync {
 }
 
 /// Every method, in the order of the documentation.
-pub(crate) static METHODS: [&dyn Method; 31] = [
+pub(crate) static METHODS: [&dyn Method; 33] = [
     &linear::Linear,
     &wsm::Wsm,
     &task_arithmetic::TaskArithmetic,
@@ -79,6 +81,7 @@ pub(crate) static METHODS: [&dyn Method; 31] = [
     &consensus::Consensus,
     &pcb::Pcb,
     &widen::Widen,
+    &fisher::Fisher,
     &slerp::Slerp,
     &nuslerp::Nuslerp,
     &multislerp::Multislerp,
@@ -89,6 +92,7 @@ pub(crate) static METHODS: [&dyn Method; 31] = [
     &iso_cts::IsoCts,
     &actmat::Actmat,
     &wudi::Wudi,
+    &regmean::RegMean,
     &nearswap::Nearswap,
     &arcee_fusion::ArceeFusion,
     &passthrough::Passthrough,

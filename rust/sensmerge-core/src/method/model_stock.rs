@@ -35,6 +35,7 @@ impl Method for ModelStock {
             )],
             coefficients: false,
             learnable: false,
+            statistic: None,
         }
     }
 

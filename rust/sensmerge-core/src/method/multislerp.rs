@@ -51,6 +51,7 @@ impl Method for Multislerp {
             ],
             coefficients: true,
             learnable: false,
+            statistic: None,
         }
     }
 

@@ -34,6 +34,7 @@ impl Method for Nearswap {
             parameters: vec![t],
             coefficients: false,
             learnable: false,
+            statistic: None,
         }
     }
 

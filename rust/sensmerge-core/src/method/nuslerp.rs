@@ -47,6 +47,7 @@ impl Method for Nuslerp {
             ],
             coefficients: true,
             learnable: false,
+            statistic: None,
         }
     }
 

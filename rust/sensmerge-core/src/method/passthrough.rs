@@ -34,6 +34,7 @@ impl Method for Passthrough {
             parameters: vec![scale],
             coefficients: false,
             learnable: false,
+            statistic: None,
         }
     }
 

@@ -48,6 +48,7 @@ impl Method for Pcb {
             parameters: vec![Parameter::weight(), density, Parameter::lambda_of_choice(1.0)],
             coefficients: true,
             learnable: true,
+            statistic: None,
         }
     }
 

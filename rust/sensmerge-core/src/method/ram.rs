@@ -27,6 +27,7 @@ impl Method for Ram {
             parameters: vec![epsilon()],
             coefficients: false,
             learnable: false,
+            statistic: None,
         }
     }
 

@@ -41,6 +41,7 @@ impl Method for RamplusTl {
             ],
             coefficients: false,
             learnable: false,
+            statistic: None,
         }
     }
 

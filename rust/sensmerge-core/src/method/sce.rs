@@ -42,6 +42,7 @@ impl Method for Sce {
             parameters: vec![select],
             coefficients: false,
             learnable: false,
+            statistic: None,
         }
     }
 

@@ -25,6 +25,32 @@ pub struct Schema {
     pub coefficients: bool,
     /// Whether its weights can be learned by gradient descent.
     pub learnable: bool,
+    /// What it needs to know of every model beside its weights.
+    pub statistic: Option<Statistic>,
+}
+
+/// What is measured of a model on samples of its task, tensor by tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Statistic {
+    /// The mean square of the loss's derivative by every entry: the diagonal of the empirical Fisher
+    /// information. It has the tensor's shape.
+    Fisher,
+    /// The mean of `x xᵀ` over the inputs `x` of a linear layer: `[inputs, inputs]`, for matrices of
+    /// `[outputs, inputs]`.
+    Gram,
+}
+
+impl Statistic {
+    /// Its shape for a tensor; `None` if such a tensor has none.
+    #[must_use]
+    pub(crate) fn shape(self, tensor: &[usize]) -> Option<Vec<usize>> {
+        match (self, tensor) {
+            (Self::Fisher, shape) => Some(shape.to_vec()),
+            (Self::Gram, [_, inputs]) => Some(vec![*inputs; 2]),
+            (Self::Gram, _) => None,
+        }
+    }
 }
 
 impl Schema {

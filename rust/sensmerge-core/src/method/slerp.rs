@@ -41,6 +41,7 @@ impl Method for Slerp {
             parameters: vec![t],
             coefficients: false,
             learnable: false,
+            statistic: None,
         }
     }
 

@@ -22,6 +22,7 @@ impl Method for TaskArithmetic {
             parameters: vec![Parameter::weight(), Parameter::lambda(), Parameter::normalize(false)],
             coefficients: true,
             learnable: true,
+            statistic: None,
         }
     }
 

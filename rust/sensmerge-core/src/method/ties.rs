@@ -43,6 +43,7 @@ impl Method for Ties {
             parameters,
             coefficients: true,
             learnable: true,
+            statistic: None,
         }
     }
 

@@ -28,6 +28,7 @@ impl Method for Tsv {
             parameters: vec![Parameter::weight(), Parameter::lambda(), Parameter::matrices()],
             coefficients: true,
             learnable: false,
+            statistic: None,
         }
     }
 

@@ -50,6 +50,7 @@ impl Method for Widen {
             ],
             coefficients: true,
             learnable: true,
+            statistic: None,
         }
     }
 

@@ -40,6 +40,7 @@ impl Method for Wsm {
             parameters: vec![power],
             coefficients: false,
             learnable: false,
+            statistic: None,
         }
     }
 

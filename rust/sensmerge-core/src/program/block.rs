@@ -15,6 +15,7 @@ pub(crate) struct Block<T: Real> {
     active: Vec<bool>,
     base: Vec<T>,
     rows: Vec<T>,
+    statistics: Vec<T>,
     signs: Vec<T>,
     out: Vec<T>,
     keep: Vec<u8>,
@@ -41,6 +42,8 @@ pub(crate) struct Parts<'b, T: Real> {
     pub(crate) base: &'b mut [T],
     /// The models' entries, `[models, length]`.
     pub(crate) rows: &'b mut [T],
+    /// The models' statistics, likewise, if the combination reads them.
+    pub(crate) statistics: &'b mut [T],
     /// The elected signs; free for other use by combinations without an election.
     pub(crate) signs: &'b mut [T],
     /// The combined entries.
@@ -56,6 +59,7 @@ impl<T: Real> Block<T> {
             active: vec![true; models],
             base: vec![T::ZERO; capacity],
             rows: vec![T::ZERO; capacity * models],
+            statistics: Vec::new(),
             signs: vec![T::ZERO; capacity],
             out: vec![T::ZERO; capacity],
             keep: vec![0; capacity],
@@ -118,6 +122,13 @@ impl<T: Real> Block<T> {
         &mut self.rows[model * length..(model + 1) * length]
     }
 
+    /// A model's statistics, to be filled.
+    pub(crate) fn statistic_mut(&mut self, model: usize) -> &mut [T] {
+        let length = self.len();
+        self.statistics.resize(length * self.models(), T::ZERO);
+        &mut self.statistics[model * length..(model + 1) * length]
+    }
+
     /// The base's row, and a model's to be changed.
     pub(crate) fn base_and_row(&mut self, model: usize) -> (&[T], &mut [T]) {
         let length = self.len();
@@ -156,6 +167,7 @@ impl<T: Real> Block<T> {
         Parts {
             base: &mut self.base[..length],
             rows: &mut self.rows[..length * models],
+            statistics: &mut self.statistics,
             signs: &mut self.signs[..length],
             out: &mut self.out[..length],
         }

@@ -14,20 +14,42 @@ use crate::linear::{Matrix, matrix_bytes};
 /// The parameter that takes a tensor's matrices as wholes (1) or not (0).
 pub(crate) const SWITCH: &str = "matrices";
 
-/// Reads a model's matrix: its task vector or its parameters.
-///
-/// # Errors
-/// [`Error::Interrupted`](crate::Error::Interrupted), and [`Error::Tensor`](crate::Error::Tensor) for
-/// entries that are not finite.
-pub(crate) type Read<'r> = &'r mut dyn FnMut(usize) -> Result<Matrix>;
+/// Reads the matrices of one output matrix's inputs.
+pub(crate) trait Inputs {
+    /// A model's task vector.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`], and [`Error::Tensor`] for entries that are not finite.
+    fn task_vector(&mut self, model: usize) -> Result<Matrix>;
+
+    /// What was measured of a model.
+    ///
+    /// # Errors
+    /// As for [`Self::task_vector`].
+    ///
+    /// # Panics
+    /// If nothing was.
+    fn statistic(&mut self, model: usize) -> Result<Matrix>;
+}
 
 /// Combines the matrices of all models into one, on one thread.
 pub(crate) trait CombineMatrices: Debug + Send + Sync {
     /// Combine one matrix of `subject`, of this shape.
     ///
     /// # Errors
-    /// Those of `read`; [`Error::Setting`](crate::Error::Setting) for matrices that cannot be combined.
-    fn combine(&self, subject: &Subject, shape: [usize; 2], read: Read) -> Result<Matrix>;
+    /// Those of the inputs; [`Error::Setting`](crate::Error::Setting) for matrices that cannot be
+    /// combined.
+    fn combine(
+        &self,
+        subject: &Subject,
+        shape: [usize; 2],
+        inputs: &mut dyn Inputs,
+    ) -> Result<Matrix>;
+
+    /// The shape of a subject's matrices, if it takes them as wholes.
+    fn shape(&self, subject: &Subject) -> Option<[usize; 2]> {
+        subject.matrices()
+    }
 
     /// Bytes that it holds at most at a time, the result included.
     fn bytes(&self, subject: &Subject, shape: [usize; 2]) -> u64;
@@ -65,7 +87,7 @@ impl Subject<'_> {
 pub(crate) fn bytes(combine: &dyn CombineMatrices, subject: &Subject) -> u64 {
     let of_shape =
         |shape: [usize; 2]| combine.bytes(subject, shape) + matrix_bytes(shape[0], shape[1]);
-    subject.matrices().map_or(0, of_shape)
+    combine.shape(subject).map_or(0, of_shape)
 }
 
 /// Refuse numbers other than 0 and 1 for [`SWITCH`].

@@ -23,6 +23,7 @@ pub(crate) mod disjoint;
 pub(crate) mod fusion;
 pub(crate) mod gram;
 pub(crate) mod idle;
+pub(crate) mod importance;
 pub(crate) mod largest;
 pub(crate) mod matrix;
 pub(crate) mod near;
@@ -273,6 +274,11 @@ pub(crate) trait Combine: CombineOn<f32> + CombineOn<f64> + Debug {
         Vec::new()
     }
 
+    /// Whether it reads the models' statistics beside their rows.
+    fn reads_statistics(&self) -> bool {
+        false
+    }
+
     /// Refuse numbers with which it cannot combine the models.
     ///
     /// # Errors
@@ -323,6 +329,8 @@ pub(crate) struct Subject<'s> {
     pub(crate) shape: &'s [usize],
     /// Number of merged models.
     pub(crate) models: usize,
+    /// Whether there is a statistic of every model.
+    pub(crate) measured: bool,
     /// Its numbers, by parameter.
     pub(crate) numbers: &'s Numbers,
     /// Seed of the random masks.

@@ -3,13 +3,13 @@
 //! Singular values that count as 0 take no part: their vectors are not determined by the matrix.
 
 use super::Subject;
-use super::matrix::{CombineMatrices, Read, no_convergence};
+use super::matrix::{CombineMatrices, Inputs, no_convergence};
 use crate::error::Result;
 use crate::linear::{Matrix, Singular, Vectors, matrix_bytes, singular_bytes};
 
 /// A model's matrix, multiplied by its weight.
-fn weighted(subject: &Subject, read: Read, model: usize) -> Result<Matrix> {
-    let mut matrix = read(model)?;
+fn weighted(subject: &Subject, inputs: &mut dyn Inputs, model: usize) -> Result<Matrix> {
+    let mut matrix = inputs.task_vector(model)?;
     matrix.scale(subject.numbers("weight")[model]);
     Ok(matrix)
 }
@@ -19,10 +19,10 @@ fn singular(subject: &Subject, matrix: &Matrix) -> Result<Singular> {
 }
 
 /// `Σ w_i δ_i`, holding two matrices at a time.
-fn sum(subject: &Subject, [rows, columns]: [usize; 2], read: Read) -> Result<Matrix> {
+fn sum(subject: &Subject, [rows, columns]: [usize; 2], inputs: &mut dyn Inputs) -> Result<Matrix> {
     let mut sum = Matrix::zeros(rows, columns);
     for model in 0..subject.models {
-        sum.add(subject.numbers("weight")[model], &read(model)?);
+        sum.add(subject.numbers("weight")[model], &inputs.task_vector(model)?);
     }
     Ok(sum)
 }
@@ -57,13 +57,18 @@ impl Triplets {
 }
 
 impl CombineMatrices for Triplets {
-    fn combine(&self, subject: &Subject, shape: [usize; 2], read: Read) -> Result<Matrix> {
+    fn combine(
+        &self,
+        subject: &Subject,
+        shape: [usize; 2],
+        inputs: &mut dyn Inputs,
+    ) -> Result<Matrix> {
         let each = Self::share(subject, shape);
         let count = each * subject.models;
         let (mut left, mut right) = (Vectors::new(shape[0], count), Vectors::new(shape[1], count));
         let mut values = Vec::with_capacity(count);
         for model in 0..subject.models {
-            let found = singular(subject, &weighted(subject, read, model)?)?;
+            let found = singular(subject, &weighted(subject, inputs, model)?)?;
             found.append_to(&mut left, &mut right, each);
             values.extend(found.values.iter().take(each));
         }
@@ -90,8 +95,13 @@ impl CombineMatrices for Triplets {
 pub(crate) struct Isotropic;
 
 impl CombineMatrices for Isotropic {
-    fn combine(&self, subject: &Subject, shape: [usize; 2], read: Read) -> Result<Matrix> {
-        let found = singular(subject, &sum(subject, shape, read)?)?;
+    fn combine(
+        &self,
+        subject: &Subject,
+        shape: [usize; 2],
+        inputs: &mut dyn Inputs,
+    ) -> Result<Matrix> {
+        let found = singular(subject, &sum(subject, shape, inputs)?)?;
         Ok(found.isotropic(mean(&found.values)))
     }
 
@@ -121,9 +131,14 @@ impl CommonAndSpecific {
 }
 
 impl CombineMatrices for CommonAndSpecific {
-    fn combine(&self, subject: &Subject, shape: [usize; 2], read: Read) -> Result<Matrix> {
+    fn combine(
+        &self,
+        subject: &Subject,
+        shape: [usize; 2],
+        inputs: &mut dyn Inputs,
+    ) -> Result<Matrix> {
         let (common, each) = self.shares(subject, shape);
-        let of_sum = singular(subject, &sum(subject, shape, read)?)?;
+        let of_sum = singular(subject, &sum(subject, shape, inputs)?)?;
         let count = common + each * subject.models;
         let (mut left, mut right) = (Vectors::new(shape[0], count), Vectors::new(shape[1], count));
         let mut values = Vec::with_capacity(count);
@@ -131,7 +146,7 @@ impl CombineMatrices for CommonAndSpecific {
         values.extend(of_sum.values.iter().take(common));
         if each > 0 {
             for model in 0..subject.models {
-                let mut matrix = weighted(subject, read, model)?;
+                let mut matrix = weighted(subject, inputs, model)?;
                 let scale = matrix.sum_of_squares().sqrt();
                 matrix.remove(&of_sum, common);
                 let found = matrix.singular(scale).ok_or_else(|| no_convergence(subject))?;

@@ -6,40 +6,61 @@
 //! ```
 
 use super::Subject;
-use super::matrix::{CombineMatrices, Read, no_convergence};
+use super::matrix::{CombineMatrices, Inputs, no_convergence};
 use crate::error::{Error, Result};
 use crate::linear::{Matrix, eigen_bytes, matrix_bytes};
 
 /// The statistic of the inputs of a model's matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Statistic {
+pub(crate) enum InputsBy {
     /// `δ_iᵀ δ_i`: the rows of a task vector are sums of the inputs it was trained on.
     TaskVector,
     /// `δ_iᵀ δ_i / ‖δ_i‖²_F`: the same, with every model counting alike.
     NormalisedTaskVector,
+    /// `X_iᵀ X_i / n`, measured on samples; entries off the diagonal are multiplied by this parameter.
+    Samples(&'static str),
 }
 
 /// The solution for every matrix.
 #[derive(Debug)]
 pub(crate) struct Solution {
     /// The statistic of every model.
-    pub(crate) statistic: Statistic,
+    pub(crate) statistic: InputsBy,
     /// The parameter with ρ, as a multiple of the mean eigenvalue of `Σ w_i C_i`.
     pub(crate) ridge: &'static str,
 }
 
 impl CombineMatrices for Solution {
-    fn combine(&self, subject: &Subject, shape: [usize; 2], read: Read) -> Result<Matrix> {
+    fn shape(&self, subject: &Subject) -> Option<[usize; 2]> {
+        let measured = subject.measured || !matches!(self.statistic, InputsBy::Samples(_));
+        subject.matrices().filter(|_| measured)
+    }
+
+    fn combine(
+        &self,
+        subject: &Subject,
+        shape: [usize; 2],
+        inputs: &mut dyn Inputs,
+    ) -> Result<Matrix> {
         let [rows, columns] = shape;
         let mut sum = Matrix::zeros(columns, columns);
         let mut right = Matrix::zeros(rows, columns);
         for model in 0..subject.models {
-            let matrix = read(model)?;
+            let matrix = inputs.task_vector(model)?;
+            let weight = subject.numbers("weight")[model];
             let factor = match self.statistic {
-                Statistic::TaskVector => 1.0,
-                Statistic::NormalisedTaskVector => 1.0 / matrix.sum_of_squares(),
+                InputsBy::TaskVector => weight,
+                InputsBy::NormalisedTaskVector => weight / matrix.sum_of_squares(),
+                InputsBy::Samples(off_diagonal) => {
+                    if weight != 0.0 {
+                        let mut gram = inputs.statistic(model)?;
+                        gram.scale_off_diagonal(subject.number(off_diagonal));
+                        sum.add(weight, &gram);
+                        right.add_product(weight, &matrix, &gram);
+                    }
+                    continue;
+                }
             };
-            let factor = factor * subject.numbers("weight")[model];
             if factor.is_finite() && factor != 0.0 {
                 sum.add_gram(factor, &matrix);
                 right.add_cube(factor, &matrix);
@@ -64,7 +85,10 @@ impl CombineMatrices for Solution {
     fn bytes(&self, subject: &Subject, shape: [usize; 2]) -> u64 {
         let [rows, columns] = shape;
         let system = matrix_bytes(columns, columns) + matrix_bytes(rows, columns);
-        let gram = rows.min(columns);
+        let gram = match self.statistic {
+            InputsBy::Samples(_) => columns,
+            _ => rows.min(columns),
+        };
         let adding = matrix_bytes(rows, columns) + matrix_bytes(gram, gram);
         let solving = if subject.number(self.ridge) == 0.0 {
             eigen_bytes(columns) + matrix_bytes(rows, columns)

@@ -1,0 +1,56 @@
+//! Fisher merging: the mean of the models' parameters, in which every entry counts by how much the model's
+//! loss depends on it.
+//!
+//! `θ = Σ w_i (F_i + ε) θ_i / Σ w_i (F_i + ε)`, entry by entry, where `F_i` is the diagonal of the empirical
+//! Fisher information of model i on its samples, divided by its root mean square over the whole model. So
+//! models whose gradients are large do not count more than others.
+//!
+//! Matena and Raffel 2022, equation 4; the empirical Fisher information, from the samples' own labels, and
+//! the division follow the code of `MergeLM`. Both semantics are the same.
+
+use super::{
+    Base, Count, Kind, Method, Owner, Parameter, Range, Schema, Semantics, Settings, Statistic,
+};
+use crate::program::importance::ImportanceMean;
+use crate::program::{Operand, Program};
+
+const EPSILON: &str = "epsilon";
+
+pub(super) struct Fisher;
+
+impl Method for Fisher {
+    fn schema(&self, _: Semantics) -> Schema {
+        let epsilon = Parameter {
+            name: EPSILON,
+            summary: "added to every importance, of which the root mean square is 1",
+            owner: Owner::Merge,
+            kind: Kind::Number {
+                default: Some(1e-6),
+                range: Range { above: None, least: Some(0.0), most: None },
+                by_tensor: true,
+                search: None,
+            },
+        };
+        Schema {
+            name: "fisher",
+            title: "Fisher merging",
+            summary: "the mean in which an entry counts by how much its model's loss depends on it",
+            source: "Matena and Raffel 2022",
+            base: Base::Unused,
+            models: Count::at_least(1),
+            parameters: vec![Parameter::weight_of_a_mean(), epsilon],
+            coefficients: true,
+            learnable: true,
+            statistic: Some(Statistic::Fisher),
+        }
+    }
+
+    fn program(&self, _: &Settings) -> Program {
+        let mean = ImportanceMean { epsilon: EPSILON };
+        Program::new(Operand::Parameters, Vec::new(), mean)
+    }
+
+    fn in_mergekit(&self) -> bool {
+        false
+    }
+}
