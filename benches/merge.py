@@ -76,8 +76,9 @@ class Bench:
         self._out = self._written / "out"
 
     def inputs(self, work: Work) -> list[Path]:
-        """The files of the base and of a work's experts."""
-        return [self.folder / name / FILE for name in names(work.experts)]
+        """The files of the base and of a work's experts, or of the experts and their statistics."""
+        files = [self.folder / name / FILE for name in names(work.experts)]
+        return [*files[1:], *self._statistics()] if work.statistics else files
 
     def floor(self, work: Work) -> measure.Taken:
         """The floor, or with a cold cache plain reading or writing, whichever takes longer."""
@@ -105,8 +106,8 @@ class Bench:
             command.append("--no-sync")
         if threads:
             command += ["--threads", str(threads)]
-        if work.sensitivity:
-            command += ["--calibration", self._calibration()]
+        if work.sensitivity or work.statistics:
+            command += ["--calibration", self._calibration(statistics=work.statistics)]
         with _new(self._out):
             return measure.run(command, cold=self.inputs(work) if self._options.cold else ())
 
@@ -153,15 +154,32 @@ class Bench:
             recipe["sensitivity"] = {}
         return recipe
 
-    def _calibration(self) -> Path:
+    def _statistics(self) -> list[Path]:
+        """Made-up Fisher information: the experts' own entries without their signs."""
+        import numpy as np
+
+        made = []
+        for name in names(EXPERTS)[1:]:
+            path = self.folder / f"{name}.fisher.safetensors"
+            made.append(path)
+            if path.is_file():
+                continue
+            with (self.folder / name / FILE).open("rb") as model, path.open("wb") as file:
+                size = model.read(8)
+                file.write(size + model.read(int.from_bytes(size, "little")))
+                while piece := model.read(1 << 26):
+                    file.write((np.frombuffer(piece, np.uint16) & 0x7FFF).tobytes())
+        return made
+
+    def _calibration(self, *, statistics: bool = False) -> Path:
         """A calibration of these experts with made-up numbers."""
         import numpy as np
 
         from sensmerge import _core
-        from sensmerge.calibration.record import Calibration, Expert, TaskRecord
+        from sensmerge.calibration.record import Calibration, Expert, StatisticsFile, TaskRecord
         from sensmerge.models.layers import block_of, layer_of
 
-        path = self.folder / "calibration.json"
+        path = self.folder / ("statistics.json" if statistics else "calibration.json")
         if path.is_file():
             return path
         order = list(
@@ -190,6 +208,16 @@ class Bench:
             order=order,
             alignment=alignment,
             options={},
+            statistics=[
+                StatisticsFile(
+                    "fisher",
+                    file.name,
+                    _core.Checkpoint(str(file)).fingerprint(),
+                    {tensor.name: tensor.name for tensor in _core.Checkpoint(str(file)).tensors},
+                    1.0,
+                )
+                for file in (self._statistics() if statistics else [])
+            ],
         ).save(path)
         return path
 

@@ -23,6 +23,7 @@ class Work:
         base: Whether the recipe names the base.
         weights: Whether the models have weights.
         sensitivity: Whether coefficients by layer come from a calibration.
+        statistics: Whether it reads Fisher information of every expert beside them.
         main: Whether it is measured without ``--all``.
     """
 
@@ -36,6 +37,7 @@ class Work:
     base: bool = True
     weights: bool = True
     sensitivity: bool = False
+    statistics: bool = False
     main: bool = False
 
 
@@ -81,5 +83,6 @@ WORKS = [
     Work("consensus", "consensus"),
     Work("pcb 0.1", "pcb", parameters={"density": 0.1}),
     Work("widen", "widen"),
+    Work("fisher", "fisher", 2, base=False, statistics=True),
     Work("wsm", "wsm", base=False, weights=False),
 ]  # fmt: skip

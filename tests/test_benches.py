@@ -61,7 +61,8 @@ def test_every_work_has_its_row_and_nothing_is_left_behind(family: Path) -> None
     assert [row[0].removeprefix("| ") for row in rows] == [work.name for work in works.WORKS]
     assert all(float(row[2]) > 0 for row in rows)
     made = {path.name for path in (family / "tiny").iterdir()} - before
-    assert made == {"recipe.json", "calibration.json"}
+    statistics = {f"expert{place}.fisher.safetensors" for place in range(works.EXPERTS)}
+    assert made == {"recipe.json", "calibration.json", "statistics.json", *statistics}
 
 
 def test_every_method_that_works_entry_by_entry_is_measured() -> None:

@@ -146,7 +146,7 @@ def test_gram_matrices_are_those_of_the_inputs(tmp_path: Path, memory: str, devi
 def test_fisher_merging_is_the_reference(family: Family, tmp_path: Path, base: str | None) -> None:
     found = calibrated(family, "fisher", tmp_path)
     said = {"filter": "layers.1.", "value": 0.5}
-    asked = recipe(family, "fisher", parameters={"weight": [said, {"value": 2.0}], "epsilon": 1e-3})
+    asked = recipe(family, "fisher", parameters={"weight": [said, {"value": 2.0}], "floor": 1e-3})
     # The third counts less than the others.
     data = asked.source | {"out_dtype": "float64", "base_model": base}
     data["models"][2] = data["models"][2] | {"parameters": {"weight": 0.25}}

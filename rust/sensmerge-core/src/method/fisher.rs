@@ -14,14 +14,14 @@ use super::{
 use crate::program::importance::ImportanceMean;
 use crate::program::{Operand, Program};
 
-const EPSILON: &str = "epsilon";
+const FLOOR: &str = "floor";
 
 pub(super) struct Fisher;
 
 impl Method for Fisher {
     fn schema(&self, _: Semantics) -> Schema {
-        let epsilon = Parameter {
-            name: EPSILON,
+        let floor = Parameter {
+            name: FLOOR,
             summary: "added to every importance, of which the root mean square is 1",
             owner: Owner::Merge,
             kind: Kind::Number {
@@ -38,7 +38,7 @@ impl Method for Fisher {
             source: "Matena and Raffel 2022",
             base: Base::Unused,
             models: Count::at_least(1),
-            parameters: vec![Parameter::weight_of_a_mean(), epsilon],
+            parameters: vec![Parameter::weight_of_a_mean(), floor],
             coefficients: true,
             learnable: true,
             statistic: Some(Statistic::Fisher),
@@ -46,7 +46,7 @@ impl Method for Fisher {
     }
 
     fn program(&self, _: &Settings) -> Program {
-        let mean = ImportanceMean { epsilon: EPSILON };
+        let mean = ImportanceMean { epsilon: FLOOR };
         Program::new(Operand::Parameters, Vec::new(), mean)
     }
 
