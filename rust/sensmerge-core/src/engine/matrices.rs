@@ -54,7 +54,7 @@ impl Inputs for OfMatrix<'_, '_> {
     fn task_vector(&mut self, model: usize) -> Result<Matrix> {
         let Self { job, tensor, .. } = *self;
         let mut base = [0.0; BLOCK];
-        read(job, self.start, self.shape, &mut |entries, part| {
+        read(job, self.start, self.shape, |entries, part| {
             let base = &mut base[..part.len()];
             tensor.read_expert(model, entries.clone(), part);
             check_finite(job, tensor, Input::Expert(model), part)?;
@@ -67,7 +67,7 @@ impl Inputs for OfMatrix<'_, '_> {
 
     fn statistic(&mut self, model: usize) -> Result<Matrix> {
         let Self { job, tensor, shape: [_, columns], .. } = *self;
-        read(job, 0, [columns, columns], &mut |entries, part| {
+        read(job, 0, [columns, columns], |entries, part| {
             tensor.read_statistic(model, entries, part);
             check_finite(job, tensor, Input::Statistic(model), part)
         })
@@ -79,7 +79,7 @@ fn read(
     job: &Job,
     start: usize,
     [rows, columns]: [usize; 2],
-    read: &mut dyn FnMut(Range<usize>, &mut [f64]) -> Result<()>,
+    mut read: impl FnMut(Range<usize>, &mut [f64]) -> Result<()>,
 ) -> Result<Matrix> {
     job.monitor.check()?;
     let mut matrix = Matrix::zeros(rows, columns);

@@ -69,7 +69,9 @@ widest! {
 fn without_importance<T: Real>(rows: &[T], weights: &[T], sums: &[T], out: &mut [T]) {
     let length = out.len();
     let mut divisor = T::ZERO;
-    weights.iter().for_each(|&weight| divisor += weight);
+    for &weight in weights {
+        divisor += weight;
+    }
     for (place, (out, &sum)) in out.iter_mut().zip(sums).enumerate() {
         if sum == T::ZERO {
             let mut total = T::ZERO;

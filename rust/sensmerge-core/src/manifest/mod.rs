@@ -102,6 +102,7 @@ pub struct Output {
 /// The origin of an output tensor's entries.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[expect(clippy::large_enum_variant, reason = "nearly all tensors are merged")]
 pub enum Content {
     /// The method merges inputs.
     Merge(Merge),
