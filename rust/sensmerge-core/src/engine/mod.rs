@@ -19,6 +19,7 @@ mod derivative;
 mod destination;
 pub mod difference;
 mod entries;
+mod function;
 mod inputs;
 mod low_rank;
 mod matrices;
@@ -47,7 +48,7 @@ use crate::checkpoint::layout::{index_json, layout};
 use crate::checkpoint::output::OutputFolder;
 use crate::error::{Error, Result};
 use crate::manifest::Manifest;
-use crate::method::find;
+use crate::method::{Form, find};
 use crate::program::{Computed, Program, Scope, Subject};
 use destination::Destination;
 pub use inputs::Inputs;
@@ -330,6 +331,10 @@ fn tensors_and_stages<'e>(job: &Job<'e>) -> Result<(Vec<Tensor<'e>>, Vec<Range<u
             tensor.precision = Precision::Double;
             tensor.matrices = tensor.subject().matrices();
         }
+    }
+    let called = job.program.combine.called();
+    if called.is_some_and(|called| called.form == Form::Tensors) {
+        tensors.iter_mut().for_each(|tensor| tensor.whole = true);
     }
     let mut start = 0;
     let entries = if job.program.matrices.is_some() { usize::MAX } else { WINDOW_ENTRIES };
