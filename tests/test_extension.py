@@ -1,4 +1,4 @@
-"""Methods of other packages: the examples of docs/extending.md, built, installed and merged with."""
+"""Methods of other packages: the examples of docs/extending.md, built, installed and used."""
 
 from __future__ import annotations
 
@@ -224,6 +224,21 @@ def test_what_a_function_does_wrong_is_said_and_nothing_is_left(
     assert not (tmp_path / "out").exists()
 
 
+def test_parts_of_a_tensor_do_not_show_in_the_output(
+    python_site: Path, models: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", models, "clipped_mean")
+    code = f"""
+import sensmerge
+recipe = sensmerge.Recipe.load({str(recipe)!r})
+for name, threads, size in [("a", 1, 4096), ("b", 4, 40960), ("c", 2, 1 << 24)]:
+    sensmerge.merge(recipe, {str(tmp_path)!r} + "/" + name, threads=threads, chunk_bytes=size)
+"""
+    python(python_site, code)
+    written = {(tmp_path / name / "model.safetensors").read_bytes() for name in "abc"}
+    assert len(written) == 1
+
+
 def test_an_exception_keeps_its_traceback(
     failing_site: Path, models: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -286,7 +301,7 @@ def test_a_manifest_is_refused_without_its_package(
     assert json.loads(text)["method"]["package"] == {"name": "clipped-mean", "version": "1.0"}
     from sensmerge import InputError, _core
 
-    with pytest.raises(InputError, match="pip install clipped-mean==1.0"):
+    with pytest.raises(InputError, match=r"pip install clipped-mean==1\.0"):
         _core.Manifest.from_json(text)
 
 

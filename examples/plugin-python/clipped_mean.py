@@ -1,3 +1,5 @@
+"""A merge method: the weighted mean of clipped task vectors."""
+
 import numpy as np
 
 import sensmerge
@@ -10,5 +12,7 @@ import sensmerge
     summary="the weighted mean of task vectors that are cut to a limit",
 )
 def clipped_mean(rows: np.ndarray, weight: np.ndarray, limit: float) -> np.ndarray:
+    """Merge rows ``[models, entries]`` to ``[entries]``."""
     cut = np.clip(rows, -limit, limit)
-    return (weight[:, None] * cut).sum(axis=0) / weight.sum()
+    mean: np.ndarray = (weight[:, None] * cut).sum(axis=0) / weight.sum()
+    return mean

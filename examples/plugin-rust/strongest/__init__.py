@@ -1,3 +1,5 @@
+"""A merge method whose function is in a library that was written in Rust."""
+
 import ctypes
 from pathlib import Path
 

@@ -1,8 +1,9 @@
 """Methods of other packages: how they are written, found and loaded.
 
 A package offers a method by an entry point in the group ``sensmerge.methods``, whose name is the
-method's and whose value is what :func:`method` made of a function. Nothing is imported before a recipe
-or a list of all methods asks for it, and nothing but installed packages' entry points can be named.
+method's and whose value is what :func:`method` made of a function. Nothing is imported before a
+recipe or a list of all methods asks for it, and nothing but installed packages' entry points can be
+named.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from sensmerge.errors import InputError, first_line
 
 GROUP = "sensmerge.methods"
 
+# What all functions are that ctypes finds in libraries.
+_C_FUNCTION: type = ctypes.CFUNCTYPE(None).__mro__[1]
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -31,8 +35,8 @@ class Parameter:
         name: Its name in recipes, and that of the function's argument.
         default: Its value if the recipe gives none; None if the recipe must give one.
         summary: A short description.
-        owner: ``merge``: there is one value, and the function gets a float; ``model``: each model has
-            its own, and the function gets an array of shape ``[models]`` in the rows' dtype.
+        owner: ``merge``: there is one value, and the function gets a float; ``model``: each model
+            has its own, and the function gets an array of shape ``[models]`` in the rows' dtype.
         above: It must be larger than this.
         least: It must be this or larger.
         most: It must be this or smaller.
@@ -127,26 +131,27 @@ def method(
 ) -> Callable[[Callable[..., Any]], Definition]:
     """Make a merge method of a function.
 
-    The function is called with the rows, an array of shape ``[models, entries]`` in float32 (float64
-    where an input is float64), and by keyword with the method's parameters; with ``base`` (shape
-    ``[entries]``, or None) and ``tensor`` (the tensor's name) if its signature has them. It returns the
-    merged row, of shape ``[entries]`` and the rows' dtype. It may overwrite the rows. Several threads
-    call it, one at a time under the interpreter's lock.
+    The function is called with the rows, an array of shape ``[models, entries]`` in float32
+    (float64 where an input is float64), and by keyword with the method's parameters; with ``base``
+    (shape ``[entries]``, or None) and ``tensor`` (the tensor's name) if its signature has them. It
+    returns the merged row, of shape ``[entries]`` and the rows' dtype. It may overwrite the rows.
+    Several threads call it under the interpreter's lock.
 
-    A C function that ``ctypes`` found in a library is called without that lock; docs/extending.md has
-    what it is called with.
+    A C function that ``ctypes`` found in a library is called without that lock; docs/extending.md
+    has what it is called with.
 
     Args:
-        base: ``needed``: rows are differences from the base, to which the merged row is added, times
-            the recipe's ``lambda``; ``optional``: so with a base, and without one the models
-            themselves; ``merged``: a base is the first of the merged models; ``unused``: it is merged
-            only if it is listed.
+        base: ``needed``: rows are differences from the base, to which the merged row is added,
+            times the recipe's ``lambda``; ``optional``: so with a base, and without one the models
+            themselves; ``merged``: a base is the first of the merged models; ``unused``: it is
+            merged only if it is listed.
         models: The least and the greatest number of models; None is no bound.
         parameters: The numbers that recipes give.
-        weights: Whether it takes ``weight``, an array of shape ``[models]``; sensitivity can then scale
-            the weights.
-        whole: Whether it gets whole tensors, ``[models, *shape]``. Otherwise it gets a part of a tensor
-            at a time, flat, and each merged entry must depend on the same entry of the models alone.
+        weights: Whether it takes ``weight``, an array of shape ``[models]``; sensitivity can then
+            scale the weights.
+        whole: Whether it gets whole tensors, ``[models, *shape]``. Otherwise it gets a part of a
+            tensor at a time, flat, and each merged entry must depend on the same entry of the
+            models alone.
         title: The name that people use; the method's name by default.
         summary: A short description.
         source: The publication; the package by default.
@@ -163,7 +168,7 @@ def method(
     return define
 
 
-class Failed(Exception):
+class FunctionError(Exception):
     """What the core says of a function that failed; caused by the function's own exception."""
 
 
@@ -194,9 +199,9 @@ class Caller:
         import numpy as np
 
         dtype = np.dtype(np.float64 if double else np.float32)
-        wanted = tuple(shape) if self.definition.whole else (-1,)
+        wanted: tuple[int, ...] = tuple(shape) if self.definition.whole else (-1,)
         given = np.frombuffer(rows, dtype).reshape(models, -1)
-        entries = given.shape[1:]
+        entries: tuple[int, ...] = given.shape[1:]
         if self.definition.whole:
             given, entries = given.reshape(models, *wanted), wanted
         said: dict[str, Any] = {
@@ -213,12 +218,13 @@ class Caller:
         except Exception as error:
             frame = traceback.extract_tb(error.__traceback__)[-1]
             place = f"{frame.filename}, line {frame.lineno}"
-            raise Failed(f"{type(error).__name__}: {first_line(error)} ({place})") from error
+            raise FunctionError(f"{type(error).__name__}: {first_line(error)} ({place})") from error
         if not isinstance(merged, np.ndarray):
-            raise Failed(f"returned {type(merged).__name__} instead of an array")
+            raise FunctionError(f"returned {type(merged).__name__} instead of an array")
         if merged.shape != entries or merged.dtype != dtype:
-            raise Failed(
-                f"returned {merged.dtype} of shape {merged.shape} instead of {dtype} of shape {entries}"
+            raise FunctionError(
+                f"returned {merged.dtype} of shape {merged.shape} "
+                f"instead of {dtype} of shape {entries}"
             )
         return merged.tobytes()
 
@@ -268,8 +274,9 @@ def load(name: str) -> bool:
         kind = type(definition).__name__
         raise InputError(f"{at}: '{offered[0].value}' is a {kind}, not made by sensmerge.method")
     described = json.dumps(definition.described(name, *_package(offered[0])))
-    if isinstance(definition.function, ctypes._CFuncPtr):
-        address = ctypes.cast(definition.function, ctypes.c_void_p).value or 0
+    if isinstance(definition.function, _C_FUNCTION):
+        function: Any = definition.function
+        address = ctypes.cast(function, ctypes.c_void_p).value or 0
         _core.register_native(described, address)
     else:
         _core.register_function(described, Caller.of(definition))

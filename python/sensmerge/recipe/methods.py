@@ -193,9 +193,8 @@ def faults() -> list[str]:
     for name in extension.names():
         try:
             if name in own():
-                raise InputError(
-                    f"method '{name}' of {extension.package(name)}: is ours; rename it"
-                )
+                other = extension.package(name)
+                raise InputError(f"method '{name}' of {other}: is a name of ours; rename it")
             find(name)
         except InputError as error:
             found.append(str(error))

@@ -334,7 +334,9 @@ fn tensors_and_stages<'e>(job: &Job<'e>) -> Result<(Vec<Tensor<'e>>, Vec<Range<u
     }
     let called = job.program.combine.called();
     if called.is_some_and(|called| called.form == Form::Tensors) {
-        tensors.iter_mut().for_each(|tensor| tensor.whole = true);
+        for tensor in &mut tensors {
+            tensor.whole = true;
+        }
     }
     let mut start = 0;
     let entries = if job.program.matrices.is_some() { usize::MAX } else { WINDOW_ENTRIES };
