@@ -4,6 +4,7 @@
 mod adapters;
 mod chunks;
 mod files;
+mod functions;
 mod matrices;
 mod memory;
 mod merging;
