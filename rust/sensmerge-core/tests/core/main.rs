@@ -4,7 +4,6 @@
 mod adapters;
 mod chunks;
 mod files;
-mod functions;
 mod matrices;
 mod memory;
 mod merging;

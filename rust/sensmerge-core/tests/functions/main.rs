@@ -1,4 +1,6 @@
-//! Methods whose functions come from outside the crate.
+//! Methods whose functions come from outside the crate; in a process of their own, since what is
+//! registered stays.
+#![expect(clippy::unwrap_used, reason = "a test that cannot set up its input has failed")]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,7 +24,7 @@ struct Scaled(Form);
 impl Scaled {
     fn merge<T: Copy>(
         &self,
-        call: Call<T>,
+        call: &mut Call<T>,
         times: fn(T, f64) -> T,
     ) -> std::result::Result<(), Failure> {
         let Some(Number::Models(factors)) = call.numbers.get("factor") else {
@@ -44,12 +46,12 @@ impl Scaled {
 }
 
 impl Function for Scaled {
-    fn single(&self, call: Call<f32>) -> std::result::Result<(), Failure> {
-        self.merge(call, |entry, factor| entry * factor as f32)
+    fn single(&self, mut call: Call<f32>) -> std::result::Result<(), Failure> {
+        self.merge(&mut call, |entry, factor| entry * factor as f32)
     }
 
-    fn double(&self, call: Call<f64>) -> std::result::Result<(), Failure> {
-        self.merge(call, |entry, factor| entry * factor)
+    fn double(&self, mut call: Call<f64>) -> std::result::Result<(), Failure> {
+        self.merge(&mut call, |entry, factor| entry * factor)
     }
 }
 
