@@ -15,7 +15,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sensmerge.errors import InputError
+from sensmerge.errors import InputError, MethodError
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration, calibrate
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sensmerge.merging.memory import merge_into, merge_tensors
     from sensmerge.models import Models, open_models
     from sensmerge.recipe import Recipe
+    from sensmerge.recipe.extension import Parameter, method
     from sensmerge.scaling.sigma import Coefficients, coefficients
     from sensmerge.search.descent import learn
     from sensmerge.search.soup import soup
@@ -39,7 +40,9 @@ __all__ = [
     "Coefficients",
     "InputError",
     "MergeResult",
+    "MethodError",
     "Models",
+    "Parameter",
     "Recipe",
     "calibrate",
     "coefficients",
@@ -50,6 +53,7 @@ __all__ = [
     "merge",
     "merge_into",
     "merge_tensors",
+    "method",
     "open_models",
     "soup",
     "tune",
@@ -60,6 +64,7 @@ _HOMES = {
     "Coefficients": "sensmerge.scaling.sigma",
     "MergeResult": "sensmerge.merging.disk",
     "Models": "sensmerge.models",
+    "Parameter": "sensmerge.recipe.extension",
     "Recipe": "sensmerge.recipe",
     "calibrate": "sensmerge.calibration",
     "coefficients": "sensmerge.scaling.sigma",
@@ -70,6 +75,7 @@ _HOMES = {
     "merge": "sensmerge.workflow",
     "merge_into": "sensmerge.merging.memory",
     "merge_tensors": "sensmerge.merging.memory",
+    "method": "sensmerge.recipe.extension",
     "open_models": "sensmerge.models",
     "soup": "sensmerge.search.soup",
     "tune": "sensmerge.search.trials",

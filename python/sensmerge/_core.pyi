@@ -26,6 +26,8 @@ __all__ = [
     "methods",
     "pickle_files",
     "read_into",
+    "register_function",
+    "register_native",
     "row_distances",
     "sum_abs_product",
     "sum_squares",
@@ -582,7 +584,7 @@ def methods() -> str:
     Returns:
         JSON: for each of the two semantics, ``mergekit`` and ``original``, a list of the methods with
         their parameters, ranges and defaults; and under ``outside_mergekit`` the names of those that
-        mergekit does not have.
+        mergekit does not have; under ``packages``, by name, the package of every registered method.
     """
 
 def pickle_files(folder: str | PathLike[str], names: collections.abc.Set[str]) -> list[str]:
@@ -620,6 +622,30 @@ def read_into(
     Raises:
         InputError: The view is malformed, or a tensor is missing, of another size or not computed with.
         KeyboardInterrupt: Ctrl-C was pressed; some outputs are written, others are not.
+    """
+
+def register_function(described: str, function: collections.abc.Callable[..., bytes]) -> None:
+    """Register a method whose function is a Python function, for the rest of the process.
+
+    Args:
+        described: JSON: the method's schema, its package, and whether it wants whole tensors.
+        function: Called under the interpreter's lock, by any thread, with the tensor's name and shape,
+            the number of models, whether entries are float64, bytes of the entries of all models, bytes
+            of the base's or None, and the numbers by parameter. Returns bytes of the merged entries.
+
+    Raises:
+        InputError: There is a method of this name, or the description cannot be used.
+    """
+
+def register_native(described: str, address: SupportsIndex) -> None:
+    """Register a method whose function is a C function, for the rest of the process.
+
+    Args:
+        described: JSON: the method's schema, its package, and whether it wants whole tensors.
+        address: The function's address, in a library that stays loaded.
+
+    Raises:
+        InputError: There is a method of this name, the description cannot be used, or the address is 0.
     """
 
 def row_distances(

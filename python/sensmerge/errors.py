@@ -16,6 +16,14 @@ class InputError(ValueError):
         self.option = option
 
 
+class MethodError(InputError):
+    """The function of an installed package's method failed, or returned what cannot be used.
+
+    The message names the method and the tensor; ``__cause__`` is the function's own exception, with
+    its traceback, where there was one.
+    """
+
+
 def first_line(error: BaseException) -> str:
     """The first line of another library's message, or the error's type if the message is empty."""
     lines = str(error).strip().splitlines()

@@ -11,7 +11,8 @@ from functools import cache
 from typing import Any, Literal
 
 from sensmerge import _core
-from sensmerge.recipe import numbers
+from sensmerge.errors import InputError
+from sensmerge.recipe import extension, numbers
 
 Semantics = Literal["mergekit", "original"]
 SEMANTICS: tuple[Semantics, ...] = ("mergekit", "original")
@@ -137,6 +138,7 @@ class Method:
             None.
         semantics: The variant of the method that this describes.
         in_mergekit: Whether mergekit has the method.
+        package: The package that it comes from, with its version; None for sensmerge's own.
     """
 
     name: str
@@ -152,6 +154,7 @@ class Method:
     statistic: Literal["fisher", "gram"] | None
     semantics: Semantics
     in_mergekit: bool
+    package: str | None = None
 
     def parameter(self, name: str) -> Parameter | None:
         """The parameter of this name; None if there is none."""
@@ -166,18 +169,58 @@ class Method:
 
 
 def find(name: str, semantics: Semantics = DEFAULT_SEMANTICS) -> Method | None:
-    """The method that recipes call ``name``; None if there is none."""
+    """The method that recipes call ``name``; None if there is none.
+
+    A method of an installed package is imported when it is first asked for.
+
+    Raises:
+        InputError: The package's method cannot be loaded.
+    """
+    if name not in _registry()[semantics] and extension.load(name):
+        _forget()
     return _registry()[semantics].get(name)
 
 
 def every(semantics: Semantics = DEFAULT_SEMANTICS) -> list[Method]:
-    """All methods, in the order of the documentation."""
+    """All methods: ours in the order of the documentation, then those of installed packages.
+
+    Those that cannot be loaded are left out; :func:`faults` says why.
+    """
+    faults()
     return list(_registry()[semantics].values())
 
 
+def faults() -> list[str]:
+    """Why methods of installed packages cannot be loaded; loads those that can."""
+    found = []
+    for name in extension.names():
+        try:
+            if name in own():
+                other = extension.package(name)
+                raise InputError(f"method '{name}' of {other}: is a name of ours; rename it")
+            find(name)
+        except InputError as error:
+            found.append(str(error))
+    return found
+
+
+def own() -> list[str]:
+    """The names of the methods that come with sensmerge."""
+    registry = _registry()[DEFAULT_SEMANTICS]
+    return [name for name, method in registry.items() if method.package is None]
+
+
 def names() -> list[str]:
-    """The methods' names in recipes; they are the same in both semantics."""
-    return list(_registry()[DEFAULT_SEMANTICS])
+    """The methods' names in recipes; they are the same in both semantics.
+
+    Imports no other package: the names of their methods are in what is known of installed packages.
+    """
+    return list(dict.fromkeys([*_registry()[DEFAULT_SEMANTICS], *extension.names()]))
+
+
+def _forget() -> None:
+    for cached in (_registry, parameters_named, parameter_names):
+        cached.cache_clear()
 
 
 @cache
@@ -208,10 +251,15 @@ def parameter_names(owner: Literal["model", "merge"] | None = None) -> list[str]
 @cache
 def _registry() -> dict[Semantics, dict[str, Method]]:
     described = json.loads(_core.methods())
-    ours = described.pop("outside_mergekit")
+    ours, packages = described.pop("outside_mergekit"), described.pop("packages")
+    said = {name: f"{each['name']} {each['version']}" for name, each in packages.items()}
     return {
         semantics: {
-            schema["name"]: _method(schema, semantics, schema["name"] not in ours)
+            schema["name"]: _method(
+                schema | {"package": said.get(schema["name"])},
+                semantics,
+                schema["name"] not in ours,
+            )
             for schema in schemas
         }
         for semantics, schemas in described.items()

@@ -33,10 +33,14 @@ def listed(semantics: Semantics = DEFAULT_SEMANTICS) -> str:
         for method in methods.every(semantics)
     ]
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    return "\n".join(
+    lines = [
         "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in [head, *rows]
-    )
+    ]
+    others = [method for method in methods.every(semantics) if method.package is not None]
+    notes = [f"{method.name} comes with {method.package}" for method in others]
+    notes += [f"cannot be loaded: {fault}" for fault in methods.faults()]
+    return "\n".join([*lines, "", *notes] if notes else lines)
 
 
 def described(name: str, semantics: Semantics = DEFAULT_SEMANTICS) -> str:
@@ -51,6 +55,7 @@ def described(name: str, semantics: Semantics = DEFAULT_SEMANTICS) -> str:
     lines = [
         f"{method.name}: {method.title} ({method.source})",
         f"  {method.summary}",
+        *([] if method.package is None else [f"  comes with {method.package}"]),
         "",
         f"models: {method.count()}",
         f"base: {_BASE[method.base]}",
@@ -76,9 +81,11 @@ def no_method(name: object) -> str:
 
 
 def as_markdown() -> str:
-    """All methods as a Markdown table, which names differences between the semantics."""
+    """Our methods as a Markdown table, which names differences between the semantics."""
     lines = ["| method | models | base | parameters (defaults) | source |", "|---|---|---|---|---|"]
     for method in methods.every():
+        if method.package is not None:
+            continue
         brief = ", ".join(f"`{name}` ({value})" for name, value in _defaults(method))
         lines.append(
             f"| `{method.name}`: {method.summary} | {method.count()} | {method.base} | {brief} "

@@ -76,6 +76,20 @@ pub enum Error {
         reason: String,
     },
 
+    /// The function of a method from outside this crate failed, or returned what cannot be used.
+    #[error("method '{method}': tensor '{tensor}': {reason}")]
+    Method {
+        /// The method's name.
+        method: String,
+        /// The tensor that it merged.
+        tensor: String,
+        /// What went wrong.
+        reason: String,
+        /// The function's own error.
+        #[source]
+        cause: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+
     /// The output folder cannot be written to as asked.
     #[error("{}: {reason}", path.display())]
     Output {
@@ -104,6 +118,7 @@ impl Error {
             Self::File { .. }
             | Self::Tensor { .. }
             | Self::Setting { .. }
+            | Self::Method { .. }
             | Self::Output { .. } => Kind::Input,
         }
     }

@@ -38,7 +38,7 @@
 //!    └─▶ all of these
 //! engine, manifest, program ─▶ numbers
 //! engine, program ─▶ linear
-//! engine, manifest, checkpoint, program ─▶ error
+//! engine, manifest, method, checkpoint, program ─▶ error
 //! ```
 //!
 //! `kernel` and `checkpoint` never use each other.

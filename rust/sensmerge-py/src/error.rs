@@ -1,15 +1,26 @@
 //! Conversion of the core's errors to Python exceptions, by their cause.
 
 use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError};
-use pyo3::{PyErr, import_exception};
+use pyo3::{PyErr, Python, import_exception};
 use sensmerge_core::error::{Error, Hint, Kind};
 
 // Defined in Python, where type checkers see it.
 import_exception!(sensmerge.errors, InputError);
+import_exception!(sensmerge.errors, MethodError);
 
-/// `InputError` for bad input, `KeyboardInterrupt` for a cancellation, `OSError` for the rest.
+/// `MethodError` for a method from outside, `InputError` for other bad input, `KeyboardInterrupt` for a cancellation, `OSError` for the rest.
 pub(crate) fn to_python(error: Error) -> PyErr {
     let message = error.to_string();
+    if let Error::Method { cause, .. } = error {
+        let raised = MethodError::new_err(message);
+        if let Some(cause) = cause.and_then(|cause| cause.downcast::<PyErr>().ok()) {
+            Python::attach(|py| {
+                let inner = cause.cause(py).unwrap_or(*cause);
+                raised.set_cause(py, Some(inner));
+            });
+        }
+        return raised;
+    }
     match error.kind() {
         Kind::Input => InputError::new_err((message, error.hint().and_then(keyword))),
         Kind::Interrupted => PyKeyboardInterrupt::new_err(message),

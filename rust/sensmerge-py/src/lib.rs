@@ -9,15 +9,18 @@ mod difference;
 mod distance;
 mod door;
 mod error;
+mod function;
 mod manifest;
 mod memory;
 mod merge;
 mod methods;
+mod native;
 mod output;
 mod pickle_files;
 mod pool;
 mod prepared;
 mod read;
+mod register;
 mod sensitivity;
 mod task_vector;
 mod units;
@@ -50,6 +53,8 @@ mod _core {
     use crate::prepared::Prepared;
     #[pymodule_export]
     use crate::read::read_into;
+    #[pymodule_export]
+    use crate::register::{register_function, register_native};
     #[pymodule_export]
     use crate::sensitivity::{sum_abs_product, sum_squares};
     #[pymodule_export]

@@ -19,6 +19,7 @@ mod derivative;
 mod destination;
 pub mod difference;
 mod entries;
+mod function;
 mod inputs;
 mod low_rank;
 mod matrices;
@@ -47,7 +48,7 @@ use crate::checkpoint::layout::{index_json, layout};
 use crate::checkpoint::output::OutputFolder;
 use crate::error::{Error, Result};
 use crate::manifest::Manifest;
-use crate::method::find;
+use crate::method::{Form, find};
 use crate::program::{Computed, Program, Scope, Subject};
 use destination::Destination;
 pub use inputs::Inputs;
@@ -329,6 +330,12 @@ fn tensors_and_stages<'e>(job: &Job<'e>) -> Result<(Vec<Tensor<'e>>, Vec<Range<u
         for tensor in &mut tensors {
             tensor.precision = Precision::Double;
             tensor.matrices = combine.shape(&tensor.subject());
+        }
+    }
+    let called = job.program.combine.called();
+    if called.is_some_and(|called| called.form == Form::Tensors) {
+        for tensor in &mut tensors {
+            tensor.whole = true;
         }
     }
     let mut start = 0;

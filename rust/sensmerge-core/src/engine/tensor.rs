@@ -30,6 +30,8 @@ pub(super) struct Tensor<'m> {
     pub(super) precision: Precision,
     /// The shape of its matrices, if the program takes them as wholes.
     pub(super) matrices: Option<[usize; 2]>,
+    /// Whether a function merges it as a whole.
+    pub(super) whole: bool,
     /// The dtype it is rounded to.
     pub(super) dtype: Float,
     seed: u64,
@@ -72,6 +74,7 @@ impl<'m> Tensor<'m> {
             merge,
             precision: if double { Precision::Double } else { Precision::Single },
             matrices: None,
+            whole: false,
             dtype,
             seed: manifest.seed,
             entry_bytes: (base.iter().chain(&experts))

@@ -24,7 +24,7 @@ const WINDOW_TENSORS: usize = 4096;
 /// over columns are sums of the chunks' sums, and would change with it.
 const CHUNK_OF_ROWS: usize = 1 << 18;
 
-/// Number of entries of a chunk of `tensor`: a matrix that is taken as a whole; otherwise whole blocks or rows, and whole rows of tiles where its
+/// Number of entries of a chunk of `tensor`: a matrix or tensor that is taken as a whole; otherwise whole blocks or rows, and whole rows of tiles where its
 /// output is quantised.
 pub(super) fn chunk_entries<T: Real>(tensor: &Tensor, blocks: Blocks, chunk_bytes: usize) -> usize {
     let row_length = tensor.subject().row_length().max(1);
@@ -33,6 +33,7 @@ pub(super) fn chunk_entries<T: Real>(tensor: &Tensor, blocks: Blocks, chunk_byte
             let size = tensor.matrices.map_or(0, |[rows, columns]| rows * columns);
             (size, size)
         }
+        _ if tensor.whole => (tensor.elements().max(1), tensor.elements().max(1)),
         Blocks::Flat => (BLOCK, chunk_bytes / size_of::<T>()),
         Blocks::Rows | Blocks::WholeRows => (row_length, CHUNK_OF_ROWS),
     };

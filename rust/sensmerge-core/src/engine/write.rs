@@ -17,6 +17,7 @@ use rayon::prelude::*;
 
 use super::Job;
 use super::destination::{Destination, Slot};
+use super::function;
 use super::matrices;
 use super::stage::{Decided, Stage, Worker, carried};
 use super::tensor::Tensor;
@@ -27,6 +28,7 @@ use crate::kernel::finite::{all_finite, has_infinite, has_nan};
 use crate::kernel::weighted_sum::scale_and_add;
 use crate::manifest::{Packing, Source, Stored};
 use crate::program::block::{BLOCK, Block, Parts};
+use crate::program::function::Form;
 use crate::program::matrix;
 use crate::program::sweep::Chunk;
 use crate::program::{Computed, Join, Operand};
@@ -82,16 +84,20 @@ pub(super) fn write<T: Computed>(
             _ => merge_chunk(stage, decided, combination, chunk, target),
         }
     };
-    match &stage.job.program.matrices {
-        None => pieces.into_par_iter().try_for_each(merge),
-        Some(combine) => {
-            let bytes =
-                |chunk: &Chunk| matrix::bytes(&**combine, &stage.tensors[chunk.tensor].subject());
-            let pieces = pieces.into_iter().map(|piece| (bytes(piece.0), piece)).collect();
-            let budget = stage.job.options.matrix_bytes.unwrap_or_else(matrices::half_of_memory);
-            matrices::within(budget, pieces, merge)
-        }
+    let program = &stage.job.program;
+    let called = program.combine.called().filter(|called| called.form == Form::Tensors);
+    if program.matrices.is_none() && called.is_none() {
+        return pieces.into_par_iter().try_for_each(merge);
     }
+    let bytes = |chunk: &Chunk| {
+        let subject = stage.tensors[chunk.tensor].subject();
+        let of_call = called.map_or(0, |called| called.bytes(&subject, size_of::<T>()));
+        let of_matrix = program.matrices.as_deref();
+        of_matrix.map_or(of_call, |combine| matrix::bytes(combine, &subject))
+    };
+    let pieces = pieces.into_iter().map(|piece| (bytes(piece.0), piece)).collect();
+    let budget = stage.job.options.matrix_bytes.unwrap_or_else(matrices::half_of_memory);
+    matrices::within(budget, pieces, merge)
 }
 
 /// The destinations of a tensor's chunks. The shape of a quantised tensor is written at once.
@@ -173,7 +179,7 @@ fn merge_chunk<T: Computed>(
 }
 
 /// Called with the range of a block's entries, and the block with its entries combined.
-type TakeBlock<'t, T> = &'t mut dyn FnMut(&Range<usize>, &mut Block<T>) -> Result<()>;
+pub(super) type TakeBlock<'t, T> = &'t mut dyn FnMut(&Range<usize>, &mut Block<T>) -> Result<()>;
 
 /// Merge the blocks of one chunk of a tensor, in order.
 fn merge_blocks<T: Computed>(
@@ -186,6 +192,10 @@ fn merge_blocks<T: Computed>(
 ) -> Result<()> {
     let mut carried = carried(&decided.steps, chunk.tensor, chunk.place);
     block.activate(|_| true);
+    if let Some(called) = stage.job.program.combine.called() {
+        let lambda = combination.lambda;
+        return function::merge_blocks(stage, decided, called, (lambda, chunk), block, take);
+    }
     for entries in stage.blocks(chunk) {
         read(stage, decided, (chunk.tensor, chunk.tensor), &entries, &mut carried, block)?;
         combination.join.join(block);

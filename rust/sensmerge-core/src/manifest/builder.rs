@@ -12,7 +12,7 @@ use super::view::{Checkpoints, View};
 use super::{Content, File, Manifest, Merge, Model, Output, VERSION};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::method::{Base, Kind, Owner, Schema, Semantics, Settings, find};
+use crate::method::{Base, Form, Kind, Owner, Schema, Semantics, Settings, find};
 use crate::numbers::{Number, Numbers};
 use crate::program::Operand;
 
@@ -244,6 +244,7 @@ impl Builder {
             semantics: self.semantics,
             switches,
             base: with_base != 0 && schema.base != Base::Unused,
+            package: method.package().cloned(),
         };
         let program = method.program(&settings);
         let operand = program.operand;
@@ -264,8 +265,10 @@ impl Builder {
         built.tensors.sort_by(|one, other| one.name.cmp(&other.name));
         let notes = self.format.notes(&built, checkpoints.all())?;
         built.notes.extend(notes);
-        let notes = program.matrices.map(|combine| matrices::notes(&built, &*combine));
+        let notes = program.matrices.as_ref().map(|combine| matrices::notes(&built, &**combine));
         built.notes.extend(notes.unwrap_or_default());
+        let called = program.combine.called().filter(|called| called.form == Form::Tensors);
+        built.notes.extend(called.and_then(|called| matrices::note_on_tensors(&built, called)));
         built.notes.sort();
         built.notes.dedup();
         built.notes.splice(0..0, std::mem::take(&mut self.notes));

@@ -2,16 +2,17 @@
 
 use super::{Manifest, Merge, Output, Source};
 use crate::error::{Error, Result};
-use crate::method::{Kind, Owner, Parameter, Semantics, Statistic, find};
+use crate::method::{Kind, Owner, Package, Parameter, Semantics, Settings, Statistic, find};
 use crate::numbers::{Number, Numbers};
 use crate::program::{Operand, Scope};
 
 /// Refuse a manifest whose numbers do not fit its method, wherever it came from.
 pub(super) fn check(manifest: &Manifest) -> Result<()> {
     let settings = &manifest.method;
-    let method = find(&settings.name).ok_or_else(|| {
-        Error::setting("merge_method", format!("'{}' is not a known method", settings.name))
-    })?;
+    let method = find(&settings.name).ok_or_else(|| unknown(settings))?;
+    if method.package() != settings.package.as_ref() {
+        return Err(other_package(settings, method.package()));
+    }
     let schema = method.schema(settings.semantics);
     let program = method.program(settings);
     let switch =
@@ -73,6 +74,35 @@ fn check_statistics(statistic: Option<Statistic>, output: &Output, merge: &Merge
     }
     let reason = "has statistics that the method does not read, or of other models or shapes";
     Err(Error::setting(&output.name, reason))
+}
+
+fn unknown(settings: &Settings) -> Error {
+    let name = &settings.name;
+    let reason = match &settings.package {
+        None => format!("'{name}' is not a known method"),
+        Some(package) => format!("'{name}' is a method of {package}; {}", install(package)),
+    };
+    Error::setting("merge_method", reason)
+}
+
+fn install(package: &Package) -> String {
+    format!("install it: pip install {}=={}", package.name, package.version)
+}
+
+/// The error of a manifest whose method is that of another package, or of another version.
+fn other_package(settings: &Settings, found: Option<&Package>) -> Error {
+    let name = &settings.name;
+    let here = found.map_or_else(|| "sensmerge itself".into(), ToString::to_string);
+    let reason = match &settings.package {
+        None => format!("the manifest's '{name}' names no package, and here it is of {here}"),
+        Some(package) => {
+            format!(
+                "the manifest's '{name}' is of {package}, here it is of {here}; {}",
+                install(package)
+            )
+        }
+    };
+    Error::setting("merge_method", reason)
 }
 
 /// Refuse a number that is missing, of the wrong owner, out of bounds, or different from that of the

@@ -1,6 +1,8 @@
 //! Notes on merges of whole matrices.
 
 use super::{Manifest, Merge, Output, Source};
+use crate::dtype::Float;
+use crate::program::function::Called;
 use crate::program::matrix::{self, CombineMatrices};
 
 /// What to tell of a merge that takes matrices as wholes: how much memory the most demanding takes, and
@@ -25,4 +27,25 @@ pub(super) fn notes(built: &Manifest, combine: &dyn CombineMatrices) -> Vec<Stri
         notes.extend(combine.on_adapters().map(|words| format!("{method}: {words}")));
     }
     notes
+}
+
+/// How much memory the most demanding tensor takes where a function merges whole tensors; `None` where
+/// it is little.
+pub(super) fn note_on_tensors(built: &Manifest, called: &Called) -> Option<String> {
+    let needs = built.merges().map(|(output, merge)| {
+        let mut sources = merge.base.iter().chain(&merge.experts);
+        let double = sources.any(|source| source.dtype() == Some(Float::F64));
+        let entry_bytes = if double { size_of::<f64>() } else { size_of::<f32>() };
+        (called.bytes(&merge.subject(output, built.seed), entry_bytes), output)
+    });
+    let (bytes, output) = needs.max_by_key(|(bytes, _)| *bytes)?;
+    (bytes > 1_000_000).then(|| {
+        format!(
+            "{} merges whole tensors: '{}' takes {:.1} MB of memory besides what the function itself \
+             computes with, more than any other",
+            built.method.name,
+            output.name,
+            bytes as f64 / 1e6
+        )
+    })
 }

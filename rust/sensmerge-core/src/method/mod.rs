@@ -15,6 +15,7 @@ mod della;
 mod della_linear;
 mod emr;
 mod fisher;
+mod foreign;
 mod iso_c;
 mod iso_cts;
 mod karcher;
@@ -44,6 +45,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::program::Program;
+pub use crate::program::function::{Call, Failure, Form, Function};
+pub use foreign::{Foreign, Package, register};
 pub(crate) use passthrough::NAME as IDENTITY;
 pub use schema::{Base, Count, Kind, Owner, Parameter, Range, Schema, Search, Statistic};
 
@@ -59,9 +62,14 @@ pub(crate) trait Method: Sync {
     fn in_mergekit(&self) -> bool {
         true
     }
+
+    /// The package that it comes from; `None` for the methods of this crate.
+    fn package(&self) -> Option<&Package> {
+        None
+    }
 }
 
-/// Every method, in the order of the documentation.
+/// Every method of this crate, in the order of the documentation.
 pub(crate) static METHODS: [&dyn Method; 33] = [
     &linear::Linear,
     &wsm::Wsm,
@@ -98,22 +106,35 @@ pub(crate) static METHODS: [&dyn Method; 33] = [
     &passthrough::Passthrough,
 ];
 
-/// The schemas of all methods, in the order of the documentation.
+/// All methods: those of this crate, then those that were registered.
+fn all() -> impl Iterator<Item = &'static dyn Method> {
+    let others = foreign::registered().into_iter().map(|method| method as &dyn Method);
+    METHODS.into_iter().chain(others)
+}
+
+/// The schemas of all methods: those of this crate in the order of the documentation, then those that
+/// were registered.
 #[must_use]
 pub fn schemas(semantics: Semantics) -> Vec<Schema> {
-    METHODS.iter().map(|method| method.schema(semantics)).collect()
+    all().map(|method| method.schema(semantics)).collect()
 }
 
 /// The names of the methods that mergekit does not have.
 #[must_use]
 pub fn outside_mergekit() -> Vec<&'static str> {
-    let others = METHODS.iter().filter(|method| !method.in_mergekit());
+    let others = all().filter(|method| !method.in_mergekit());
     others.map(|method| method.schema(Semantics::default()).name).collect()
+}
+
+/// The packages of the methods that were registered, by the method's name.
+#[must_use]
+pub fn packages() -> BTreeMap<&'static str, &'static Package> {
+    foreign::registered().into_iter().map(|method| (method.schema.name, &method.package)).collect()
 }
 
 /// The method that recipes call `name`.
 pub(crate) fn find(name: &str) -> Option<&'static dyn Method> {
-    METHODS.into_iter().find(|method| method.schema(Semantics::default()).name == name)
+    all().find(|method| method.schema(Semantics::default()).name == name)
 }
 
 /// The variant of a method, where the paper's code and mergekit compute different things.
@@ -141,6 +162,9 @@ pub struct Settings {
     pub switches: BTreeMap<String, bool>,
     /// Whether the merge has a base, from which task vectors are differences.
     pub base: bool,
+    /// The package of a method from outside this crate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub package: Option<Package>,
 }
 
 impl Settings {
@@ -203,7 +227,7 @@ mod tests {
                 };
                 let switches = schema.parameters.iter().filter_map(switch).collect();
                 let name = schema.name.to_owned();
-                let settings = Settings { name, semantics, switches, base: true };
+                let settings = Settings { name, semantics, switches, base: true, package: None };
                 format!("{:?}", method.program(&settings))
             };
             let name = method.schema(Semantics::Mergekit).name;

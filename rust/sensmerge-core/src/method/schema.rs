@@ -2,7 +2,7 @@
 //! uses of its weights. Recipes are checked against it; the table in the documentation, the JSON
 //! Schema for editors and the spaces of searches are made from it.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A method's description, for one of the two semantics.
 #[derive(Clone, Debug, Serialize)]
@@ -62,7 +62,7 @@ impl Schema {
 }
 
 /// The role of the base in a method.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Base {
     /// Task vectors are differences from it, and the merged task vector is added to it.
@@ -76,7 +76,7 @@ pub enum Base {
 }
 
 /// The number of models that a method can merge.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Count {
     /// The least number.
     pub least: usize,
@@ -105,7 +105,7 @@ impl Count {
 }
 
 /// The owner of a parameter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Owner {
     /// Each model has its own value; one under the recipe's `parameters` is for all models.
@@ -151,7 +151,7 @@ pub enum Kind {
 }
 
 /// Bounds of a number. The number must be finite in any case.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Range {
     /// The number is larger than this.
     pub above: Option<f64>,
@@ -183,7 +183,7 @@ impl Range {
 }
 
 /// The interval in which searches look for a number.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Search {
     /// The lower end.
     pub low: f64,

@@ -6,7 +6,8 @@
 //! partial results over blocks of entries are merged into one. A part runs its reductions on a
 //! [`Sweep`], with which the engine reads the entries; nothing here depends on files or threads.
 //!
-//! Where rows are not enough, a program combines whole matrices instead ([`matrix`]).
+//! Where rows are not enough, a program combines whole matrices instead ([`matrix`]). Programs of methods
+//! from outside the crate call a function ([`function`]).
 //!
 //! A new part is one file here. It is generic over the computing type; the traits [`Step`] and
 //! [`Combine`] stand for its instances in both types.
@@ -20,6 +21,7 @@ mod columns;
 mod cut;
 mod derived;
 pub(crate) mod disjoint;
+pub(crate) mod function;
 pub(crate) mod fusion;
 pub(crate) mod gram;
 pub(crate) mod idle;
@@ -47,6 +49,7 @@ use crate::dtype::Real;
 use crate::error::Result;
 use crate::numbers::{Number, Numbers};
 use block::Block;
+use function::{Call, Called, Failure, Function};
 use matrix::CombineMatrices;
 pub(crate) use sweep::{Reduction, Sweep};
 
@@ -203,10 +206,15 @@ pub(crate) trait Computed: Real {
     fn step(step: &dyn Step) -> &dyn StepOn<Self>;
     /// A combination in this type.
     fn combine(combine: &dyn Combine) -> &dyn CombineOn<Self>;
+    /// Call a function in this type.
+    ///
+    /// # Errors
+    /// The function's.
+    fn call(function: &dyn Function, call: Call<Self>) -> std::result::Result<(), Failure>;
 }
 
 macro_rules! computed {
-    ($type:ty) => {
+    ($type:ty, $call:ident) => {
         impl Computed for $type {
             fn step(step: &dyn Step) -> &dyn StepOn<Self> {
                 step
@@ -215,11 +223,15 @@ macro_rules! computed {
             fn combine(combine: &dyn Combine) -> &dyn CombineOn<Self> {
                 combine
             }
+
+            fn call(function: &dyn Function, call: Call<Self>) -> std::result::Result<(), Failure> {
+                function.$call(call)
+            }
         }
     };
 }
-computed!(f32);
-computed!(f64);
+computed!(f32, single);
+computed!(f64, double);
 
 /// The result of a step's reductions for one tensor, ready to be applied.
 pub(crate) type Decision<T> = Box<dyn Apply<T>>;
@@ -261,6 +273,11 @@ pub(crate) trait Combine: CombineOn<f32> + CombineOn<f64> + Debug {
     /// Number of sweeps of its reductions over the inputs.
     fn sweeps(&self) -> u64 {
         0
+    }
+
+    /// The function that is called for whole chunks instead, if it is one.
+    fn called(&self) -> Option<&Called> {
+        None
     }
 
     /// A description of its reductions. Combinations with the same description have the same
