@@ -253,7 +253,7 @@ def test_the_source_is_the_recipes_own() -> None:
             {"merge_method": "linear", "parameters": {"lambda": "auto"}},
             "auto: linear has no lambda",
         ),
-        ({"merge_method": "regmean"}, "merge_method: unknown value 'regmean'"),
+        ({"merge_method": "ensemble"}, "merge_method: unknown value 'regmean'"),
         ({"merge_method": None}, "merge_method: is missing"),
         ({"merge_method": ["ties"]}, "merge_method: unknown value '['ties']'"),
         ({"merge_method": "Dare-Ties"}, "did you mean 'dare_ties'?"),
@@ -323,7 +323,7 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
     path.write_text(
         "models: [{model: x, wieght: 1}, {model: y, parameters: {wieght: 1, density: 2}}]\n"
         "dtype: int8\n"
-        "merge_method: regmean\n"
+        "merge_method: ensemble\n"
         "tokenizer_source: onion\n"
         "chat_template: chatlm\n"
         "parameters: {normalize: 3, lambda: heavy, unheard_of: 1}\n"
@@ -355,14 +355,14 @@ def test_what_is_not_supported_does_not_hide_the_rest(tmp_path: Path) -> None:
     path.write_text(
         f"slices: [{{sources: {sources}}}, {{sources: {sources}}}]\n"
         "base_model: b\n"
-        "merge_method: regmean\n"
+        "merge_method: ensemble\n"
         "tokenizer_source: onion\n"
     )
     with pytest.raises(InputError) as refused:
         Recipe.load(path)
     lines = [line.removeprefix(str(path)) for line in str(refused.value).splitlines()]
     assert [line.split(" is ")[0].split("; ")[0] for line in lines] == [
-        ": merge_method: unknown value 'regmean'",
+        ": merge_method: unknown value 'ensemble'",
         ": tokenizer_source: 'onion'",
     ]
 
@@ -510,7 +510,7 @@ def test_names_on_the_hub_are_told_apart_by_revision() -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.sampled_from(
-        ["auto", "ties", "slerp", "regmean", "x", "", "base", "union", "original", "1e-3"]
+        ["auto", "ties", "slerp", "ensemble", "x", "", "base", "union", "original", "1e-3"]
     ),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
         st.sampled_from([

@@ -205,7 +205,7 @@ class Manifest:
                 ``dequantised``, ``notes``, ``missing`` (``error``, ``base`` or ``skip``: what becomes of
                 tensors that only some models have) and ``parts``, which are output tensors that are merged from the same models: ``base`` (or
                 null), ``models`` (the index of the ``checkpoint`` of each, and rules for its tensors:
-                ``names``, ``aliases``, ``rows``, ``orders``, ``patches``), and ``tensors``: the numbers of every output tensor,
+                ``names``, ``aliases``, ``rows``, ``orders``, ``patches``, ``statistics``), and ``tensors``: the numbers of every output tensor,
                 by parameter.
             checkpoints: The checkpoints that the request names by their index.
 

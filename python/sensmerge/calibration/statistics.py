@@ -173,7 +173,7 @@ class Grams:
     def watching(self) -> Iterator[None]:
         """Add the inputs of every layer that is run."""
         handles = [
-            layer.register_forward_pre_hook(self._hook(name))
+            layer.register_forward_pre_hook(self._hook(name), with_kwargs=True)
             for name, layer in self._layers.items()
         ]
         try:
@@ -183,16 +183,16 @@ class Grams:
             for handle in handles:
                 handle.remove()
 
-    def _hook(self, name: str) -> Callable[[Any, tuple[Any, ...]], None]:
-        def add(_: Any, args: tuple[Any, ...]) -> None:
-            found = args[0].detach()
+    def _hook(self, name: str) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], None]:
+        def add(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found = args[0] if args else kwargs["input"]
             if name in self._shares:
                 return
-            if self._last is not None and self._last[1] is args[0] and not self._tokens[name]:
+            if self._last is not None and self._last[1] is found and not self._tokens[name]:
                 self._shares[name] = self._last[0]
                 return
-            self._last = (name, args[0])
-            x = found.reshape(-1, found.shape[-1]).float()
+            self._last = (name, found)
+            x = found.detach().reshape(-1, found.shape[-1]).float()
             self._sums.of[name] += (x.T @ x).cpu()
             self._tokens[name] += len(x)
 

@@ -56,6 +56,11 @@ def with_statistics(recipe: Recipe, calibration: Calibration | None, models: Mod
         checkpoint = _core.Checkpoint(str(path))
         if checkpoint.fingerprint() != file.fingerprint:
             raise InputError(f"{path}: has changed since it was measured; calibrate again")
+        if expert.model in found and found[expert.model].tensors is not file.tensors:
+            raise InputError(
+                f"models: '{expert.model}' is listed twice, and {method} has one set of statistics "
+                "for each model; list it once, with all its samples"
+            )
         found[expert.model] = Statistics(checkpoint, file.tensors)
     return models.measured(found)
 

@@ -203,7 +203,8 @@ impl<'v> Matcher<'v> {
         }
         let named = self.experts.iter().zip(found).map(|(expert, source)| {
             source.ok_or_else(|| {
-                let reason = "was not measured, and that of other models was; calibrate again";
+                let reason = "was not measured, and that of other models was: no token of its samples \
+                              came there; give it more samples";
                 Error::tensor(expert.path(), name, reason)
             })
         });
