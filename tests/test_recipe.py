@@ -253,7 +253,7 @@ def test_the_source_is_the_recipes_own() -> None:
             {"merge_method": "linear", "parameters": {"lambda": "auto"}},
             "auto: linear has no lambda",
         ),
-        ({"merge_method": "ensemble"}, "merge_method: unknown value 'regmean'"),
+        ({"merge_method": "ensemble"}, "merge_method: unknown value 'ensemble'"),
         ({"merge_method": None}, "merge_method: is missing"),
         ({"merge_method": ["ties"]}, "merge_method: unknown value '['ties']'"),
         ({"merge_method": "Dare-Ties"}, "did you mean 'dare_ties'?"),

@@ -48,7 +48,7 @@ def with_statistics(recipe: Recipe, calibration: Calibration | None, models: Mod
             f"the calibration has no {kind} statistics, which {method} needs; run sensmerge "
             "calibrate again, with this recipe"
         )
-    found = {}
+    found: dict[str, Statistics] = {}
     for expert, file in zip(calibration.experts, calibration.statistics, strict=True):
         path = (calibration.folder or Path()) / file.file
         if Path(file.file).name != file.file:
