@@ -19,7 +19,7 @@ import torch_oracle as oracle
 from families import Family
 from sensmerge import Calibration, InputError, Recipe
 from sensmerge.cli import commands
-from sensmerge.search import trials
+from sensmerge.search import auto, trials
 from sensmerge.search.choice import difference
 from sensmerge.search.judge import Judge, Objective
 from sensmerge.search.lines import EVALUATIONS, minimise
@@ -328,7 +328,11 @@ def test_the_least_of_a_line() -> None:
     assert minimise(lambda place: -place, 0.01, 10.0) == pytest.approx(10.0)
 
 
-def test_auto_is_found_and_recorded(family: Family, measured: Calibration, tmp_path: Path) -> None:
+def test_auto_is_found_and_recorded(
+    family: Family, measured: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # On these few samples no value is better than the start by more than chance.
+    monkeypatch.setattr(auto, "ERRORS", 0)
     asked = recipe(
         family, sensitivity=SENSITIVITY | {"temperature": "auto"}, parameters={"lambda": "auto"}
     )
@@ -392,5 +396,5 @@ def test_the_command(family: Family, tmp_path: Path) -> None:
         "best.yaml", "best.trials.csv", "best.trials.json", "best.png", "best.study",
         "best.calibration.json",
     }  # fmt: skip
-    done = CliRunner().invoke(commands, [*arguments, "--methods", "regmean"])
-    assert "'regmean' is none of linear" in str(done.exception)
+    done = CliRunner().invoke(commands, [*arguments, "--methods", "ensemble"])
+    assert "'ensemble' is none of linear" in str(done.exception)

@@ -1,7 +1,8 @@
 """Chooses λ and T for a recipe with ``lambda: auto`` or ``temperature: auto``.
 
 Both are searched for on the calibration samples, λ first, then T at that λ. The start, 1/K or the
-default temperature, is kept unless another value is better by more than a standard error.
+default temperature, is kept unless another value is better by more than two standard errors: of
+many values that are alike, the best on few samples is often better by one.
 Sensitivity was measured on the same samples; ``tune`` validates on others.
 """
 
@@ -24,6 +25,9 @@ from sensmerge.search.trials import TEMPERATURES, bounds
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
     from sensmerge.recipe import Recipe
+
+# Standard errors by which a value has to be better than the start.
+ERRORS = 2
 
 
 def choose(
@@ -79,9 +83,9 @@ def choose(
                 best = minimise(at, low, high, start=start)
                 ours, its = (judge.by_sample(Settings.of(make(one))) for one in (best, start))
                 gain = difference(ours, its, objective)
-                if best != start and gain.mean <= gain.error:
+                if best != start and gain.mean <= ERRORS * gain.error:
                     told = (
-                        f"no more than its standard error of {gain.error:.4f}"
+                        f"no more than {ERRORS} standard errors of {gain.error:.4f}"
                         if math.isfinite(gain.error)
                         else "of which one sample a task tells nothing"
                     )
