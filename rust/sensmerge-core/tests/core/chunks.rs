@@ -1,13 +1,17 @@
 //! Neither the number of threads nor the size of chunks changes a byte of the output.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
+use std::sync::Arc;
 
-use sensmerge_core::engine::{Monitor, Options, execute};
-use sensmerge_core::manifest::Builder;
-use sensmerge_core::method::{Base, Owner, Semantics, schemas};
+use sensmerge_core::checkpoint::Checkpoint;
+use sensmerge_core::engine::{Inputs, Monitor, Options, execute};
+use sensmerge_core::manifest::{Builder, View};
+use sensmerge_core::method::{Base, Owner, Semantics, Statistic, schemas};
 use tempfile::tempdir;
 
-use crate::files::{f32s, open, plan, write_model};
+use crate::files::{f32s, open, planned, write_model};
 
 /// Several chunks of the smallest size, the last one shorter than a block.
 const ENTRIES: usize = 70_001;
@@ -20,6 +24,31 @@ fn entries(seed: u32) -> Vec<f32> {
         f32::from((state >> 16) as i16 / 328) / 1000.0
     };
     (0..ENTRIES).map(draw).collect()
+}
+
+/// What was measured of a model, and its tensors by the names of the model's.
+fn measured(
+    folder: &Path,
+    place: usize,
+    statistic: Statistic,
+) -> (Arc<Checkpoint>, BTreeMap<String, String>) {
+    let path = folder.join(format!("{statistic:?}{place}"));
+    let importances: Vec<f32> =
+        entries(u32::try_from(place).unwrap() + 20).iter().map(|entry| entry.abs()).collect();
+    let inputs = 1000;
+    let gram: Vec<f32> = (0..inputs * inputs)
+        .map(|at| if at % (inputs + 1) == 0 { 1.0 + importances[at % inputs] } else { 0.0 })
+        .collect();
+    let tensors = match statistic {
+        Statistic::Fisher => vec![
+            f32s("layers.0.w", &[ENTRIES], &importances),
+            f32s("layers.0.matrix", &[70, inputs], &importances[..70 * inputs]),
+        ],
+        Statistic::Gram => vec![f32s("layers.0.matrix", &[inputs, inputs], &gram)],
+    };
+    write_model(&path, &tensors);
+    let names = tensors.iter().map(|(name, ..)| (name.clone(), name.clone())).collect();
+    (Arc::new(Checkpoint::open(&path).unwrap()), names)
 }
 
 #[test]
@@ -62,8 +91,15 @@ fn bytes_depend_on_no_option() {
                     }
                 }
                 let base = (schema.base != Base::Unused).then_some(base);
-                let (manifest, inputs) =
-                    plan(builder, base, &experts[..models], |_, input| input).unwrap();
+                let measured = |place: usize, view: View| match schema.statistic {
+                    None => view,
+                    Some(statistic) => {
+                        let (checkpoint, names) = measured(folder.path(), place, statistic);
+                        view.statistics(checkpoint, names)
+                    }
+                };
+                let manifest = planned(builder, base, &experts[..models], measured).unwrap();
+                let inputs = Inputs::open(&manifest).unwrap();
                 let written = |threads, chunk_bytes| {
                     let out = folder.path().join("out");
                     let threads = Some(threads);

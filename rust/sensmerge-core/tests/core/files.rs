@@ -84,6 +84,19 @@ pub(crate) fn plan(
     models: &[Arc<Checkpoint>],
     change: impl Fn(usize, View) -> View,
 ) -> Result<(Manifest, Inputs)> {
+    let manifest = planned(builder, base, models, change)?;
+    let all = base.into_iter().chain(models).cloned().collect();
+    let inputs = Inputs::of(&manifest, all)?;
+    Ok((manifest, inputs))
+}
+
+/// The manifest of [`plan`], which may name more checkpoints than those.
+pub(crate) fn planned(
+    builder: Builder,
+    base: Option<&Arc<Checkpoint>>,
+    models: &[Arc<Checkpoint>],
+    change: impl Fn(usize, View) -> View,
+) -> Result<Manifest> {
     let mut builder = builder;
     if let Some(base) = base {
         builder = builder.base(View::new(Arc::clone(base)));
@@ -91,10 +104,7 @@ pub(crate) fn plan(
     for (place, model) in models.iter().enumerate() {
         builder = builder.model(change(place, View::new(Arc::clone(model))));
     }
-    let manifest = builder.build()?;
-    let all = base.into_iter().chain(models).cloned().collect();
-    let inputs = Inputs::of(&manifest, all)?;
-    Ok((manifest, inputs))
+    builder.build()
 }
 
 /// Open several checkpoints.
