@@ -17,6 +17,7 @@ use sensmerge_core::kernel::distance::{squared_distance, squared_distance_stored
 use sensmerge_core::kernel::divergence::{importance, keep_important, softmax_divergence};
 use sensmerge_core::kernel::elect::{elect_sign, sum_of_signs};
 use sensmerge_core::kernel::finite::{all_finite, has_infinite, has_nan};
+use sensmerge_core::kernel::importance::{importance_mean, importance_slope};
 use sensmerge_core::kernel::largest::{largest, largest_agreeing, largest_derivative};
 use sensmerge_core::kernel::low_rank::{add_dots, add_rows, add_squares, multiply_each};
 use sensmerge_core::kernel::near::near;
@@ -94,6 +95,12 @@ const KERNELS: &[(&str, Kernel)] = &[
     ("keep_scored", |b| keep_scored(&mut b.delta, &b.signs)),
     ("softmax_divergence", |b| keep_result(softmax_divergence(&b.base, &b.delta))),
     ("importance", |b| importance(&mut b.delta, b.factor)),
+    ("importance_mean", |b| {
+        importance_mean(&b.rows, &b.rows, &b.weights, b.factor, &mut b.signs, &mut b.out);
+    }),
+    ("importance_slope", |b| {
+        importance_slope(&mut b.delta, &b.base, b.factor, &b.signs, &b.out);
+    }),
     ("keep_important", |b| keep_important(&mut b.delta, b.factor, black_box(0.01))),
     ("near", |b| near(&b.delta, black_box(0.01), &mut b.out)),
     ("mean_of_changed", |b| mean_of_changed(&b.rows, &b.least, &b.weights, &mut b.out)),
