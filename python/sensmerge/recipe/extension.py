@@ -70,8 +70,14 @@ class Parameter:
         }
 
 
-_WEIGHT = Parameter("weight", 1.0, "how strongly the model takes part", "model")
-_LAMBDA = Parameter("lambda", 1.0, "scale of the merged task vector", search=(0.25, 1.5))
+@cache
+def _shared(name: str) -> dict[str, Any]:
+    """A parameter as the first of our own methods has it."""
+    schemas = json.loads(_core.methods())["mergekit"]
+    found = (each for schema in schemas for each in schema["parameters"] if each["name"] == name)
+    known = next(found)
+    keys = ("name", "summary", "owner", "default", "range", "search")
+    return {key: known[key] for key in keys}
 
 
 @dataclass(frozen=True)
@@ -99,9 +105,9 @@ class Definition:
         """What the core registers under a name."""
         scaled = self.base in ("needed", "optional")
         parameters = [
-            *([_WEIGHT] if self.weights else []),
-            *self.parameters,
-            *([_LAMBDA] if scaled else []),
+            *([_shared("weight")] if self.weights else []),
+            *(parameter.described() for parameter in self.parameters),
+            *([_shared("lambda")] if scaled else []),
         ]
         least, most = self.models
         return {
@@ -111,7 +117,7 @@ class Definition:
             "source": self.source or f"{package} {version}",
             "base": self.base,
             "models": {"least": least, "most": most},
-            "parameters": [parameter.described() for parameter in parameters],
+            "parameters": parameters,
             "coefficients": self.weights,
             "whole": self.whole,
             "package": {"name": package, "version": version},
