@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -30,7 +29,6 @@ from sensmerge.models.layers import block_of
 from words import write_samples, write_tokenizer
 
 WORK = Path(__file__).parent / "experts"
-RECORDS = Path(__file__).parent / "records"
 
 # Left free on the disk.
 SPARE = 15 * 10**9
@@ -71,21 +69,14 @@ def main() -> None:
     table = describe(options, found)
     print(table)
     if options.record:
-        RECORDS.mkdir(exist_ok=True)
-        name = f"calibration-{options.size}-{time.strftime('%Y-%m-%d')}.md"
-        (RECORDS / name).write_text(table)
+        measure.record(f"calibration-{options.size}", table)
 
 
 def run_part(part: str, options: argparse.Namespace) -> dict[str, Any]:
     """Measure one thing in a process of its own."""
-    command = [sys.executable, __file__, "--part", part]
-    for name in ("size", "samples", "max_length", "rounds"):
-        command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    passed = ("size", "samples", "max_length", "rounds")
     # As the command sets it.
-    environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return measure.part(__file__, part, options, passed, {"OMP_WAIT_POLICY": "PASSIVE"})
 
 
 def make_experts(shape: Shape, options: argparse.Namespace) -> None:

@@ -12,8 +12,6 @@ import argparse
 import json
 import shutil
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +20,7 @@ import checkpoints
 import measure
 import search
 import sensmerge
-from search import FEW, RECORDS, WORK
+from search import FEW, WORK
 
 
 def main() -> None:
@@ -51,19 +49,14 @@ def main() -> None:
     table = describe(options, found)
     print(table)
     if options.record:
-        RECORDS.mkdir(exist_ok=True)
-        name = f"devices-{options.size}-{time.strftime('%Y-%m-%d')}.md"
-        (RECORDS / name).write_text(table)
+        measure.record(f"devices-{options.size}", table)
 
 
 def run_part(part: str, device: str, options: argparse.Namespace) -> dict[str, float]:
     """Measure one thing on one device in a process of its own."""
-    command = [sys.executable, __file__, "--part", part, "--devices", device]
-    for name in ("size", "samples", "max_length", "rounds"):
-        command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    passed = ("size", "samples", "max_length", "rounds", "devices")
+    options = argparse.Namespace(**vars(options) | {"devices": device})
+    return measure.part(__file__, part, options, passed)
 
 
 def calibration(options: argparse.Namespace) -> dict[str, float]:

@@ -28,7 +28,6 @@ import sensmerge
 from checkpoints import Shape, names
 
 WORK = Path(__file__).resolve().parent / "checkpoints"
-RECORDS = Path(__file__).resolve().parent / "records"
 
 EXPERTS = 3
 
@@ -131,7 +130,7 @@ def main(arguments: list[str] | None = None) -> None:
     text = "\n".join(lines) + "\n"
     print(text)
     if options.record:
-        (RECORDS / f"adapters-{options.size}-{today}.md").write_text(text)
+        measure.record(f"adapters-{options.size}", text)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import platform
 import resource
@@ -9,12 +11,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+RECORDS = Path(__file__).resolve().parent / "records"
 
 _DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
@@ -126,6 +130,37 @@ def machine() -> str:
         f"{platform.system()} {platform.release().partition('-')[0]}, "
         f"Python {platform.python_version()}"
     )
+
+
+def part(
+    script: str,
+    name: str,
+    options: argparse.Namespace,
+    passed: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Run one part of a benchmark in a process of its own; it prints its result as JSON.
+
+    Args:
+        script: The benchmark's file.
+        name: The part.
+        options: The benchmark's options.
+        passed: The names of those that the part gets.
+        environment: Variables beside the process's own, which come first.
+    """
+    command = [sys.executable, script, "--part", name]
+    for option in passed:
+        command += [f"--{option.replace('_', '-')}", str(getattr(options, option))]
+    env = {**(environment or {}), **os.environ}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=env)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def record(name: str, table: str) -> None:
+    """Keep a table in benches/records, under a name with today's date."""
+    RECORDS.mkdir(exist_ok=True)
+    (RECORDS / f"{name}-{time.strftime('%Y-%m-%d')}.md").write_text(table)
 
 
 def commit() -> str:

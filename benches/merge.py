@@ -30,7 +30,6 @@ from checkpoints import FILE, names
 from works import EXPERTS, WORKS, Work
 
 WORK = Path(__file__).resolve().parent / "checkpoints"
-RECORDS = Path(__file__).resolve().parent / "records"
 
 _TICK = 1e-3
 
@@ -304,8 +303,7 @@ def main() -> None:
     table = bench(options)
     print(table)
     if options.record:
-        RECORDS.mkdir(exist_ok=True)
-        (RECORDS / f"{_title(options)}-{time.strftime('%Y-%m-%d')}.md").write_text(table)
+        measure.record(_title(options), table)
 
 
 def bench(options: argparse.Namespace) -> str:

@@ -14,7 +14,6 @@ import json
 import shutil
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +29,6 @@ from merge import build_floor
 from words import write_samples, write_tokenizer
 
 WORK = Path(__file__).resolve().parent / "family"
-RECORDS = Path(__file__).resolve().parent / "records"
 
 EXPERTS = 6
 FEW = 2
@@ -67,9 +65,7 @@ def main() -> None:
     table = describe(options, found)
     print(table)
     if options.record:
-        RECORDS.mkdir(exist_ok=True)
-        name = f"search-{options.size}-{time.strftime('%Y-%m-%d')}.md"
-        (RECORDS / name).write_text(table)
+        measure.record(f"search-{options.size}", table)
 
 
 def make_family(options: argparse.Namespace, experts: int) -> None:
@@ -84,12 +80,8 @@ def make_family(options: argparse.Namespace, experts: int) -> None:
 
 def run_part(part: str, options: argparse.Namespace) -> dict[str, Any]:
     """Measure one thing in a process of its own."""
-    command = [sys.executable, __file__, "--part", part]
-    for name in ("size", "samples", "max_length", "rounds", "floor"):
-        command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    passed = ("size", "samples", "max_length", "rounds", "floor")
+    return measure.part(__file__, part, options, passed)
 
 
 def recipe(experts: int, options: argparse.Namespace, method: str = "task_arithmetic") -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Container
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -346,6 +347,25 @@ def before_renaming(
         reverted: dict[str, torch.Tensor] = revert_weight_conversion(model, {name: tensor.detach()})
         return reverted
     return {}
+
+
+def stored_tensors(
+    model: PreTrainedModel, name: str, tensor: torch.Tensor, stored: Container[str]
+) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint that a parameter is made of, by their names there.
+
+    Args:
+        model: The model.
+        name: The parameter's name in it.
+        tensor: The parameter, or what belongs to it entry by entry.
+        stored: The names of the checkpoint's tensors, which may lack the prefix of the base model.
+    """
+    prefix = f"{model.base_model_prefix}."
+    found = before_renaming(model, name, tensor) or {name: tensor}
+    return {
+        next((one for one in (each, each.removeprefix(prefix)) if one in stored), each): part
+        for each, part in found.items()
+    }
 
 
 def vocabulary(model: PreTrainedModel) -> int:

@@ -256,7 +256,7 @@ def _statistics(
     path.parent.mkdir(parents=True, exist_ok=True)
     with statistics.scratch(path) as folder:
         if files.kind == "fisher":
-            measured.squares = statistics.Squares(opened.model, folder)
+            measured.squares = statistics.Squares(opened.model, folder, len(task.samples))
             yield measured
             measured.file = measured.squares.write(path, checkpoint)
         else:

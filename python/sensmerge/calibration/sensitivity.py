@@ -158,33 +158,24 @@ class _Passes:
 
     def take(self, gradient: Gradient) -> None:
         """Add a gradient's part to its layer's sum."""
-        place, name, parameter = gradient.place, gradient.name, gradient.parameter
+        place, name, values = gradient.place, gradient.name, gradient.values
+        parameter, rows = gradient.parameter.detach(), None
         assert place is not None
         if gradient.is_piece:
             # The embedding's piece, which follows, is zero but for the rows of the sample's
             # tokens: only these have to wait for it.
             tokens = self._tokens[place].to(parameter.device)
-            self._rows[place, name] = gradient.values[tokens]
-            gradient.values[tokens] = 0.0
-            found = self._sum_of(parameter, gradient.values, self._threads)
-            self._add_squares(name, place, gradient.values)
+            self._rows[place, name] = values[tokens]
+            values[tokens] = 0.0
         elif (place, name) in self._rows:
-            tokens = self._tokens[place].to(parameter.device)
-            whole = gradient.values[tokens] + self._rows.pop((place, name))
-            found = self._sum_of(parameter.detach()[tokens], whole, self._threads)
-            self._add_squares(name, place, whole, tokens)
-        else:
-            found = self._sum_of(parameter, gradient.values, self._threads)
-            self._add_squares(name, place, gradient.values)
-        self.sums[place][self._layers[name]] += found
+            rows = self._tokens[place].to(parameter.device)
+            values = values[rows] + self._rows.pop((place, name))
+            parameter = parameter[rows]
+        self.sums[place][self._layers[name]] += self._sum_of(parameter, values, self._threads)
+        if self._squares is not None:
+            self._squares.add(name, values, rows)
         # The gradient is still held, and so counts as memory in use.
         self.heap.freed(gradient.values.nbytes)
-
-    def _add_squares(
-        self, name: str, place: int, gradient: torch.Tensor, rows: torch.Tensor | None = None
-    ) -> None:
-        if self._squares is not None:
-            self._squares.add(name, place, gradient, rows)
 
 
 @contextmanager

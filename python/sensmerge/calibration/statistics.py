@@ -34,8 +34,6 @@ from sensmerge.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-KINDS = ("fisher", "gram")
-
 # Entries that are worked on at a time.
 _PIECE = 1 << 24
 
@@ -57,12 +55,13 @@ class _Sums:
 class Squares:
     """Sums of squared gradients of one model, for all of its parameters."""
 
-    def __init__(self, model: PreTrainedModel, folder: Path) -> None:
+    def __init__(self, model: PreTrainedModel, folder: Path, samples: int) -> None:
         """Set out to sum.
 
         Args:
             model: The model.
             folder: Where the temporary file is kept; it has four bytes a parameter.
+            samples: The number of samples whose gradients will be added.
 
         Raises:
             InputError: The model is run in float16, in which gradients underflow.
@@ -75,20 +74,16 @@ class Squares:
         shapes = {name: tuple(each.shape) for name, each in model.named_parameters()}
         self._model = model
         self._sums = _Sums(folder, shapes)
-        self._samples: set[int] = set()
+        self._samples = samples
 
-    def add(
-        self, name: str, place: int, gradient: torch.Tensor, rows: torch.Tensor | None = None
-    ) -> None:
+    def add(self, name: str, gradient: torch.Tensor, rows: torch.Tensor | None = None) -> None:
         """Add the squares of a sample's gradient.
 
         Args:
             name: The parameter.
-            place: The sample.
             gradient: The gradient, or some of its rows.
             rows: Which rows these are; None for all.
         """
-        self._samples.add(place)
         total = self._sums.of[name]
         if rows is not None:
             total[rows.cpu()] += gradient.float().square().cpu()
@@ -118,21 +113,12 @@ class Squares:
         stored = {tensor.name for tensor in checkpoint.tensors}
         entries = []
         for name, total in self._sums.of.items():
-            for home, sums in stored_tensors(self._model, name, total, stored).items():
-                # float32 of the file; narrowed piece by piece while it is written.
-                entries.append(Entry(home, "BF16", tuple(sums.shape), _narrowed(sums, scale)))
+            for home, sums in loading.stored_tensors(self._model, name, total, stored).items():
+                pieces = _pieces(sums, lambda piece: (piece / scale).bfloat16().view(torch.int16))
+                entries.append(Entry(home, "BF16", tuple(sums.shape), pieces))
         write_safetensors(path, entries, {"statistic": "fisher"})
         tensors = {entry.name: entry.name for entry in entries}
-        return _described("fisher", path, tensors, scale / max(1, len(self._samples)))
-
-
-def _narrowed(sums: torch.Tensor, scale: float) -> Callable[[], Iterator[bytes]]:
-    def pieces() -> Iterator[bytes]:
-        for piece in sums.contiguous().reshape(-1).split(_PIECE):
-            narrow = (piece / scale).to(torch.bfloat16)
-            yield narrow.view(torch.int16).numpy().tobytes()
-
-    return pieces
+        return _described("fisher", path, tensors, scale / self._samples)
 
 
 class Grams:
@@ -216,7 +202,8 @@ class Grams:
             if not self._tokens[owner]:
                 continue
             weight = f"{name}.weight"
-            found = stored_tensors(self._model, weight, self._model.get_parameter(weight), stored)
+            parameter = self._model.get_parameter(weight)
+            found = loading.stored_tensors(self._model, weight, parameter, stored)
             tensors |= dict.fromkeys(found, owner)
             if owner == name:
                 mean = self._sums.of[name].div_(self._tokens[name])
@@ -225,10 +212,15 @@ class Grams:
         return _described("gram", path, tensors, 1.0)
 
 
-def _pieces(tensor: torch.Tensor) -> Callable[[], Iterator[bytes]]:
+def _pieces(
+    tensor: torch.Tensor,
+    coded: Callable[[torch.Tensor], torch.Tensor] = lambda piece: piece,
+) -> Callable[[], Iterator[bytes]]:
+    """A tensor's bytes, a piece at a time, each coded just before it is written."""
+
     def pieces() -> Iterator[bytes]:
-        for piece in tensor.reshape(-1).split(_PIECE):
-            yield piece.numpy().tobytes()
+        for piece in tensor.contiguous().reshape(-1).split(_PIECE):
+            yield coded(piece).numpy().tobytes()
 
     return pieces
 
@@ -236,30 +228,6 @@ def _pieces(tensor: torch.Tensor) -> Callable[[], Iterator[bytes]]:
 def _described(kind: str, path: Path, tensors: dict[str, str], scale: float) -> StatisticsFile:
     fingerprint = _core.Checkpoint(str(path)).fingerprint()
     return StatisticsFile(kind, path.name, fingerprint, tensors, scale)
-
-
-def stored_tensors(
-    model: PreTrainedModel, name: str, tensor: torch.Tensor, stored: set[str]
-) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint that a parameter is made of, by their names there.
-
-    Args:
-        model: The model.
-        name: The parameter's name in it.
-        tensor: The parameter, or what belongs to it entry by entry.
-        stored: The names of the checkpoint's tensors.
-    """
-    prefix = f"{model.base_model_prefix}."
-    own = next((one for one in (name, name.removeprefix(prefix)) if one in stored), None)
-    if own is not None:
-        return {own: tensor}
-    found = loading.before_renaming(model, name, tensor)
-    bare = {each: each.removeprefix(prefix) for each in found}
-    return {
-        each if each in stored else bare[each]: part
-        for each, part in found.items()
-        if each in stored or bare[each] in stored
-    }
 
 
 @contextmanager

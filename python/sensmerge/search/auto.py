@@ -83,7 +83,7 @@ def choose(
                 best = minimise(at, low, high, start=start)
                 ours, its = (judge.by_sample(Settings.of(make(one))) for one in (best, start))
                 gain = difference(ours, its, objective)
-                if best != start and gain.mean <= ERRORS * gain.error:
+                if best != start and not gain.exceeds(ERRORS):
                     told = (
                         f"no more than {ERRORS} standard errors of {gain.error:.4f}"
                         if math.isfinite(gain.error)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from sensmerge import _core
@@ -121,10 +120,9 @@ class Candidate:
         if home is not None:
             tensors = {home: gradient}
         else:
-            tensors = loading.before_renaming(self.model, parameter, gradient)
-            tensors = {_stored(name, self._tensors, self.model): g for name, g in tensors.items()}
+            tensors = loading.stored_tensors(self.model, parameter, gradient, self._tensors)
         return {
-            name: self._prepared.derivatives(name, _view(g), dtype_name(g))
+            name: self._prepared.derivatives(name, as_bytes(g), dtype_name(g))
             for name, g in tensors.items()
         }
 
@@ -144,13 +142,3 @@ def _running(path: Any) -> torch.dtype:
     stored = loading.stored_dtype(path)
     # In float16, gradients would often underflow.
     return torch.float32 if stored == torch.float16 else stored
-
-
-def _view(gradient: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return as_bytes(gradient)
-
-
-def _stored(name: str, tensors: dict[str, torch.Tensor], model: PreTrainedModel) -> str:
-    """A tensor's name in the checkpoint, which may lack the prefix of the base model."""
-    bare = name.removeprefix(f"{model.base_model_prefix}.")
-    return next((one for one in (name, bare) if one in tensors), name)

@@ -41,6 +41,10 @@ class Difference:
     mean: float
     error: float
 
+    def exceeds(self, errors: float = 1) -> bool:
+        """Whether it is lower by more than so many standard errors."""
+        return self.mean > errors * self.error
+
 
 def difference(one: Losses, other: Losses, objective: Objective) -> Difference:
     """How much lower the objective is for ``one`` than for ``other``.
@@ -72,8 +76,7 @@ def choose(candidates: Sequence[Losses], objective: Objective) -> int:
     values = [_objective([task.mean() for task in losses], objective) for losses in candidates]
     best = candidates[int(np.argmin(values))]
     for place, losses in enumerate(candidates):
-        found = difference(best, losses, objective)
-        if found.mean <= found.error:
+        if not difference(best, losses, objective).exceeds():
             return place
     raise AssertionError("the best is not worse than itself")
 

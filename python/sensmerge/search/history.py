@@ -111,7 +111,7 @@ class History:
         """The best step, if it is better than the first by more than a standard error."""
         first, best = self.steps[0], self.best
         gain = self._gain()
-        return best if gain is None or gain.mean > gain.error else first
+        return best if gain is None or gain.exceeds() else first
 
     def _gain(self) -> Difference | None:
         """How much lower the best step's validation loss is than the first's; None without any."""

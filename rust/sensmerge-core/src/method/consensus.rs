@@ -6,7 +6,7 @@
 //!
 //! Wang et al. 2024, whose task vectors have no weights. Both semantics are the same.
 
-use super::{Base, Count, Kind, Method, Owner, Parameter, Range, Schema, Semantics, Settings};
+use super::{Base, Count, Method, Parameter, Range, Schema, Semantics, Settings};
 use crate::program::claims::ClaimedSum;
 use crate::program::{Operand, Program};
 
@@ -21,17 +21,12 @@ pub(super) struct Consensus;
 impl Method for Consensus {
     fn schema(&self, _: Semantics) -> Schema {
         let not_negative = Range { above: None, least: Some(0.0), most: None };
-        let k = Parameter {
-            name: "k",
-            summary: "number of models that have to claim an entry",
-            owner: Owner::Merge,
-            kind: Kind::Number {
-                default: Some(LEAST),
-                range: not_negative,
-                by_tensor: true,
-                search: None,
-            },
-        };
+        let k = Parameter::of_merge(
+            "k",
+            "number of models that have to claim an entry",
+            LEAST,
+            not_negative,
+        );
         let mask_lambda = Parameter::of_model(
             "mask_lambda",
             "how much of the others' change a model's own has to exceed to claim an entry",

@@ -8,9 +8,7 @@
 //! Matena and Raffel 2022, equation 4; the empirical Fisher information, from the samples' own labels, and
 //! the division follow the code of `MergeLM`. Both semantics are the same.
 
-use super::{
-    Base, Count, Kind, Method, Owner, Parameter, Range, Schema, Semantics, Settings, Statistic,
-};
+use super::{Base, Count, Method, Parameter, Range, Schema, Semantics, Settings, Statistic};
 use crate::program::importance::ImportanceMean;
 use crate::program::{Operand, Program};
 
@@ -20,17 +18,12 @@ pub(super) struct Fisher;
 
 impl Method for Fisher {
     fn schema(&self, _: Semantics) -> Schema {
-        let floor = Parameter {
-            name: FLOOR,
-            summary: "added to every importance, of which the root mean square is 1",
-            owner: Owner::Merge,
-            kind: Kind::Number {
-                default: Some(1e-6),
-                range: Range { above: None, least: Some(0.0), most: None },
-                by_tensor: true,
-                search: None,
-            },
-        };
+        let floor = Parameter::of_merge(
+            FLOOR,
+            "added to every importance, of which the root mean square is 1",
+            1e-6,
+            Range { above: None, least: Some(0.0), most: None },
+        );
         Schema {
             name: "fisher",
             title: "Fisher merging",

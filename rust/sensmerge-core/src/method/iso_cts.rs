@@ -9,7 +9,7 @@
 //! Other tensors are the mean of the `w_i δ_i`, times λ. Marczak et al. 2025. Both semantics are the
 //! same.
 
-use super::{Base, Count, Kind, Method, Owner, Parameter, Range, Schema, Semantics, Settings};
+use super::{Base, Count, Method, Parameter, Range, Schema, Semantics, Settings};
 use crate::program::Program;
 use crate::program::singular::CommonAndSpecific;
 use crate::program::sum::WeightedMean;
@@ -18,17 +18,12 @@ pub(super) struct IsoCts;
 
 impl Method for IsoCts {
     fn schema(&self, _: Semantics) -> Schema {
-        let common = Parameter {
-            name: "common_space_fraction",
-            summary: "fraction of the directions that are taken from the sum",
-            owner: Owner::Merge,
-            kind: Kind::Number {
-                default: Some(0.8),
-                range: Range { above: None, least: Some(0.0), most: Some(1.0) },
-                by_tensor: true,
-                search: None,
-            },
-        };
+        let common = Parameter::of_merge(
+            "common_space_fraction",
+            "fraction of the directions that are taken from the sum",
+            0.8,
+            Range { above: None, least: Some(0.0), most: Some(1.0) },
+        );
         Schema {
             name: "iso_cts",
             title: "Iso-CTS",

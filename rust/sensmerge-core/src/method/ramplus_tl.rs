@@ -8,7 +8,7 @@
 //! same.
 
 use super::ram::epsilon;
-use super::{Base, Count, Kind, Method, Owner, Parameter, Range, Schema, Semantics, Settings};
+use super::{Base, Count, Method, Parameter, Range, Schema, Semantics, Settings};
 use crate::program::changed::MeanOfChanged;
 use crate::program::{Operand, Program};
 
@@ -20,12 +20,7 @@ pub(super) struct RamplusTl;
 
 impl Method for RamplusTl {
     fn schema(&self, _: Semantics) -> Schema {
-        let number = |name, summary, default, range| Parameter {
-            name,
-            summary,
-            owner: Owner::Merge,
-            kind: Kind::Number { default: Some(default), range, by_tensor: true, search: None },
-        };
+        let number = Parameter::of_merge;
         let positive = Range { above: None, least: Some(0.0), most: None };
         Schema {
             name: "ramplus_tl",

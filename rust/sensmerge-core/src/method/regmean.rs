@@ -8,9 +8,7 @@
 //! Jin et al. 2023, equation 2 and section 3.3; without ridge, that is the mean of the parameters
 //! themselves. Both semantics are the same.
 
-use super::{
-    Base, Count, Kind, Method, Owner, Parameter, Range, Schema, Semantics, Settings, Statistic,
-};
+use super::{Base, Count, Method, Parameter, Range, Schema, Semantics, Settings, Statistic};
 use crate::program::Program;
 use crate::program::solve::{InputsBy, Solution};
 use crate::program::sum::{Cancelling, WeightedSum};
@@ -21,17 +19,12 @@ pub(super) struct RegMean;
 
 impl Method for RegMean {
     fn schema(&self, _: Semantics) -> Schema {
-        let off_diagonal = Parameter {
-            name: OFF_DIAGONAL,
-            summary: "factor of the entries of Gram matrices off the diagonal",
-            owner: Owner::Merge,
-            kind: Kind::Number {
-                default: Some(0.9),
-                range: Range { above: None, least: Some(0.0), most: Some(1.0) },
-                by_tensor: true,
-                search: None,
-            },
-        };
+        let off_diagonal = Parameter::of_merge(
+            OFF_DIAGONAL,
+            "factor of the entries of Gram matrices off the diagonal",
+            0.9,
+            Range { above: None, least: Some(0.0), most: Some(1.0) },
+        );
         Schema {
             name: "regmean",
             title: "RegMean",

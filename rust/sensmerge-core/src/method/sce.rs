@@ -12,7 +12,7 @@
 //!
 //! Wan et al. 2024 (`FuseChat`). Both semantics are the same: mergekit's code is the authors'.
 
-use super::{Base, Count, Kind, Method, Owner, Parameter, Range, Schema, Semantics, Settings};
+use super::{Base, Count, Method, Parameter, Range, Schema, Semantics, Settings};
 use crate::program::disjoint::Disjoint;
 use crate::program::variance::SelectByVariance;
 use crate::program::{Operand, Program};
@@ -21,17 +21,12 @@ pub(super) struct Sce;
 
 impl Method for Sce {
     fn schema(&self, _: Semantics) -> Schema {
-        let select = Parameter {
-            name: "select_topk",
-            summary: "fraction selected of the entries that differ between the models",
-            owner: Owner::Merge,
-            kind: Kind::Number {
-                default: Some(1.0),
-                range: Range { above: None, least: Some(0.0), most: Some(1.0) },
-                by_tensor: true,
-                search: None,
-            },
-        };
+        let select = Parameter::of_merge(
+            "select_topk",
+            "fraction selected of the entries that differ between the models",
+            1.0,
+            Range { above: None, least: Some(0.0), most: Some(1.0) },
+        );
         Schema {
             name: "sce",
             title: "SCE",

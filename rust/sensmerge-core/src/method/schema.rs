@@ -226,24 +226,16 @@ impl Parameter {
     #[must_use]
     pub fn matrices() -> Self {
         let range = Range { above: None, least: Some(0.0), most: Some(1.0) };
-        Self {
-            name: crate::program::matrix::SWITCH,
-            summary: "1: merge matrices as wholes; 0: as other tensors",
-            owner: Owner::Merge,
-            kind: Kind::Number { default: Some(1.0), range, by_tensor: true, search: None },
-        }
+        let summary = "1: merge matrices as wholes; 0: as other tensors";
+        Self::of_merge(crate::program::matrix::SWITCH, summary, 1.0, range)
     }
 
     /// What is added to the diagonal of a linear system, as a multiple of its mean eigenvalue.
     #[must_use]
     pub fn ridge() -> Self {
         let range = Range { above: None, least: Some(0.0), most: None };
-        Self {
-            name: "ridge",
-            summary: "added to the diagonal, as a multiple of the mean eigenvalue",
-            owner: Owner::Merge,
-            kind: Kind::Number { default: Some(1e-6), range, by_tensor: true, search: None },
-        }
+        let summary = "added to the diagonal, as a multiple of the mean eigenvalue";
+        Self::of_merge("ridge", summary, 1e-6, range)
     }
 
     /// The scale of the merged task vector.
@@ -307,6 +299,12 @@ impl Parameter {
     pub fn of_model(name: &'static str, summary: &'static str, default: f64, range: Range) -> Self {
         let kind = Kind::Number { default: Some(default), range, by_tensor: true, search: None };
         Self { name, summary, owner: Owner::Model, kind }
+    }
+
+    /// A number of the merge that searches leave alone and that may differ from tensor to tensor.
+    #[must_use]
+    pub fn of_merge(name: &'static str, summary: &'static str, default: f64, range: Range) -> Self {
+        Self { owner: Owner::Merge, ..Self::of_model(name, summary, default, range) }
     }
 
     /// A switch for the whole merge.

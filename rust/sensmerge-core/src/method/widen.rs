@@ -8,7 +8,7 @@
 //!
 //! Yu et al. 2024, who have neither weights nor λ. Both semantics are the same.
 
-use super::{Base, Count, Kind, Method, Owner, Parameter, Range, Schema, Semantics, Settings};
+use super::{Base, Count, Method, Parameter, Range, Schema, Semantics, Settings};
 use crate::program::significance::BySignificance;
 use crate::program::{Operand, Program};
 
@@ -20,17 +20,9 @@ pub(super) struct Widen;
 
 impl Method for Widen {
     fn schema(&self, _: Semantics) -> Schema {
-        let number = |name, summary, default| Parameter {
-            name,
-            summary,
-            owner: Owner::Merge,
-            kind: Kind::Number {
-                default: Some(default),
-                range: Range { above: None, least: Some(0.0), most: None },
-                by_tensor: true,
-                search: None,
-            },
-        };
+        let not_negative = Range { above: None, least: Some(0.0), most: None };
+        let number =
+            |name, summary, default| Parameter::of_merge(name, summary, default, not_negative);
         Schema {
             name: "widen",
             title: "WIDEN",

@@ -8,7 +8,7 @@
 //!
 //! Tian et al. 2025. Both semantics are the same.
 
-use super::{Base, Count, Kind, Method, Owner, Parameter, Range, Schema, Semantics, Settings};
+use super::{Base, Count, Method, Parameter, Range, Schema, Semantics, Settings};
 use crate::program::sum::Decay;
 use crate::program::{Operand, Program};
 
@@ -19,17 +19,12 @@ pub(super) struct Wsm;
 
 impl Method for Wsm {
     fn schema(&self, _: Semantics) -> Schema {
-        let power = Parameter {
-            name: "power",
-            summary: "the decay is 1 − x to this power: 0.5 is 1 − √x, 1 the plain mean",
-            owner: Owner::Merge,
-            kind: Kind::Number {
-                default: Some(POWER),
-                range: Range { above: Some(0.0), least: None, most: None },
-                by_tensor: true,
-                search: None,
-            },
-        };
+        let power = Parameter::of_merge(
+            "power",
+            "the decay is 1 − x to this power: 0.5 is 1 − √x, 1 the plain mean",
+            POWER,
+            Range { above: Some(0.0), least: None, most: None },
+        );
         Schema {
             name: "wsm",
             title: "WSM",
