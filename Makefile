@@ -19,7 +19,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint instructions stubs bench docs pins clean force
+.PHONY: help demo test torture lint instructions stubs bench docs pins clean force
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -30,6 +30,9 @@ demo: $(STAMPS)/built ## Train a small family of models, calibrate, merge in eve
 test: lint instructions ## Lint, count instructions, run the tests of both languages
 	cargo test --quiet --profile checked --locked --workspace
 	$(BIN)/python -m pytest
+
+torture: $(STAMPS)/built ## The long tests, and those of faults with many more cases
+	SENSMERGE_TORTURE=1 $(BIN)/python -m pytest -m 'torture or tiers'
 
 lint: $(STAMPS)/built ## Formatting, clippy, ruff, mypy, type stubs
 	scripts/lint
