@@ -21,6 +21,7 @@ use sensmerge_core::kernel::importance::{importance_mean, importance_slope};
 use sensmerge_core::kernel::largest::{largest, largest_agreeing, largest_derivative};
 use sensmerge_core::kernel::low_rank::{add_dots, add_rows, add_squares, multiply_each};
 use sensmerge_core::kernel::near::near;
+use sensmerge_core::kernel::one_pass::{Addend, Combination, Merge, merge};
 use sensmerge_core::kernel::random_drop::drop_and_rescale;
 use sensmerge_core::kernel::rank::{keep_ranks, sort_by_magnitude};
 use sensmerge_core::kernel::scale::{divide_and_encode, multiply_runs, raise_to_largest};
@@ -28,8 +29,8 @@ use sensmerge_core::kernel::sensitivity::{
     sum_abs_product, sum_abs_product_stored, sum_squares, sum_squares_stored,
 };
 use sensmerge_core::kernel::softmax::calibrated_softmax;
-use sensmerge_core::kernel::sum::l1;
-use sensmerge_core::kernel::task_vector::subtract;
+use sensmerge_core::kernel::sum::{l1, l1_of_kept};
+use sensmerge_core::kernel::task_vector::{subtract, subtract_stored};
 use sensmerge_core::kernel::trim::{count_equal, drop_exact, trim, trim_exact};
 use sensmerge_core::kernel::variance::{keep_scored, variance};
 use sensmerge_core::kernel::weighted_sum::{
@@ -71,9 +72,19 @@ const KERNELS: &[(&str, Kernel)] = &[
         );
     }),
     ("subtract", |b| subtract(&mut b.delta, &b.base)),
+    ("subtract_stored, bfloat16", |b| {
+        subtract_stored(Float::Bf16, &b.bfloat16, &b.base, &mut b.out);
+    }),
+    ("merge in one pass, sum", |b| one_pass(b, None, 0, None)),
+    ("merge in one pass, masked", |b| one_pass(b, Some(2.0), 0, None)),
+    ("merge in one pass, trimmed and elected", |b| {
+        one_pass(b, None, b.threshold, Some((Agreement::Weighted, Divisor::Weights)));
+    }),
     ("has_nan", |b| keep_result(has_nan(&b.delta))),
     ("all_finite", |b| keep_result(all_finite(&b.delta))),
     ("has_infinite", |b| keep_result(has_infinite(&b.delta))),
+    ("mask, density 0.5", |b| Stream::new(1, 2, "w").mask(0, black_box(0.5), &mut b.mask)),
+    ("mask, density 0.9", |b| Stream::new(1, 2, "w").mask(0, black_box(0.9), &mut b.mask)),
     ("keep, density 0.5", |b| Stream::new(1, 2, "w").keep(0, black_box(0.5), &mut b.keep)),
     ("keep, density 0.9", |b| Stream::new(1, 2, "w").keep(0, black_box(0.9), &mut b.keep)),
     ("keep_each", |b| Stream::new(1, 2, "w").keep_each(0, &b.chances, &mut b.keep)),
@@ -125,6 +136,7 @@ const KERNELS: &[(&str, Kernel)] = &[
     }),
     ("add_products", |b| add_products(&b.base, &b.delta, &mut b.squares)),
     ("l1", |b| keep_result(l1(&b.delta))),
+    ("l1_of_kept", |b| keep_result(l1_of_kept(&b.delta, &b.mask))),
     ("multiply", |b| multiply(&mut b.delta, b.factor)),
     ("add_product", |b| add_product(&b.base, &b.delta, &mut b.out)),
     ("divide", |b| divide(&mut b.delta, b.factor)),
@@ -194,6 +206,7 @@ struct Block {
     /// The magnitude up to which an entry of an expert counts as unchanged.
     least: Vec<f32>,
     keep: Vec<u8>,
+    mask: Vec<u32>,
     chances: Vec<u64>,
     order: Vec<(i32, u32)>,
     inside: Vec<i32>,
@@ -234,6 +247,7 @@ impl Block {
             float32: stored(Float::F32),
             squares: vec![0.0; ENTRIES],
             keep: delta.iter().map(|&delta| u8::from(delta > 0.0)).collect(),
+            mask: vec![0x9E37_79B9; ENTRIES / 32],
             signs: signs.into_iter().map(f32::signum).collect(),
             base,
             delta,
@@ -251,6 +265,26 @@ impl Block {
             ties: 20,
         }
     }
+}
+
+/// Merge three experts of bfloat16, whose entries are the base's: summed, or with an election.
+fn one_pass(b: &mut Block, masked: Option<f32>, least: i32, vote: Option<(Agreement, Divisor)>) {
+    let stored = &b.bfloat16;
+    let addend = |&weight: &f32| Addend { stored, weight, masked, least, scale: 1.0 };
+    let addends: Vec<Addend> = b.weights.iter().map(addend).collect();
+    let combination = match black_box(vote) {
+        None => Combination::Sum { divisor: None },
+        Some((agreement, divisor)) => Combination::Elected { agreement, divisor, draw: b.zero_sign },
+    };
+    let what = Merge {
+        dtype: Float::Bf16,
+        addends: &addends,
+        base: Some(stored),
+        combination,
+        lambda: b.factor,
+    };
+    let masks = b.mask.repeat(EXPERTS);
+    keep_result(merge(&what, &masks, 0, black_box(Float::Bf16), &mut b.float16));
 }
 
 fn main() {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,11 +41,11 @@ def trim_model(deltas: Model, density: float) -> dict[str, Array]:
 
 
 def philox4x32(counter: Sequence[int], key: Sequence[int]) -> list[int]:
-    """Philox4x32 with 10 rounds."""
+    """Philox4x32 with 7 rounds."""
     mask = 0xFFFFFFFF
     a, b, c, d = counter
     k0, k1 = key
-    for _ in range(10):
+    for _ in range(7):
         left, right = a * 0xD2511F53, c * 0xCD9E8D57
         a, b, c, d = (right >> 32) ^ b ^ k0, right & mask, (left >> 32) ^ d ^ k1, left & mask
         k0, k1 = (k0 + 0x9E3779B9) & mask, (k1 + 0xBB67AE85) & mask
@@ -108,7 +109,8 @@ def keep_mask(
 
     The format, which never changes, is described in ``rust/sensmerge-core/src/random.rs``: an entry
     is decided by one byte of a Philox stream or, if the byte ties with the density's, by a word of
-    a second stream.
+    a second stream. The bits of the byte lie in eight blocks if there is one density, and side by side
+    otherwise.
     """
     mask64 = 2**64 - 1
     stream = 0xCBF29CE484222325
@@ -116,21 +118,24 @@ def keep_mask(
         stream = ((stream ^ byte) * 0x100000001B3) & mask64
     thresholds = np.rint(np.broadcast_to(density, size) * 2.0**40).astype(np.int64).tolist()
 
+    @cache
     def block(number: int, stream: int) -> list[int]:
         counter = [number & 0xFFFFFFFF, number >> 32, stream & 0xFFFFFFFF, stream >> 32]
         return philox4x32(counter, [seed & 0xFFFFFFFF, seed >> 32])
 
-    kept = np.zeros(size, dtype=bool)
-    for first in range(0, size, 16):
-        words = block(first // 16, stream)
-        coarse = b"".join(word.to_bytes(4, "little") for word in words)
-        for entry in range(first, min(first + 16, size)):
-            draw = coarse[entry - first] << 32
-            threshold = thresholds[entry]
-            if draw >> 32 == threshold >> 32:
-                draw |= block(entry // 4, stream ^ 0x9E3779B97F4A7C15)[entry % 4]
-            kept[entry] = draw < threshold
-    return kept
+    def coarse(entry: int) -> int:
+        if np.ndim(density):
+            return block(entry // 16, stream)[entry // 4 % 4] >> 8 * (entry % 4) & 0xFF
+        words = (block(entry // 128 * 8 + plane, stream)[entry // 32 % 4] for plane in range(8))
+        return sum((word >> entry % 32 & 1) << 7 - plane for plane, word in enumerate(words))
+
+    def is_kept(entry: int, threshold: int) -> bool:
+        byte, high = coarse(entry), threshold >> 32
+        if byte != high:
+            return byte < high
+        return block(entry // 4, stream ^ 0x9E3779B97F4A7C15)[entry % 4] < threshold % 2**32
+
+    return np.fromiter(map(is_kept, range(size), thresholds), bool, size)
 
 
 def preserve_l1(delta: Array, sparse: Array) -> Array:

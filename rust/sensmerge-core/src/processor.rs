@@ -76,23 +76,23 @@ macro_rules! widest {
             {
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi1,bmi2")]
                 fn avx512 $(<$($generic: $bound),+>)? ($($argument: $type),*) $(-> $result)? {
-                    work($($argument),*)
+                    work $(::<$($generic),+>)? ($($argument),*)
                 }
 
                 #[target_feature(enable = "avx2,bmi1,bmi2")]
                 fn avx2 $(<$($generic: $bound),+>)? ($($argument: $type),*) $(-> $result)? {
-                    work($($argument),*)
+                    work $(::<$($generic),+>)? ($($argument),*)
                 }
 
                 match $crate::processor::level() {
                     // SAFETY: `level` has checked that the processor has these instructions.
-                    $crate::processor::Level::Avx512 => return unsafe { avx512($($argument),*) },
+                    $crate::processor::Level::Avx512 => return unsafe { avx512 $(::<$($generic),+>)? ($($argument),*) },
                     // SAFETY: as above.
-                    $crate::processor::Level::Avx2 => return unsafe { avx2($($argument),*) },
+                    $crate::processor::Level::Avx2 => return unsafe { avx2 $(::<$($generic),+>)? ($($argument),*) },
                     $crate::processor::Level::Baseline => {}
                 }
             }
-            work($($argument),*)
+            work $(::<$($generic),+>)? ($($argument),*)
         }
     };
 }

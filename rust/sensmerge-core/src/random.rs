@@ -1,22 +1,25 @@
 //! Random masks whose numbers are addressed by entry rather than drawn in turn: they are the same for
 //! any number of threads, any chunk size, any order of shards and any machine.
 //!
-//! The generator is Philox4x32-10 (Salmon et al. 2011). **The format below never changes**, since
-//! a merge must be reproducible from its seed:
+//! The generator is Philox4x32-7 (Salmon et al. 2011, table 2: no test of BigCrush fails). **The format
+//! below never changes**, since a merge must be reproducible from its seed:
 //!
 //! - The key is the seed: low word, high word.
 //! - A stream is a 64-bit FNV-1a hash over the UTF-8 bytes of the tensor's name, then over the
 //!   eight little-endian bytes of the model's index among the merged models (from 0).
-//! - Word `i` of a stream is word `i % 4` of `philox([b_lo, b_hi, s_lo, s_hi])`, with block
-//!   `b = i / 4` and stream `s`.
+//! - Block `b` of stream `s` is the four words of `philox([b_lo, b_hi, s_lo, s_hi])`. Word `i` of the
+//!   stream is word `i % 4` of block `i / 4`.
+//! - Every entry has a *byte*. Where all entries of a tensor have the same density, bit `7 - p` of the byte
+//!   of entry `j` is bit `j % 32` of word `j / 32 % 4` of block `8 (j / 128) + p`. Where each has a
+//!   density of its own, it is byte `j % 16` of block `j / 16` (four little-endian words).
 //! - Entry `j` is kept with density `d` as follows. Let `D = round(d · 2⁴⁰)`, `h = D >> 32` and
-//!   `l = D mod 2³²`. Byte `j % 16` of block `j / 16` (four little-endian words) of the stream is
-//!   compared with `h`. If it is less, the entry is kept; if it is more, the entry is dropped; if it
-//!   is equal, the entry is kept if word `j` of the *fine* stream `s XOR 0x9E3779B97F4A7C15` is less
-//!   than `l`.
+//!   `l = D mod 2³²`. The byte of `j` is compared with `h`. If it is less, the entry is kept; if it is
+//!   more, the entry is dropped; if it is equal, the entry is kept if word `j` of the *fine* stream
+//!   `s XOR 0x9E3779B97F4A7C15` is less than `l`.
 //!
 //! A decision thus needs one random byte, and in one case of 256 a word more; its probability is
-//! `D / 2⁴⁰` exactly.
+//! `D / 2⁴⁰` exactly. Where `l` and the last bits of `h` are 0, as for density 0.5, the last bits of bytes
+//! decide nothing and are not drawn.
 
 use crate::processor::widest;
 
@@ -24,7 +27,10 @@ const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 const FINE: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// Entries that one block of the coarse stream decides.
+/// Rounds of the generator.
+const ROUNDS: usize = 7;
+
+/// Entries that one block decides where each has a density of its own.
 const PER_BLOCK: usize = 16;
 
 /// Blocks computed side by side, for the compiler to vectorise.
@@ -33,10 +39,11 @@ const LANES: usize = 32;
 /// Entries decided by that many blocks.
 const GROUP: usize = PER_BLOCK * LANES;
 
-/// Entries searched for ties with the coarse byte at a time.
-const PART: usize = 32;
+/// Words of a mask, of 32 entries each, that are drawn at a time, and the runs of 128 entries in them.
+const WORDS: usize = 32;
+const RUNS: usize = WORDS / 4;
 
-/// The Philox4x32 generator with 10 rounds.
+/// The Philox4x32 generator with 7 rounds.
 #[must_use]
 pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     let lanes = philox_lanes(counter.map(|word| [word]), key);
@@ -48,7 +55,7 @@ pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
 #[inline(always)]
 fn philox_lanes<const N: usize>(counter: [[u32; N]; 4], mut key: [u32; 2]) -> [[u32; N]; 4] {
     let [mut a, mut b, mut c, mut d] = counter;
-    for _ in 0..10 {
+    for _ in 0..ROUNDS {
         let (mut left, mut right) = ([0_u64; N], [0_u64; N]);
         for lane in 0..N {
             left[lane] = u64::from(a[lane]) * u64::from(MULTIPLIERS[0]);
@@ -91,29 +98,43 @@ impl Stream {
         philox4x32(counter, self.key)[(index % 4) as usize]
     }
 
+    /// Set bit `j % 32` of word `j / 32` of `mask` if entry `first + j` is kept, and clear it otherwise.
+    /// Each is kept with probability `density`.
+    ///
+    /// # Panics
+    /// If `first` is not a multiple of 128.
+    pub fn mask(&self, first: u64, density: f64, mask: &mut [u32]) {
+        assert_eq!(first % 128, 0, "masks start at whole blocks");
+        let threshold = chance(density);
+        if threshold >= 1 << 40 {
+            return mask.fill(!0);
+        }
+        let (coarse, fine) = ((threshold >> 32) as u8, threshold as u32);
+        // Ties with what is drawn are dropped where all other bits of the threshold are 0.
+        let planes = if fine == 0 { 8 - coarse.trailing_zeros().min(8) } else { 8 };
+        let (mut kept, mut tied) = ([0; WORDS], [0; WORDS]);
+        for (first, mask) in (first..).step_by(32 * WORDS).zip(mask.chunks_mut(WORDS)) {
+            compare_planes(*self, first / 128, (coarse, planes), &mut kept, &mut tied);
+            if fine != 0 {
+                self.draw_ties(first, fine, &mut kept, &tied);
+            }
+            mask.copy_from_slice(&kept[..mask.len()]);
+        }
+    }
+
     /// Set `keep` to 1 for every entry of `first..first + keep.len()` that is kept, and to 0 for the
     /// others. Each is kept with probability `density`.
     pub fn keep(&self, first: u64, density: f64, keep: &mut [u8]) {
-        let threshold = chance(density);
-        if threshold >= 1 << 40 {
-            keep.fill(1);
-            return;
-        }
-        let (coarse, fine) = ((threshold >> 32) as u8, threshold as u32);
-        let mut bytes = [0; GROUP];
+        let mut mask = [0; WORDS];
         let mut entry = first;
         let mut rest = keep;
         while !rest.is_empty() {
-            let skipped = (entry % PER_BLOCK as u64) as usize;
-            coarse_bytes(*self, entry / PER_BLOCK as u64, &mut bytes);
-            let length = rest.len().min(GROUP - skipped);
+            let skipped = (entry % 128) as usize;
+            let length = rest.len().min(32 * WORDS - skipped);
             let (now, later) = rest.split_at_mut(length);
-            let bytes = &bytes[skipped..skipped + length];
-            let drawn = compare(bytes, coarse, now);
-            // With a fine threshold of 0, as for density 0.5, ties are dropped.
-            if drawn && fine != 0 {
-                self.draw(entry, (coarse, fine), bytes, now);
-            }
+            let words = (skipped + length).div_ceil(32);
+            self.mask(entry - skipped as u64, density, &mut mask[..words]);
+            spread(&mask, skipped, now);
             entry += length as u64;
             rest = later;
         }
@@ -146,23 +167,107 @@ impl Stream {
         }
     }
 
-    /// Decide by the fine stream the entries whose coarse byte ties with the threshold.
-    fn draw(&self, first: u64, (coarse, fine): (u8, u32), bytes: &[u8], keep: &mut [u8]) {
+    /// Decide by the fine stream the entries whose byte ties with the threshold.
+    fn draw_ties(&self, first: u64, fine: u32, kept: &mut [u32], tied: &[u32]) {
         let stream = Self { stream: self.stream ^ FINE, ..*self };
-        for (start, part) in (0..).step_by(PART).zip(bytes.chunks(PART)) {
-            // Most parts hold no tie: this check without a branch per entry vectorises.
-            if part.iter().fold(false, |drawn, &byte| drawn | (byte == coarse)) {
-                for (place, _) in part.iter().enumerate().filter(|&(_, &byte)| byte == coarse) {
-                    let entry = first + (start + place) as u64;
-                    keep[start + place] = u8::from(stream.word(entry) < fine);
-                }
+        for (start, (kept, &tied)) in (first..).step_by(32).zip(kept.iter_mut().zip(tied)) {
+            let mut left = tied;
+            while left != 0 {
+                let bit = left.trailing_zeros();
+                *kept |= u32::from(stream.word(start + u64::from(bit)) < fine) << bit;
+                left &= left - 1;
             }
         }
     }
 }
 
 widest! {
-    /// The coarse bytes of `LANES` blocks from `block` on.
+    /// Of the entries of `WORDS` words from run `first` on, those whose bytes are less than `coarse` as far as
+    /// the first `planes` bits tell, and those whose bits there are equal to its.
+    fn compare_planes(
+        stream: Stream,
+        first: u64,
+        threshold: (u8, u32),
+        kept: &mut [u32; WORDS],
+        tied: &mut [u32; WORDS],
+    ) {
+        let (coarse, planes) = threshold;
+        let mut found = Compared { less: [[0; RUNS]; 4], equal: [[!0; RUNS]; 4] };
+        let mut plane = 0;
+        while plane < planes {
+            match planes - plane {
+                1 => plane += found.compare::<{ RUNS }>(stream, first, coarse, plane),
+                2 | 3 => plane += found.compare::<{ 2 * RUNS }>(stream, first, coarse, plane),
+                _ => plane += found.compare::<{ 4 * RUNS }>(stream, first, coarse, plane),
+            }
+        }
+        for word in 0..4 {
+            for run in 0..RUNS {
+                kept[4 * run + word] = found.less[word][run];
+                tied[4 * run + word] = found.equal[word][run];
+            }
+        }
+    }
+}
+
+/// What the first bits of bytes tell, by word of a block and by run.
+struct Compared {
+    less: [[u32; RUNS]; 4],
+    equal: [[u32; RUNS]; 4],
+}
+
+impl Compared {
+    /// Compare `N / RUNS` more bits, from `plane` on, and return their number.
+    #[inline(always)]
+    fn compare<const N: usize>(&mut self, stream: Stream, first: u64, coarse: u8, plane: u32) -> u32 {
+        let block = |lane: usize| {
+            let run = first.wrapping_add((lane % RUNS) as u64);
+            run.wrapping_mul(8).wrapping_add(u64::from(plane) + (lane / RUNS) as u64)
+        };
+        let blocks: [u64; N] = std::array::from_fn(block);
+        let words = philox_lanes(
+            [
+                blocks.map(|block| block as u32),
+                blocks.map(|block| (block >> 32) as u32),
+                [stream.stream as u32; N],
+                [(stream.stream >> 32) as u32; N],
+            ],
+            stream.key,
+        );
+        for (place, plane) in (plane..).take(N / RUNS).enumerate() {
+            let bit = 0_u32.wrapping_sub(u32::from(coarse >> (7 - plane)) & 1);
+            for word in 0..4 {
+                for run in 0..RUNS {
+                    let drawn = words[word][place * RUNS + run];
+                    self.less[word][run] |= self.equal[word][run] & !drawn & bit;
+                    self.equal[word][run] &= !(drawn ^ bit);
+                }
+            }
+        }
+        (N / RUNS) as u32
+    }
+}
+
+widest! {
+    /// Write bit `skipped + j` of a mask as byte `j`.
+    fn spread(mask: &[u32], skipped: usize, out: &mut [u8]) {
+        let word = |place: usize| mask[place / 32] >> (place % 32);
+        let (head, rest) = out.split_at_mut(((32 - skipped % 32) % 32).min(out.len()));
+        for (place, out) in (skipped..).zip(head.iter_mut()) {
+            *out = (word(place) & 1) as u8;
+        }
+        let start = skipped + head.len();
+        for (place, out) in (start..).step_by(32).zip(rest.chunks_mut(32)) {
+            let word = word(place);
+            for (bit, out) in out.iter_mut().enumerate() {
+                *out = ((word >> bit) & 1) as u8;
+            }
+        }
+    }
+}
+
+widest! {
+    /// The bytes of `LANES` blocks from `block` on.
     fn coarse_bytes(stream: Stream, block: u64, out: &mut [u8; GROUP]) {
         let blocks: [u64; LANES] = std::array::from_fn(|lane| block.wrapping_add(lane as u64));
         let words = philox_lanes(
@@ -197,28 +302,27 @@ widest! {
     }
 }
 
-widest! {
-    /// Set `keep` where a byte is below `coarse`, and return whether any is equal to it.
-    fn compare(bytes: &[u8], coarse: u8, keep: &mut [u8]) -> bool {
-        let mut drawn = false;
-        for (keep, &byte) in keep.iter_mut().zip(bytes) {
-            *keep = u8::from(byte < coarse);
-            drawn |= byte == coarse;
-        }
-        drawn
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// An entry's byte where all have the same density.
+    fn byte_of_planes(stream: Stream, entry: u64) -> u64 {
+        let bit = |plane: u64| {
+            let block = entry / 128 * 8 + plane;
+            u64::from(stream.word(block * 4 + entry / 32 % 4) >> (entry % 32) & 1)
+        };
+        (0..8).fold(0, |byte, plane| 2 * byte + bit(plane))
+    }
+
+    /// An entry's byte where each has a density of its own.
+    fn byte_of_block(stream: Stream, entry: u64) -> u64 {
+        u64::from(stream.word(entry / 4).to_le_bytes()[(entry % 4) as usize])
+    }
+
     /// The rule of the module's documentation, one entry at a time.
-    fn kept(stream: Stream, entry: u64, density: f64) -> u8 {
+    fn kept(stream: Stream, byte: u64, entry: u64, density: f64) -> u8 {
         let threshold = (density * 1_099_511_627_776.0).round() as u64;
-        let block = entry / 16;
-        let word = stream.word(block * 4 + (entry % 16) / 4);
-        let byte = u64::from(word.to_le_bytes()[(entry % 4) as usize]);
         let fine = Stream { stream: stream.stream ^ FINE, ..stream };
         let drawn = byte << 32 | u64::from(fine.word(entry));
         u8::from(drawn < threshold)
@@ -227,12 +331,12 @@ mod tests {
     #[test]
     fn known_answers_of_random123() {
         let answers = [
-            ([0; 4], [0; 2], [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]),
-            ([!0; 4], [!0; 2], [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]),
+            ([0; 4], [0; 2], [0x5f6f_b709, 0x0d89_3f64, 0x4f12_1f81, 0x4f73_0a48]),
+            ([!0; 4], [!0; 2], [0x5207_ddc2, 0x4516_5e59, 0x4d8e_e751, 0x8c52_f662]),
             (
                 [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344],
                 [0xa409_3822, 0x299f_31d0],
-                [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1],
+                [0x4dfc_caba, 0x190a_87f0, 0xc473_62ba, 0xb6b5_242a],
             ),
         ];
         for (counter, key, expected) in answers {
@@ -243,13 +347,20 @@ mod tests {
     #[test]
     fn a_mask_does_not_depend_on_how_it_is_cut() {
         let stream = Stream::new(7, 2, "model.layers.3.mlp.up_proj.weight");
-        for density in [0.003, 0.5, 0.9, 0.999_99] {
-            let expected: Vec<u8> = (0..3000).map(|entry| kept(stream, entry, density)).collect();
+        for density in [0.0, 0.003, 0.25, 0.3, 0.5, 0.625, 0.9, 1.0 - 1.0 / 256.0, 0.999_99] {
+            let of_entry = |entry| kept(stream, byte_of_planes(stream, entry), entry, density);
+            let expected: Vec<u8> = (0..3000).map(of_entry).collect();
             for (start, length) in [(0, 3000), (0, 1), (1, 15), (15, 2), (17, 1000), (2999, 1)] {
                 let mut mask = vec![9; length];
                 stream.keep(start as u64, density, &mut mask);
                 assert_eq!(mask, expected[start..start + length], "{density} {start} {length}");
             }
+            let mut words = [9; 70];
+            stream.mask(128, density, &mut words);
+            let bit = |(place, &kept): (usize, &u8)| {
+                words[place / 32] >> (place % 32) & 1 == u32::from(kept)
+            };
+            assert!(expected[128..128 + 70 * 32].iter().enumerate().all(bit), "{density}");
         }
     }
 
@@ -258,8 +369,8 @@ mod tests {
         let stream = Stream::new(9, 1, "w");
         let density = |entry: u64| (entry % 257) as f64 / 256.0;
         let chances: Vec<u64> = (0..3000).map(|entry| chance(density(entry))).collect();
-        let expected: Vec<u8> =
-            (0..3000).map(|entry| kept(stream, entry, density(entry))).collect();
+        let of_entry = |entry| kept(stream, byte_of_block(stream, entry), entry, density(entry));
+        let expected: Vec<u8> = (0..3000).map(of_entry).collect();
         for (start, length) in [(0, 3000), (0, 1), (1, 15), (17, 1000), (2999, 1)] {
             let mut mask = vec![9; length];
             stream.keep_each(start as u64, &chances[start..start + length], &mut mask);

@@ -414,11 +414,15 @@ fn bf16_to_f32(bits: u16) -> f32 {
 /// Add half a unit of the last kept bit (one ulp of float32 less where that bit is 0) and cut: the
 /// carry rounds to nearest even, and turns values beyond the largest bfloat16 into infinity.
 #[inline]
-fn f32_to_bf16(value: f32) -> u16 {
+pub(crate) fn f32_to_bf16_unless_nan(value: f32) -> u16 {
     let bits = value.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-    let quiet = (bits >> 16) | 0x40;
-    (if value.is_nan() { quiet } else { rounded }) as u16
+    (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16
+}
+
+#[inline]
+fn f32_to_bf16(value: f32) -> u16 {
+    let quiet = (value.to_bits() >> 16) as u16 | 0x40;
+    if value.is_nan() { quiet } else { f32_to_bf16_unless_nan(value) }
 }
 
 /// Shift exponent and mantissa to their places in a float32 and correct the exponent's bias by a
@@ -438,7 +442,7 @@ fn f16_to_f32(bits: u16) -> f32 {
 /// subnormals, adding 0.5 moves the kept bits to the end of the mantissa and rounds them; the others
 /// are infinite or NaN.
 #[inline]
-fn f32_to_f16(value: f32) -> u16 {
+pub(crate) fn f32_to_f16(value: f32) -> u16 {
     const SMALLEST_NORMAL: u32 = (127 - 14) << 23;
     const BEYOND: u32 = (127 + 16) << 23;
     let bits = value.to_bits();

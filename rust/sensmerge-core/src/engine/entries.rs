@@ -123,6 +123,14 @@ impl<'i> Entries<'i> {
         }
     }
 
+    /// The bytes of entries that are stored as floats, and their dtype.
+    pub(super) fn stored(&self, entries: &Range<usize>) -> Option<(&'i [u8], Float)> {
+        match self {
+            Self::Stored { bytes, dtype } => Some((part(bytes, *dtype, entries), *dtype)),
+            _ => None,
+        }
+    }
+
     /// Prefetch entries.
     pub(super) fn prefetch(&self, entries: Range<usize>) {
         match self {

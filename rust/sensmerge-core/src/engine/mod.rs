@@ -18,6 +18,7 @@ mod copy;
 mod derivative;
 mod destination;
 pub mod difference;
+mod direct;
 mod entries;
 mod function;
 mod inputs;

@@ -21,6 +21,8 @@ pub(super) type Scratch<T> = Idle<Worker<T>, Box<dyn Fn() -> Worker<T> + Sync>>;
 /// The buffers of one thread.
 pub(super) struct Worker<T: Real> {
     pub(super) block: Block<T>,
+    /// The masks of a block that is merged in one pass.
+    pub(super) masks: Vec<u32>,
     /// A chunk's output, as it is written to a file.
     pub(super) bytes: Vec<u8>,
     /// The same of a quantised output.
@@ -58,6 +60,7 @@ impl<'s, 'm, T: Computed> Stage<'s, 'm, T> {
             division,
             scratch: Idle::new(Box::new(move || Worker {
                 block: Block::new(models, capacity),
+                masks: Vec::new(),
                 bytes: Vec::new(),
                 packer: Packer::default(),
             })),
@@ -112,11 +115,10 @@ impl<T: Computed> Deciding<'_, '_, '_, T> {
     ) {
         let found = &self.stage.tensors[tensor];
         block.start(entries.clone());
-        found.read_base(entries.clone(), block.parts().base);
+        found.read_base(entries, block.parts().base);
         for model in 0..block.models() {
             if block.is_active(model) {
-                found.read_expert(model, entries.clone(), block.row_mut(model));
-                found.subtract_base(model, block);
+                found.read_row(model, block);
             }
         }
         for (step, carried) in self.steps.iter().zip(carried) {

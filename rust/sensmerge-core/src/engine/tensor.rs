@@ -6,7 +6,7 @@ use super::entries::Entries;
 use super::inputs::Inputs;
 use crate::dtype::{Float, Real};
 use crate::error::Result;
-use crate::kernel::task_vector::subtract;
+use crate::kernel::task_vector::{subtract, subtract_stored};
 use crate::manifest::{Content, Manifest, Merge, Output};
 use crate::program::Subject;
 use crate::program::block::{BLOCK, Block};
@@ -19,6 +19,13 @@ pub(super) enum Precision {
     /// float64, if an input is float64: of the tensor, or of any tensor where a threshold is shared by
     /// the whole model.
     Double,
+}
+
+/// The inputs of a tensor as they are stored.
+pub(super) struct StoredInputs<'m> {
+    pub(super) dtype: Float,
+    pub(super) base: Option<&'m [u8]>,
+    pub(super) experts: Vec<&'m [u8]>,
 }
 
 /// A tensor being merged.
@@ -109,6 +116,18 @@ impl<'m> Tensor<'m> {
         inputs.for_each(Entries::prepare::<T>);
     }
 
+    /// The bytes of base and experts, if all are stored in one dtype.
+    pub(super) fn stored(&self) -> Option<StoredInputs<'m>> {
+        let inputs = self.experts.iter().chain(&self.base);
+        let stored = inputs.map(|input| input.stored(&(0..self.elements())));
+        let stored: Vec<(&[u8], Float)> = stored.collect::<Option<_>>()?;
+        let (_, dtype) = *stored.first()?;
+        let same = stored.iter().all(|(_, other)| *other == dtype);
+        let mut experts: Vec<&[u8]> = stored.into_iter().map(|(bytes, _)| bytes).collect();
+        let base = self.base.as_ref().and_then(|_| experts.pop());
+        same.then_some(StoredInputs { dtype, base, experts })
+    }
+
     /// Read the base's entries; leaves `out` as it is if parameters themselves are combined.
     pub(super) fn read_base<T: Real>(&self, entries: Range<usize>, out: &mut [T]) {
         if let Some(base) = &self.base {
@@ -134,6 +153,21 @@ impl<'m> Tensor<'m> {
         out: &mut [T],
     ) {
         self.statistics[expert].read(entries, out);
+    }
+
+    /// Read an expert's row of a block: its task vector, if there is a base, which is read already.
+    pub(super) fn read_row<T: Real>(&self, expert: usize, block: &mut Block<T>) {
+        let entries = block.entries();
+        match self.experts[expert].stored(&entries) {
+            Some((stored, dtype)) if self.base.is_some() => {
+                let (base, row) = block.base_and_row(expert);
+                subtract_stored(dtype, stored, base, row);
+            }
+            _ => {
+                self.read_expert(expert, entries, block.row_mut(expert));
+                self.subtract_base(expert, block);
+            }
+        }
     }
 
     /// Turn an expert's row of a block into the task vector's, if task vectors are combined.

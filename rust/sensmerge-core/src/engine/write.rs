@@ -9,7 +9,9 @@
 //! write the chunk
 //! ```
 //!
-//! Where parameters are combined rather than task vectors, nothing is subtracted, scaled or added.
+//! Where parameters are combined rather than task vectors, nothing is subtracted, scaled or added. Blocks of
+//! common methods are merged in one pass instead, from stored bytes to stored bytes ([`direct`](super::direct)),
+//! unless a value is not finite.
 
 use std::ops::Range;
 
@@ -17,6 +19,7 @@ use rayon::prelude::*;
 
 use super::Job;
 use super::destination::{Destination, Slot};
+use super::direct::Direct;
 use super::function;
 use super::matrices;
 use super::stage::{Decided, Stage, Worker, carried};
@@ -36,7 +39,7 @@ use crate::program::{Computed, Join, Operand};
 /// The combination of one tensor's rows: its join and λ.
 pub(super) struct Combination<T: Real> {
     pub(super) join: Box<dyn Join<T>>,
-    lambda: T,
+    pub(super) lambda: T,
 }
 
 impl<T: Computed> Combination<T> {
@@ -142,8 +145,9 @@ fn merge_chunk<T: Computed>(
 ) -> Result<()> {
     let (job, tensor) = (stage.job, &stage.tensors[chunk.tensor]);
     job.monitor.check()?;
-    stage.scratch.lend(|Worker { block, bytes, packer }| {
-        let mut into = |bytes: &mut [u8]| {
+    stage.scratch.lend(|Worker { block, masks, bytes, packer }| {
+        let direct = Direct::of(stage, decided, combination, chunk);
+        let mut by_steps = |chunk: &Chunk, bytes: &mut [u8]| {
             let mut rest = bytes;
             merge_blocks(stage, decided, combination, chunk, block, &mut |entries, block| {
                 let size = entries.len() * tensor.dtype.size();
@@ -151,6 +155,19 @@ fn merge_chunk<T: Computed>(
                 rest = later;
                 round(job, tensor, entries, block, bytes)
             })
+        };
+        let mut into = |bytes: &mut [u8]| {
+            let Some(direct) = &direct else { return by_steps(chunk, bytes) };
+            let size = tensor.dtype.size();
+            for entries in stage.blocks(chunk) {
+                let start = entries.start - chunk.entries.start;
+                let bytes = &mut bytes[start * size..][..entries.len() * size];
+                tensor.prefetch_after(&entries);
+                if !direct.merge(&entries, masks, bytes) {
+                    by_steps(&Chunk { entries, ..*chunk }, bytes)?;
+                }
+            }
+            Ok(())
         };
         match target {
             Target::Entries(Slot::Memory(bytes)) => into(bytes),
@@ -226,15 +243,19 @@ pub(super) fn read<T: Computed>(
     // Whole matrices are combined already.
     let models = if tensor.matrices.is_some() { 0 } else { block.models() };
     for model in 0..models {
-        tensor.read_expert(model, entries.clone(), block.row_mut(model));
         // Unless a step may set it to 0, NaN reaches the output, where `round` finds it.
-        if hides(model) && !stage.job.options.allow_nan && has_nan(block.row(model)) {
-            return Err(nan_input(stage.job, tensor, Input::Expert(model)));
+        if hides(model) && !stage.job.options.allow_nan {
+            tensor.read_expert(model, entries.clone(), block.row_mut(model));
+            if has_nan(block.row(model)) {
+                return Err(nan_input(stage.job, tensor, Input::Expert(model)));
+            }
+            tensor.subtract_base(model, block);
+        } else {
+            tensor.read_row(model, block);
         }
         if tensor.is_measured() && stage.job.program.combine.reads_statistics() {
             tensor.read_statistic(model, entries.clone(), block.statistic_mut(model));
         }
-        tensor.subtract_base(model, block);
     }
     for (step, carried) in decided.steps.iter().zip(carried) {
         step[place].apply(block, carried, None);

@@ -68,7 +68,7 @@ fn vote<const N: usize, T: Real>(deltas: &[T], votes: &[T], length: usize, start
 }
 
 #[inline(always)]
-fn sign<T: Real>(sum: T, zero_sign: T) -> T {
+pub(super) fn sign<T: Real>(sum: T, zero_sign: T) -> T {
     let positive = if sum > T::ZERO { T::ONE } else { zero_sign };
     if sum < T::ZERO { T::ZERO - T::ONE } else { positive }
 }

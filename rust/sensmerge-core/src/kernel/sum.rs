@@ -22,6 +22,34 @@ pub fn l1<T: Real>(values: &[T]) -> f64 {
     sum(values, values, |value, _| value.abs().to_f64())
 }
 
+widest! {
+    /// [`l1`] of all entries, and of those that a mask keeps: bit `j % 32` of word `j / 32` is for entry `j`.
+    ///
+    /// # Panics
+    /// If the mask is shorter than the entries.
+    #[must_use]
+    pub fn l1_of_kept<T: Real>(values: &[T], mask: &[u32]) -> [f64; 2] {
+        assert!(values.len() <= 32 * mask.len());
+        let (mut all, mut kept) = ([0.0; LANES], [0.0; LANES]);
+        let (whole, rest) = values.as_chunks::<LANES>();
+        for (place, values) in whole.iter().enumerate() {
+            let word = mask[place / 2] >> (place % 2 * LANES);
+            for lane in 0..LANES {
+                let magnitude = values[lane].abs();
+                all[lane] += magnitude.to_f64();
+                kept[lane] += magnitude.only_if((word >> lane) & 1 != 0).to_f64();
+            }
+        }
+        let first = whole.len() * LANES;
+        for (lane, value) in rest.iter().enumerate() {
+            let word = mask[(first + lane) / 32] >> ((first + lane) % 32);
+            all[lane] += value.abs().to_f64();
+            kept[lane] += value.abs().only_if(word & 1 != 0).to_f64();
+        }
+        [fold(all), fold(kept)]
+    }
+}
+
 /// [`sum`] over stored entries, widened one by one, which takes half the time of widening them into a
 /// buffer first.
 ///
@@ -59,15 +87,20 @@ widest! {
         for ((lane, &a), &b) in lanes.iter_mut().zip(rest_a).zip(rest_b) {
             *lane += term(a, b);
         }
-        let mut width = LANES / 2;
-        while width > 0 {
-            for lane in 0..width {
-                lanes[lane] += lanes[lane + width];
-            }
-            width /= 2;
-        }
-        lanes[0]
+        fold(lanes)
     }
+}
+
+#[inline(always)]
+fn fold(mut lanes: [f64; LANES]) -> f64 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] += lanes[lane + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
 }
 
 #[cfg(test)]
@@ -95,6 +128,17 @@ mod tests {
             };
             let expected = fold(fold(fold(fold(lanes.to_vec()))));
             prop_assert_eq!(l1(&values).to_bits(), expected[0].to_bits());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn of_kept_entries_too(values in vector(finite()), seed in any::<u32>()) {
+            let mask: Vec<u32> =
+                (0..values.len().div_ceil(32) as u32).map(|word| seed.rotate_left(word)).collect();
+            let kept = |(j, &value): (usize, &f32)| value.only_if(mask[j / 32] >> (j % 32) & 1 != 0);
+            let dropped: Vec<f32> = values.iter().enumerate().map(kept).collect();
+            prop_assert_eq!(l1_of_kept(&values, &mask), [l1(&values), l1(&dropped)]);
         }
     }
 

@@ -61,6 +61,20 @@ impl<T: Real> Cut<T> {
         }
     }
 
+    /// The smallest magnitude of the entries in a chunk, unless only some of the ties there are among them.
+    pub(super) fn least(&self, chunk: usize) -> Option<T::Magnitude> {
+        match self {
+            Self::All => Some(T::Magnitude::default()),
+            Self::Nothing => None,
+            Self::AtLeast(magnitude) => Some(*magnitude),
+            Self::Exactly { magnitude, ties } => {
+                let all = ties.get(chunk + 1).is_some_and(|&left| left > 0);
+                let next = || T::Magnitude::try_from((*magnitude).into() + 1).ok();
+                if all { Some(*magnitude) } else { next().filter(|_| ties[chunk] == 0) }
+            }
+        }
+    }
+
     /// Set all other entries to 0. `ties` is the number of ties that are still among the entries.
     pub(super) fn keep(&self, row: &mut [T], ties: &mut u64) {
         match self {

@@ -3,12 +3,13 @@
 
 use super::block::{Block, Parts};
 use super::sweep::{Chunk, reduce_model, reduce_tensors};
-use super::{Combine, CombineOn, Join, Reduction, Scope, Subject, Sweep};
+use super::{Combine, CombineOn, Form, Join, Reduction, Scope, Subject, Sweep};
 use crate::dtype::Real;
 use crate::error::Result;
 use crate::kernel::derivative::{disjoint_derivative, dot};
 use crate::kernel::disjoint::{Agreement, Divisor, disjoint};
 use crate::kernel::elect::{elect_sign, sum_of_signs};
+use crate::kernel::one_pass::Combination;
 
 /// Elect a sign for every entry, and sum the `w_i δ̂_i` of the models that agree with it.
 #[derive(Debug)]
@@ -204,6 +205,13 @@ impl<T: Real> Join<T> for Elected<T> {
         let Parts { rows, signs, out, .. } = block.parts();
         elect_sign(rows, &self.votes, self.draw, signs);
         disjoint(rows, &self.weights, signs, self.agreement, self.divisor, out);
+    }
+
+    fn form(&self) -> Option<Form<'_, T>> {
+        let (agreement, divisor) = (self.agreement, self.divisor);
+        let draw = self.draw.to_f64() as f32;
+        let combination = Combination::Elected { agreement, divisor, draw };
+        Some(Form { weights: &self.weights, combination })
     }
 
     fn derivatives(&self, block: &mut Block<T>, gradient: &[T]) -> Option<Vec<f64>> {

@@ -47,7 +47,9 @@ use std::fmt::Debug;
 
 use crate::dtype::Real;
 use crate::error::Result;
+use crate::kernel::one_pass::Combination;
 use crate::numbers::{Number, Numbers};
+use crate::random::Stream;
 use block::Block;
 use function::{Call, Called, Failure, Function};
 use matrix::CombineMatrices;
@@ -254,8 +256,43 @@ pub(crate) trait Apply<T: Real>: Send + Sync {
         Vec::new()
     }
 
+    /// What it does to a model's row in a chunk, if that can be told without the row's entries. `scales` as
+    /// for [`apply`](Self::apply).
+    fn known(&self, model: usize, chunk: usize, scales: Option<&[T]>) -> Option<Known<T>> {
+        let _ = (model, chunk, scales);
+        None
+    }
+
     /// Change the active rows of a block. `scales` has one factor per model for the kept entries.
     fn apply(&self, block: &mut Block<T>, carried: &mut [u64], scales: Option<&[T]>);
+}
+
+/// What a step does to a row, told without the row's entries.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Known<T: Real> {
+    /// It sets entries to 0 at random, and multiplies the others by a factor.
+    Drop {
+        /// The random numbers.
+        stream: Stream,
+        /// The probability of an entry to be kept.
+        density: f64,
+        /// The factor.
+        scale: T,
+    },
+    /// It sets entries below a magnitude to 0, and multiplies the others by a factor.
+    Trim {
+        /// The bits of the magnitude.
+        least: T::Magnitude,
+        /// The factor.
+        scale: T,
+    },
+}
+
+impl<T: Real> Known<T> {
+    /// All entries stay as they are, but for a factor.
+    pub(crate) fn all(scale: T) -> Self {
+        Self::Trim { least: T::Magnitude::default(), scale }
+    }
 }
 
 /// A part of a program that combines the rows of all models into one.
@@ -324,10 +361,24 @@ pub(crate) trait CombineOn<T: Real>: Send + Sync {
     fn bind(&self, subject: &Subject, found: &[f64]) -> Box<dyn Join<T>>;
 }
 
+/// A combination of common form.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Form<'f, T> {
+    /// The weight of every model.
+    pub(crate) weights: &'f [T],
+    /// What is done with them.
+    pub(crate) combination: Combination,
+}
+
 /// Combines the rows of one tensor.
 pub(crate) trait Join<T: Real>: Send + Sync {
     /// Combine the rows of a block into its `out`.
     fn join(&self, block: &mut Block<T>);
+
+    /// The combination's form, if it is a common one.
+    fn form(&self) -> Option<Form<'_, T>> {
+        None
+    }
 
     /// `Σ_j g_j ∂out_j/∂w_i` over a block, for the weight of every model; `None` if the weights cannot
     /// be learned. The elected signs are held fixed. The block's rows may be overwritten.

@@ -1,7 +1,7 @@
 //! Dropping entries at random, the first half of DARE (Yu et al. 2024).
 
 use super::block::Block;
-use super::{Apply, Decision, Step, StepOn, Subject, Sweep};
+use super::{Apply, Decision, Known, Step, StepOn, Subject, Sweep};
 use crate::dtype::Real;
 use crate::error::Result;
 use crate::kernel::random_drop::drop_and_rescale;
@@ -51,6 +51,12 @@ impl<T: Real> Apply<T> for Dropped {
 
     fn may_hide_nan(&self, model: usize) -> bool {
         self.models[model].is_some()
+    }
+
+    fn known(&self, model: usize, _: usize, scales: Option<&[T]>) -> Option<Known<T>> {
+        let Some((stream, density)) = self.models[model] else { return Some(Known::all(T::ONE)) };
+        let scale = scales.map_or(T::ONE, |scales| scales[model]);
+        Some(Known::Drop { stream, density, scale })
     }
 
     fn apply(&self, block: &mut Block<T>, _: &mut [u64], scales: Option<&[T]>) {

@@ -1,12 +1,15 @@
 //! Rescaling of the entries that a step keeps, to make up for those that it sets to 0.
 
-use super::block::Block;
+use super::block::{BLOCK, Block};
 use super::sweep::{Chunk, reduce_tensors};
-use super::{Apply, Blocks, Computed, Decision, Reduction, Scope, Step, StepOn, Subject, Sweep};
+use super::{
+    Apply, Blocks, Computed, Decision, Known, Reduction, Scope, Step, StepOn, Subject, Sweep,
+};
 use crate::dtype::Real;
 use crate::error::Result;
-use crate::kernel::sum::l1;
+use crate::kernel::sum::{l1, l1_of_kept};
 use crate::kernel::weighted_sum::multiply;
+use crate::random::Stream;
 
 /// If a norm, before or after the step, is below this, the entries are not rescaled.
 const SMALLEST_NORM: f64 = 1e-7;
@@ -72,6 +75,34 @@ struct Norms<'d, T: Real> {
     decided: &'d [Decision<T>],
 }
 
+impl<T: Real> Norms<'_, T> {
+    /// The random numbers and density of every active model, if the step does nothing but drop entries at
+    /// random, and the block is one of those that masks are drawn for.
+    fn streams(&self, tensor: usize, block: &Block<T>) -> Option<Vec<(usize, Stream, f64)>> {
+        let of_model = |model| match self.decided[tensor].known(model, 0, None) {
+            Some(Known::Drop { stream, density, .. }) => Some((model, stream, density)),
+            _ => None,
+        };
+        let masked = block.len() <= BLOCK && block.entries().start.is_multiple_of(BLOCK);
+        let active = (0..block.models()).filter(|&model| block.is_active(model));
+        if masked { active.map(of_model).collect() } else { None }
+    }
+}
+
+/// Add the norms of a block, before and after its entries are dropped.
+fn of_kept<T: Real>(
+    streams: &[(usize, Stream, f64)],
+    block: &Block<T>,
+    by_model: &mut [Vec<(f64, f64)>],
+) {
+    let mut mask = [0; BLOCK / 32];
+    for &(model, stream, density) in streams {
+        stream.mask(block.entries().start as u64, density, &mut mask[..block.len().div_ceil(32)]);
+        let [before, after] = l1_of_kept(block.row(model), &mask);
+        by_model[model].push((before, after));
+    }
+}
+
 struct Partial {
     carried: Vec<u64>,
     /// Norms before and after, by model and block; empty for a model that the step does not change.
@@ -92,6 +123,9 @@ impl<T: Real> Reduction<T> for Norms<'_, T> {
 
     fn block(&self, tensor: usize, block: &mut Block<T>, partial: &mut Partial) {
         partial.by_model.resize_with(block.models(), Vec::new);
+        if let Some(streams) = self.streams(tensor, block) {
+            return of_kept(&streams, block, &mut partial.by_model);
+        }
         for (model, blocks) in partial.by_model.iter_mut().enumerate() {
             if block.is_active(model) {
                 blocks.push((l1(block.row(model)), 0.0));
@@ -170,6 +204,12 @@ struct Scaled<T: Real> {
     scales: Vec<T>,
 }
 
+impl<T: Real> Scaled<T> {
+    fn own(&self) -> Option<&[T]> {
+        (!self.scales.is_empty()).then_some(&*self.scales)
+    }
+}
+
 impl<T: Real> Apply<T> for Scaled<T> {
     fn changes(&self, model: usize) -> bool {
         self.inner.changes(model) || self.scales.get(model).is_some_and(|&scale| scale != T::ONE)
@@ -183,9 +223,13 @@ impl<T: Real> Apply<T> for Scaled<T> {
         self.inner.carried(chunk)
     }
 
+    fn known(&self, model: usize, chunk: usize, scales: Option<&[T]>) -> Option<Known<T>> {
+        let scaled = scales.is_some_and(|scales| scales[model] != T::ONE);
+        if scaled { None } else { self.inner.known(model, chunk, self.own()) }
+    }
+
     fn apply(&self, block: &mut Block<T>, carried: &mut [u64], scales: Option<&[T]>) {
-        let own = (!self.scales.is_empty()).then_some(&*self.scales);
-        self.inner.apply(block, carried, own);
+        self.inner.apply(block, carried, self.own());
         scale_rows(block, scales);
     }
 }

@@ -1,10 +1,11 @@
 //! Weighted sums of rows.
 
 use super::block::{Block, Parts};
-use super::{Combine, CombineOn, Join, Subject};
+use super::{Combine, CombineOn, Form, Join, Subject};
 use crate::dtype::Real;
 use crate::error::{Error, Result};
 use crate::kernel::derivative::dot;
+use crate::kernel::one_pass::Combination;
 use crate::kernel::weighted_sum::{divide, weighted_sum};
 
 /// A sum of weights nearer to 0 than this is not used as a divisor.
@@ -140,6 +141,11 @@ impl<T: Real> Join<T> for Summed<T> {
         if let Some(divisor) = self.divisor {
             divide(out, divisor);
         }
+    }
+
+    fn form(&self) -> Option<Form<'_, T>> {
+        let divisor = self.divisor.map(|divisor| divisor.to_f64() as f32);
+        Some(Form { weights: &self.weights, combination: Combination::Sum { divisor } })
     }
 
     fn derivatives(&self, block: &mut Block<T>, gradient: &[T]) -> Option<Vec<f64>> {

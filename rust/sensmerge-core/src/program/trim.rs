@@ -5,7 +5,7 @@ use super::block::Block;
 use super::cut::{Cut, Kept, Target};
 use super::rescale::scale_rows;
 use super::threshold::{cuts_by_model, cuts_by_tensor};
-use super::{Apply, Decision, Scope, Step, StepOn, Subject, Sweep};
+use super::{Apply, Decision, Known, Scope, Step, StepOn, Subject, Sweep};
 use crate::dtype::Real;
 use crate::error::Result;
 
@@ -77,6 +77,11 @@ impl<T: Real> Apply<T> for Trimmed<T> {
 
     fn carried(&self, chunk: usize) -> Vec<u64> {
         self.cuts.iter().map(|cut| cut.carried(chunk)).collect()
+    }
+
+    fn known(&self, model: usize, chunk: usize, scales: Option<&[T]>) -> Option<Known<T>> {
+        let scale = scales.map_or(T::ONE, |scales| scales[model]);
+        Some(Known::Trim { least: self.cuts[model].least(chunk)?, scale })
     }
 
     fn apply(&self, block: &mut Block<T>, carried: &mut [u64], scales: Option<&[T]>) {
