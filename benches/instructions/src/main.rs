@@ -21,7 +21,7 @@ use sensmerge_core::kernel::importance::{importance_mean, importance_slope};
 use sensmerge_core::kernel::largest::{largest, largest_agreeing, largest_derivative};
 use sensmerge_core::kernel::low_rank::{add_dots, add_rows, add_squares, multiply_each};
 use sensmerge_core::kernel::near::near;
-use sensmerge_core::kernel::one_pass::{Addend, Combination, Merge, merge};
+use sensmerge_core::kernel::one_pass::{Combination, Merge, Sparsity, merge};
 use sensmerge_core::kernel::random_drop::drop_and_rescale;
 use sensmerge_core::kernel::rank::{keep_ranks, sort_by_magnitude};
 use sensmerge_core::kernel::scale::{divide_and_encode, multiply_runs, raise_to_largest};
@@ -75,16 +75,17 @@ const KERNELS: &[(&str, Kernel)] = &[
     ("subtract_stored, bfloat16", |b| {
         subtract_stored(Float::Bf16, &b.bfloat16, &b.base, &mut b.out);
     }),
-    ("merge in one pass, sum", |b| one_pass(b, None, 0, None)),
-    ("merge in one pass, masked", |b| one_pass(b, Some(2.0), 0, None)),
+    ("merge in one pass, sum", |b| one_pass(b, Sparsity::Dense, false)),
+    ("merge in one pass, masked and summed", |b| {
+        one_pass(b, Sparsity::Masked { scales: &[2.0; EXPERTS] }, false);
+    }),
     ("merge in one pass, trimmed and elected", |b| {
-        one_pass(b, None, b.threshold, Some((Agreement::Weighted, Divisor::Weights)));
+        let least = [b.threshold; EXPERTS];
+        one_pass(b, Sparsity::Trimmed { least: &least, scales: &[1.0; EXPERTS] }, true);
     }),
     ("has_nan", |b| keep_result(has_nan(&b.delta))),
     ("all_finite", |b| keep_result(all_finite(&b.delta))),
     ("has_infinite", |b| keep_result(has_infinite(&b.delta))),
-    ("mask, density 0.5", |b| Stream::new(1, 2, "w").mask(0, black_box(0.5), &mut b.mask)),
-    ("mask, density 0.9", |b| Stream::new(1, 2, "w").mask(0, black_box(0.9), &mut b.mask)),
     ("keep, density 0.5", |b| Stream::new(1, 2, "w").keep(0, black_box(0.5), &mut b.keep)),
     ("keep, density 0.9", |b| Stream::new(1, 2, "w").keep(0, black_box(0.9), &mut b.keep)),
     ("keep_each", |b| Stream::new(1, 2, "w").keep_each(0, &b.chances, &mut b.keep)),
@@ -100,7 +101,7 @@ const KERNELS: &[(&str, Kernel)] = &[
     }),
     ("trim_exact, no tie stays", |b| trim_exact(&mut b.delta, b.threshold, &mut black_box(0))),
     ("drop_exact", |b| drop_exact(&mut b.delta, b.threshold, &mut b.ties)),
-    ("sort_by_magnitude", |b| sort_by_magnitude(&b.delta, &mut b.order)),
+    ("sort_by_magnitude", |b| sort_by_magnitude(&b.delta, &mut b.order, &mut b.spare)),
     ("keep_ranks", |b| keep_ranks(&mut b.delta, &b.order, black_box(1000)..black_box(4000))),
     ("variance", |b| variance(&b.rows, &mut b.out)),
     ("keep_scored", |b| keep_scored(&mut b.delta, &b.signs)),
@@ -136,7 +137,7 @@ const KERNELS: &[(&str, Kernel)] = &[
     }),
     ("add_products", |b| add_products(&b.base, &b.delta, &mut b.squares)),
     ("l1", |b| keep_result(l1(&b.delta))),
-    ("l1_of_kept", |b| keep_result(l1_of_kept(&b.delta, &b.mask))),
+    ("l1_of_kept", |b| keep_result(l1_of_kept(&b.delta, &b.keep))),
     ("multiply", |b| multiply(&mut b.delta, b.factor)),
     ("add_product", |b| add_product(&b.base, &b.delta, &mut b.out)),
     ("divide", |b| divide(&mut b.delta, b.factor)),
@@ -206,9 +207,11 @@ struct Block {
     /// The magnitude up to which an entry of an expert counts as unchanged.
     least: Vec<f32>,
     keep: Vec<u8>,
-    mask: Vec<u32>,
+    /// The same for all experts.
+    masks: Vec<u8>,
     chances: Vec<u64>,
     order: Vec<(i32, u32)>,
+    spare: Vec<(i32, u32)>,
     inside: Vec<i32>,
     float16: Vec<u8>,
     bfloat16: Vec<u8>,
@@ -247,7 +250,7 @@ impl Block {
             float32: stored(Float::F32),
             squares: vec![0.0; ENTRIES],
             keep: delta.iter().map(|&delta| u8::from(delta > 0.0)).collect(),
-            mask: vec![0x9E37_79B9; ENTRIES / 32],
+            masks: rows.iter().map(|&delta| u8::from(delta > 0.0)).collect(),
             signs: signs.into_iter().map(f32::signum).collect(),
             base,
             delta,
@@ -255,6 +258,7 @@ impl Block {
             weights: vec![1.0, 0.75, 0.5],
             least: vec![0.01; EXPERTS],
             chances: (0..ENTRIES).map(|place| chance(place as f64 / ENTRIES as f64)).collect(),
+            spare: vec![(0, 0); ENTRIES],
             order: (0..ENTRIES as u32).map(|place| (0, place)).collect(),
             out: vec![0.0; ENTRIES],
             inside: vec![0; ENTRIES],
@@ -267,24 +271,21 @@ impl Block {
     }
 }
 
-/// Merge three experts of bfloat16, whose entries are the base's: summed, or with an election.
-fn one_pass(b: &mut Block, masked: Option<f32>, least: i32, vote: Option<(Agreement, Divisor)>) {
-    let stored = &b.bfloat16;
-    let addend = |&weight: &f32| Addend { stored, weight, masked, least, scale: 1.0 };
-    let addends: Vec<Addend> = b.weights.iter().map(addend).collect();
-    let combination = match black_box(vote) {
-        None => Combination::Sum { divisor: None },
-        Some((agreement, divisor)) => Combination::Elected { agreement, divisor, draw: b.zero_sign },
-    };
+/// Merge three experts of bfloat16: summed, or with an election.
+fn one_pass(b: &mut Block, sparsity: Sparsity, elects: bool) {
+    let models = [b.bfloat16.as_slice(); EXPERTS];
+    let weights = b.weights.as_slice();
+    let elected = Combination::Elected { votes: weights, shares: weights, draw: b.zero_sign };
     let what = Merge {
-        dtype: Float::Bf16,
-        addends: &addends,
-        base: Some(stored),
-        combination,
+        dtype: black_box(Float::Bf16),
+        models: black_box(&models),
+        base: Some(&b.bfloat16),
+        sparsity: black_box(sparsity),
+        weights,
+        combination: if black_box(elects) { elected } else { Combination::Sum { divisor: None } },
         lambda: b.factor,
     };
-    let masks = b.mask.repeat(EXPERTS);
-    keep_result(merge(&what, &masks, 0, black_box(Float::Bf16), &mut b.float16));
+    keep_result(merge(&what, &b.masks, 0, &mut b.float16));
 }
 
 fn main() {

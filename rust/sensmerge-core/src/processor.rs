@@ -57,42 +57,56 @@ fn detected() -> Level {
 /// Compile a function once for every [`Level`] and call the version for [`level()`].
 ///
 /// All versions have the same loop and differ only in the number of entries that an instruction
-/// processes; multiplications and additions are never fused. Functions that it calls must be inlined:
+/// processes; multiplications and additions are never fused. After a semicolon, the list of generic types may
+/// end with a constant. Functions that it calls must be inlined:
 /// one that is not is compiled for the baseline only.
 macro_rules! widest {
     (
         $(#[$attribute:meta])*
-        $visibility:vis fn $name:ident $(<$($generic:ident : $bound:path),+>)? (
+        $visibility:vis fn $name:ident
+        $(<$($generic:ident : $bound:path),+ $(; $constant:ident)?>)? (
             $($argument:ident : $type:ty),* $(,)?
         ) $(-> $result:ty)? $body:block
     ) => {
         $(#[$attribute])*
-        $visibility fn $name $(<$($generic: $bound),+>)? ($($argument: $type),*) $(-> $result)? {
+        $visibility fn $name<$($($generic: $bound,)+ $(const $constant: usize)?)?> (
+            $($argument: $type),*
+        ) $(-> $result)? {
             #[inline(always)]
-            fn work $(<$($generic: $bound),+>)? ($($argument: $type),*) $(-> $result)? $body
+            fn work<$($($generic: $bound,)+ $(const $constant: usize)?)?> (
+                $($argument: $type),*
+            ) $(-> $result)? $body
 
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code, reason = "instruction sets are beyond safe Rust")]
             {
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi1,bmi2")]
-                fn avx512 $(<$($generic: $bound),+>)? ($($argument: $type),*) $(-> $result)? {
-                    work $(::<$($generic),+>)? ($($argument),*)
+                fn avx512<$($($generic: $bound,)+ $(const $constant: usize)?)?> (
+                    $($argument: $type),*
+                ) $(-> $result)? {
+                    work::<$($($generic,)+ $($constant)?)?>($($argument),*)
                 }
 
                 #[target_feature(enable = "avx2,bmi1,bmi2")]
-                fn avx2 $(<$($generic: $bound),+>)? ($($argument: $type),*) $(-> $result)? {
-                    work $(::<$($generic),+>)? ($($argument),*)
+                fn avx2<$($($generic: $bound,)+ $(const $constant: usize)?)?> (
+                    $($argument: $type),*
+                ) $(-> $result)? {
+                    work::<$($($generic,)+ $($constant)?)?>($($argument),*)
                 }
 
                 match $crate::processor::level() {
                     // SAFETY: `level` has checked that the processor has these instructions.
-                    $crate::processor::Level::Avx512 => return unsafe { avx512 $(::<$($generic),+>)? ($($argument),*) },
+                    $crate::processor::Level::Avx512 => {
+                        return unsafe { avx512::<$($($generic,)+ $($constant)?)?>($($argument),*) };
+                    }
                     // SAFETY: as above.
-                    $crate::processor::Level::Avx2 => return unsafe { avx2 $(::<$($generic),+>)? ($($argument),*) },
+                    $crate::processor::Level::Avx2 => {
+                        return unsafe { avx2::<$($($generic,)+ $($constant)?)?>($($argument),*) };
+                    }
                     $crate::processor::Level::Baseline => {}
                 }
             }
-            work $(::<$($generic),+>)? ($($argument),*)
+            work::<$($($generic,)+ $($constant)?)?>($($argument),*)
         }
     };
 }

@@ -43,6 +43,9 @@ const GROUP: usize = PER_BLOCK * LANES;
 const WORDS: usize = 32;
 const RUNS: usize = WORDS / 4;
 
+/// Bits of their bytes that are drawn at a time.
+const TOGETHER: usize = 2;
+
 /// The Philox4x32 generator with 7 rounds.
 #[must_use]
 pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
@@ -98,44 +101,29 @@ impl Stream {
         philox4x32(counter, self.key)[(index % 4) as usize]
     }
 
-    /// Set bit `j % 32` of word `j / 32` of `mask` if entry `first + j` is kept, and clear it otherwise.
-    /// Each is kept with probability `density`.
-    ///
-    /// # Panics
-    /// If `first` is not a multiple of 128.
-    pub fn mask(&self, first: u64, density: f64, mask: &mut [u32]) {
-        assert_eq!(first % 128, 0, "masks start at whole blocks");
+    /// Set `keep` to 1 for every entry of `first..first + keep.len()` that is kept, and to 0 for the
+    /// others. Each is kept with probability `density`.
+    pub fn keep(&self, first: u64, density: f64, keep: &mut [u8]) {
         let threshold = chance(density);
         if threshold >= 1 << 40 {
-            return mask.fill(!0);
+            return keep.fill(1);
         }
         let (coarse, fine) = ((threshold >> 32) as u8, threshold as u32);
         // Ties with what is drawn are dropped where all other bits of the threshold are 0.
         let planes = if fine == 0 { 8 - coarse.trailing_zeros().min(8) } else { 8 };
         let (mut kept, mut tied) = ([0; WORDS], [0; WORDS]);
-        for (first, mask) in (first..).step_by(32 * WORDS).zip(mask.chunks_mut(WORDS)) {
-            compare_planes(*self, first / 128, (coarse, planes), &mut kept, &mut tied);
-            if fine != 0 {
-                self.draw_ties(first, fine, &mut kept, &tied);
-            }
-            mask.copy_from_slice(&kept[..mask.len()]);
-        }
-    }
-
-    /// Set `keep` to 1 for every entry of `first..first + keep.len()` that is kept, and to 0 for the
-    /// others. Each is kept with probability `density`.
-    pub fn keep(&self, first: u64, density: f64, keep: &mut [u8]) {
-        let mut mask = [0; WORDS];
         let mut entry = first;
         let mut rest = keep;
         while !rest.is_empty() {
             let skipped = (entry % 128) as usize;
-            let length = rest.len().min(32 * WORDS - skipped);
-            let (now, later) = rest.split_at_mut(length);
-            let words = (skipped + length).div_ceil(32);
-            self.mask(entry - skipped as u64, density, &mut mask[..words]);
-            spread(&mask, skipped, now);
-            entry += length as u64;
+            let start = entry - skipped as u64;
+            compare_planes(*self, start / 128, (coarse, planes), &mut kept, &mut tied);
+            if fine != 0 {
+                self.draw_ties(start, fine, &mut kept, &tied);
+            }
+            let (now, later) = rest.split_at_mut(rest.len().min(32 * WORDS - skipped));
+            spread(&kept, skipped, now);
+            entry += now.len() as u64;
             rest = later;
         }
     }
@@ -193,13 +181,8 @@ widest! {
     ) {
         let (coarse, planes) = threshold;
         let mut found = Compared { less: [[0; RUNS]; 4], equal: [[!0; RUNS]; 4] };
-        let mut plane = 0;
-        while plane < planes {
-            match planes - plane {
-                1 => plane += found.compare::<{ RUNS }>(stream, first, coarse, plane),
-                2 | 3 => plane += found.compare::<{ 2 * RUNS }>(stream, first, coarse, plane),
-                _ => plane += found.compare::<{ 4 * RUNS }>(stream, first, coarse, plane),
-            }
+        for plane in (0..planes).step_by(TOGETHER) {
+            found.compare(stream, first, coarse, plane);
         }
         for word in 0..4 {
             for run in 0..RUNS {
@@ -217,24 +200,25 @@ struct Compared {
 }
 
 impl Compared {
-    /// Compare `N / RUNS` more bits, from `plane` on, and return their number.
+    /// Compare the next bits, from `plane` on.
     #[inline(always)]
-    fn compare<const N: usize>(&mut self, stream: Stream, first: u64, coarse: u8, plane: u32) -> u32 {
-        let block = |lane: usize| {
+    fn compare(&mut self, stream: Stream, first: u64, coarse: u8, plane: u32) {
+        const BLOCKS: usize = RUNS * TOGETHER;
+        let mut blocks = [0_u64; BLOCKS];
+        for (lane, block) in blocks.iter_mut().enumerate() {
             let run = first.wrapping_add((lane % RUNS) as u64);
-            run.wrapping_mul(8).wrapping_add(u64::from(plane) + (lane / RUNS) as u64)
-        };
-        let blocks: [u64; N] = std::array::from_fn(block);
+            *block = run.wrapping_mul(8).wrapping_add(u64::from(plane) + (lane / RUNS) as u64);
+        }
         let words = philox_lanes(
             [
                 blocks.map(|block| block as u32),
                 blocks.map(|block| (block >> 32) as u32),
-                [stream.stream as u32; N],
-                [(stream.stream >> 32) as u32; N],
+                [stream.stream as u32; BLOCKS],
+                [(stream.stream >> 32) as u32; BLOCKS],
             ],
             stream.key,
         );
-        for (place, plane) in (plane..).take(N / RUNS).enumerate() {
+        for (place, plane) in (plane..).take(TOGETHER).enumerate() {
             let bit = 0_u32.wrapping_sub(u32::from(coarse >> (7 - plane)) & 1);
             for word in 0..4 {
                 for run in 0..RUNS {
@@ -244,26 +228,35 @@ impl Compared {
                 }
             }
         }
-        (N / RUNS) as u32
     }
 }
 
-widest! {
-    /// Write bit `skipped + j` of a mask as byte `j`.
-    fn spread(mask: &[u32], skipped: usize, out: &mut [u8]) {
-        let word = |place: usize| mask[place / 32] >> (place % 32);
-        let (head, rest) = out.split_at_mut(((32 - skipped % 32) % 32).min(out.len()));
-        for (place, out) in (skipped..).zip(head.iter_mut()) {
-            *out = (word(place) & 1) as u8;
-        }
-        let start = skipped + head.len();
-        for (place, out) in (start..).step_by(32).zip(rest.chunks_mut(32)) {
-            let word = word(place);
-            for (bit, out) in out.iter_mut().enumerate() {
-                *out = ((word >> bit) & 1) as u8;
+/// Write bit `skipped + j` of a mask as byte `j`, 0 or 1.
+fn spread(mask: &[u32; WORDS], skipped: usize, out: &mut [u8]) {
+    let end = skipped + out.len();
+    if skipped.is_multiple_of(32) && end.is_multiple_of(32) {
+        let words = &mask[skipped / 32..end / 32];
+        for (word, out) in words.iter().zip(out.as_chunks_mut::<32>().0) {
+            for (byte, out) in word.to_le_bytes().into_iter().zip(out.as_chunks_mut::<8>().0) {
+                *out = spread_byte(byte);
             }
         }
+    } else {
+        for (place, out) in (skipped..).zip(out) {
+            *out = (mask[place / 32] >> (place % 32) & 1) as u8;
+        }
     }
+}
+
+/// Every bit of a byte as a byte of its own.
+#[inline]
+fn spread_byte(byte: u8) -> [u8; 8] {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    // Bit i of byte i.
+    const BITS: u64 = 0x8040_2010_0804_0201;
+    // A bit that is set carries into the highest of its byte.
+    let carried = ((u64::from(byte) * ONES) & BITS) + 0x7f * ONES;
+    (carried >> 7 & ONES).to_le_bytes()
 }
 
 widest! {
@@ -355,12 +348,6 @@ mod tests {
                 stream.keep(start as u64, density, &mut mask);
                 assert_eq!(mask, expected[start..start + length], "{density} {start} {length}");
             }
-            let mut words = [9; 70];
-            stream.mask(128, density, &mut words);
-            let bit = |(place, &kept): (usize, &u8)| {
-                words[place / 32] >> (place % 32) & 1 == u32::from(kept)
-            };
-            assert!(expected[128..128 + 70 * 32].iter().enumerate().all(bit), "{density}");
         }
     }
 

@@ -414,15 +414,18 @@ fn bf16_to_f32(bits: u16) -> f32 {
 /// Add half a unit of the last kept bit (one ulp of float32 less where that bit is 0) and cut: the
 /// carry rounds to nearest even, and turns values beyond the largest bfloat16 into infinity.
 #[inline]
+fn f32_to_bf16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    let quiet = (bits >> 16) | 0x40;
+    (if value.is_nan() { quiet } else { rounded }) as u16
+}
+
+/// The same but for NaN, which may become anything.
+#[inline]
 pub(crate) fn f32_to_bf16_unless_nan(value: f32) -> u16 {
     let bits = value.to_bits();
     (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16
-}
-
-#[inline]
-fn f32_to_bf16(value: f32) -> u16 {
-    let quiet = (value.to_bits() >> 16) as u16 | 0x40;
-    if value.is_nan() { quiet } else { f32_to_bf16_unless_nan(value) }
 }
 
 /// Shift exponent and mantissa to their places in a float32 and correct the exponent's bias by a

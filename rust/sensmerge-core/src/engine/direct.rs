@@ -1,31 +1,43 @@
-//! Blocks that are merged in one pass, from stored bytes to stored bytes: of common forms of programs, where
-//! all inputs are stored in one dtype.
+//! Blocks that are merged in one pass, from stored bytes to stored bytes: where programs have a common form,
+//! and inputs and output one dtype.
 
 use std::ops::Range;
 
 use super::stage::{Decided, Stage};
+use super::tensor::StoredInputs;
 use super::write::Combination;
-use crate::dtype::Float;
-use crate::kernel::one_pass::{self, Addend, MOST_ELECTED, Merge, merge};
-use crate::kernel::strip::is_entry;
-use crate::program::block::BLOCK;
+use crate::dtype::{Float, Real};
+use crate::kernel::one_pass::{self, MOST_MODELS, Merge, Sparsity, merge};
 use crate::program::sweep::Chunk;
-use crate::program::{Blocks, Computed, Known, Operand};
+use crate::program::{Blocks, Computed, Form, Known, Operand};
 use crate::random::Stream;
-
-/// Words of a block's mask, of 32 entries each.
-const WORDS: usize = BLOCK / 32;
 
 /// A chunk of a tensor that is merged in one pass.
 pub(super) struct Direct<'t> {
-    from: Float,
-    to: Float,
-    base: Option<&'t [u8]>,
-    addends: Vec<Addend<'t>>,
-    /// By model, what its mask is drawn from.
-    drops: Vec<Option<(Stream, f64)>>,
-    combination: one_pass::Combination,
+    inputs: StoredInputs<'t>,
+    sparsities: Sparsities,
+    weights: Vec<f32>,
+    combination: Combined,
     lambda: f32,
+}
+
+enum Combined {
+    Sum { divisor: Option<f32> },
+    Elected { votes: Vec<f32>, shares: Vec<f32>, draw: f32 },
+}
+
+/// What is done with the models' task vectors.
+enum Sparsities {
+    Dense,
+    /// The random numbers and the density of every model that drops entries, and the models' factors.
+    Masked {
+        drops: Vec<Option<(Stream, f64)>>,
+        scales: Vec<f32>,
+    },
+    Trimmed {
+        least: Vec<i32>,
+        scales: Vec<f32>,
+    },
 }
 
 impl<'t> Direct<'t> {
@@ -40,55 +52,32 @@ impl<'t> Direct<'t> {
         let form = combination.join.form()?;
         let inputs = tensor.stored()?;
         let based = stage.job.program.operand == Operand::TaskVectors;
-        let single = size_of::<T>() == size_of::<f32>();
-        let served = single && is_entry(inputs.dtype) && is_entry(tensor.dtype);
-        let elected = matches!(form.combination, one_pass::Combination::Elected { .. });
-        let many = elected && inputs.experts.len() > MOST_ELECTED;
-        // Blocks of other divisions may be longer than a mask.
-        let cut = stage.division != Blocks::Flat || tensor.matrices.is_some();
-        if !served || many || cut || based != inputs.base.is_some() {
+        let served = size_of::<T>() == size_of::<f32>()
+            && inputs.dtype != Float::F64
+            && inputs.dtype == tensor.dtype
+            && inputs.experts.len() <= MOST_MODELS
+            && inputs.base.is_some() == based
+            && tensor.matrices.is_none()
+            && stage.division == Blocks::Flat;
+        let plain = based || (decided.steps.is_empty() && matches!(form, Form::Sum { .. }));
+        if !served || !plain {
             return None;
         }
-        let single = |value: T| value.to_f64() as f32;
-        let mut addends = Vec::with_capacity(inputs.experts.len());
-        let mut drops = vec![None; inputs.experts.len()];
-        for (model, stored) in inputs.experts.into_iter().enumerate() {
-            let weight = single(form.weights[model]);
-            let mut addend = Addend { stored, weight, masked: None, least: 0, scale: 1.0 };
-            for step in &decided.steps {
-                // Masks come first, then trimming, then the factor.
-                let changed = addend.least > 0 || addend.scale != 1.0;
-                match step[chunk.tensor].known(model, chunk.place, None)? {
-                    Known::Drop { stream, density, scale } => {
-                        if changed || addend.masked.is_some() {
-                            return None;
-                        }
-                        drops[model] = Some((stream, density));
-                        addend.masked = Some(single(scale));
-                    }
-                    Known::Trim { least, scale } => {
-                        let least: i64 = least.into();
-                        if least == 0 && scale == T::ONE {
-                            continue;
-                        }
-                        if changed {
-                            return None;
-                        }
-                        addend.least = least.try_into().ok()?;
-                        addend.scale = single(scale);
-                    }
-                }
+        let (weights, combined) = match form {
+            Form::Sum { weights, divisor } => {
+                (weights, Combined::Sum { divisor: divisor.map(single) })
             }
-            addends.push(addend);
-        }
+            Form::Elected { weights, votes, shares, draw } => {
+                let (votes, shares) = (singles(votes), singles(&shares));
+                (weights, Combined::Elected { votes, shares, draw: single(draw) })
+            }
+        };
         Some(Self {
-            from: inputs.dtype,
-            to: tensor.dtype,
-            base: inputs.base,
-            addends,
-            drops,
-            combination: form.combination,
+            sparsities: Sparsities::of(decided, chunk, inputs.experts.len())?,
+            weights: singles(weights),
+            combination: combined,
             lambda: single(combination.lambda),
+            inputs,
         })
     }
 
@@ -99,23 +88,92 @@ impl<'t> Direct<'t> {
     pub(super) fn merge(
         &self,
         entries: &Range<usize>,
-        masks: &mut Vec<u32>,
+        masks: &mut Vec<u8>,
         out: &mut [u8],
     ) -> bool {
-        masks.resize(self.drops.len() * WORDS, 0);
-        for (drop, mask) in self.drops.iter().zip(masks.chunks_exact_mut(WORDS)) {
-            if let Some((stream, density)) = drop {
-                let words = entries.len().div_ceil(32);
-                stream.mask(entries.start as u64, *density, &mut mask[..words]);
+        let sparsity = match &self.sparsities {
+            Sparsities::Dense => Sparsity::Dense,
+            Sparsities::Trimmed { least, scales } => Sparsity::Trimmed { least, scales },
+            Sparsities::Masked { drops, scales } => {
+                masks.resize(drops.len() * entries.len(), 0);
+                for (drop, keep) in drops.iter().zip(masks.chunks_exact_mut(entries.len())) {
+                    match drop {
+                        Some((stream, density)) => {
+                            stream.keep(entries.start as u64, *density, keep);
+                        }
+                        None => keep.fill(1),
+                    }
+                }
+                Sparsity::Masked { scales }
             }
-        }
+        };
+        let combination = match &self.combination {
+            Combined::Sum { divisor } => one_pass::Combination::Sum { divisor: *divisor },
+            Combined::Elected { votes, shares, draw } => {
+                one_pass::Combination::Elected { votes, shares, draw: *draw }
+            }
+        };
         let what = Merge {
-            dtype: self.from,
-            addends: &self.addends,
-            base: self.base,
-            combination: self.combination,
+            dtype: self.inputs.dtype,
+            models: &self.inputs.experts,
+            base: self.inputs.base,
+            sparsity,
+            weights: &self.weights,
+            combination,
             lambda: self.lambda,
         };
-        merge(&what, masks, entries.start, self.to, out)
+        merge(&what, masks, entries.start, out)
     }
+}
+
+impl Sparsities {
+    /// What the steps do in a chunk, if it is known without the entries, and if no more than one step does
+    /// anything.
+    fn of<T: Computed>(decided: &Decided<T>, chunk: &Chunk, models: usize) -> Option<Self> {
+        let mut found = Self::Dense;
+        for step in &decided.steps {
+            let known = |model| step[chunk.tensor].known(model, chunk.place, None);
+            let known: Vec<Known<T>> = (0..models).map(known).collect::<Option<_>>()?;
+            if known.iter().all(Known::is_nothing) {
+                continue;
+            }
+            if !matches!(found, Self::Dense) {
+                return None;
+            }
+            found = Self::masked(&known).or_else(|| Self::trimmed(&known))?;
+        }
+        Some(found)
+    }
+
+    fn masked<T: Real>(known: &[Known<T>]) -> Option<Self> {
+        let of_model = |known: &Known<T>| match *known {
+            Known::Drop { stream, density, scale } => Some((Some((stream, density)), single(scale))),
+            Known::Trim { .. } => known.is_nothing().then_some((None, 1.0)),
+        };
+        let models: Vec<(Option<(Stream, f64)>, f32)> =
+            known.iter().map(of_model).collect::<Option<_>>()?;
+        let (drops, scales) = models.into_iter().unzip();
+        Some(Self::Masked { drops, scales })
+    }
+
+    fn trimmed<T: Real>(known: &[Known<T>]) -> Option<Self> {
+        let of_model = |known: &Known<T>| match *known {
+            Known::Trim { least, scale } => {
+                let least: i64 = least.into();
+                Some((least.try_into().ok()?, single(scale)))
+            }
+            Known::Drop { .. } => None,
+        };
+        let models: Vec<(i32, f32)> = known.iter().map(of_model).collect::<Option<_>>()?;
+        let (least, scales) = models.into_iter().unzip();
+        Some(Self::Trimmed { least, scales })
+    }
+}
+
+fn single<T: Real>(value: T) -> f32 {
+    value.to_f64() as f32
+}
+
+fn singles<T: Real>(values: &[T]) -> Vec<f32> {
+    values.iter().copied().map(single).collect()
 }

@@ -22,7 +22,7 @@ pub(super) type Scratch<T> = Idle<Worker<T>, Box<dyn Fn() -> Worker<T> + Sync>>;
 pub(super) struct Worker<T: Real> {
     pub(super) block: Block<T>,
     /// The masks of a block that is merged in one pass.
-    pub(super) masks: Vec<u32>,
+    pub(super) masks: Vec<u8>,
     /// A chunk's output, as it is written to a file.
     pub(super) bytes: Vec<u8>,
     /// The same of a quantised output.

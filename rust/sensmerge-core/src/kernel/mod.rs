@@ -29,7 +29,7 @@ pub mod rank;
 pub mod scale;
 pub mod sensitivity;
 pub mod softmax;
-pub mod strip;
+mod stored;
 pub mod sum;
 pub mod task_vector;
 pub mod trim;

@@ -23,30 +23,27 @@ pub fn l1<T: Real>(values: &[T]) -> f64 {
 }
 
 widest! {
-    /// [`l1`] of all entries, and of those that a mask keeps: bit `j % 32` of word `j / 32` is for entry `j`.
+    /// [`l1`] of all entries, and of those that are kept. `keep` is 0 for the others.
     ///
     /// # Panics
-    /// If the mask is shorter than the entries.
+    /// If the lengths differ.
     #[must_use]
-    pub fn l1_of_kept<T: Real>(values: &[T], mask: &[u32]) -> [f64; 2] {
-        assert!(values.len() <= 32 * mask.len());
+    pub fn l1_of_kept<T: Real>(values: &[T], keep: &[u8]) -> [f64; 2] {
+        assert_eq!(values.len(), keep.len());
         let (mut all, mut kept) = ([0.0; LANES], [0.0; LANES]);
         let (whole, rest) = values.as_chunks::<LANES>();
-        for (place, values) in whole.iter().enumerate() {
-            let word = mask[place / 2] >> (place % 2 * LANES);
+        let (whole_keep, rest_keep) = keep.as_chunks::<LANES>();
+        for (values, keep) in whole.iter().zip(whole_keep) {
             for lane in 0..LANES {
-                let magnitude = values[lane].abs();
-                all[lane] += magnitude.to_f64();
-                kept[lane] += magnitude.only_if((word >> lane) & 1 != 0).to_f64();
+                all[lane] += values[lane].abs().to_f64();
+                kept[lane] += values[lane].abs().only_if(keep[lane] != 0).to_f64();
             }
         }
-        let first = whole.len() * LANES;
-        for (lane, value) in rest.iter().enumerate() {
-            let word = mask[(first + lane) / 32] >> ((first + lane) % 32);
+        for (lane, (value, &keep)) in rest.iter().zip(rest_keep).enumerate() {
             all[lane] += value.abs().to_f64();
-            kept[lane] += value.abs().only_if(word & 1 != 0).to_f64();
+            kept[lane] += value.abs().only_if(keep != 0).to_f64();
         }
-        [fold(all), fold(kept)]
+        [fold(&mut all), fold(&mut kept)]
     }
 }
 
@@ -87,12 +84,12 @@ widest! {
         for ((lane, &a), &b) in lanes.iter_mut().zip(rest_a).zip(rest_b) {
             *lane += term(a, b);
         }
-        fold(lanes)
+        fold(&mut lanes)
     }
 }
 
 #[inline(always)]
-fn fold(mut lanes: [f64; LANES]) -> f64 {
+fn fold(lanes: &mut [f64; LANES]) -> f64 {
     let mut width = LANES / 2;
     while width > 0 {
         for lane in 0..width {
@@ -133,12 +130,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn of_kept_entries_too(values in vector(finite()), seed in any::<u32>()) {
-            let mask: Vec<u32> =
-                (0..values.len().div_ceil(32) as u32).map(|word| seed.rotate_left(word)).collect();
-            let kept = |(j, &value): (usize, &f32)| value.only_if(mask[j / 32] >> (j % 32) & 1 != 0);
-            let dropped: Vec<f32> = values.iter().enumerate().map(kept).collect();
-            prop_assert_eq!(l1_of_kept(&values, &mask), [l1(&values), l1(&dropped)]);
+        fn of_kept_entries_too(values in vector(finite()), step in 1..5_usize) {
+            let keep: Vec<u8> = (0..values.len()).map(|j| u8::from(j % step == 0)).collect();
+            let kept = |(&value, &keep): (&f32, &u8)| value.only_if(keep != 0);
+            let dropped: Vec<f32> = values.iter().zip(&keep).map(kept).collect();
+            prop_assert_eq!(l1_of_kept(&values, &keep), [l1(&values), l1(&dropped)]);
         }
     }
 

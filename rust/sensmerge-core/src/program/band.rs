@@ -151,10 +151,10 @@ impl<T: Real> Apply<T> for BandedRows {
     fn apply(&self, block: &mut Block<T>, _: &mut [u64], scales: Option<&[T]>) {
         for (model, &(dropped, kept)) in self.models.iter().enumerate() {
             if block.is_active(model) && <Self as Apply<T>>::changes(self, model) {
-                let Ranked { row, order, .. } = block.ranked(model);
+                let Ranked { row, order, spare, .. } = block.ranked(model);
                 let orders = order.chunks_exact_mut(self.row_length);
                 for (row, order) in row.chunks_exact_mut(self.row_length).zip(orders) {
-                    sort_by_magnitude(row, order);
+                    sort_by_magnitude(row, order, &mut spare[..row.len()]);
                     let end = row.len() - dropped;
                     keep_ranks(row, order, end - kept..end);
                 }

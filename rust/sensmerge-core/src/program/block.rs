@@ -21,6 +21,7 @@ pub(crate) struct Block<T: Real> {
     keep: Vec<u8>,
     inside: Vec<T::Magnitude>,
     order: Vec<(T::Magnitude, u32)>,
+    spare: Vec<(T::Magnitude, u32)>,
     chances: Vec<u64>,
 }
 
@@ -30,6 +31,8 @@ pub(crate) struct Ranked<'b, T: Real> {
     pub(crate) row: &'b mut [T],
     /// Room for their magnitudes and places, to be sorted.
     pub(crate) order: &'b mut [(T::Magnitude, u32)],
+    /// Room for as many while they are sorted.
+    pub(crate) spare: &'b mut [(T::Magnitude, u32)],
     /// Room for their chances to be kept.
     pub(crate) chances: &'b mut [u64],
     /// Room for a mask.
@@ -65,6 +68,7 @@ impl<T: Real> Block<T> {
             keep: vec![0; capacity],
             inside: vec![T::Magnitude::default(); capacity],
             order: Vec::new(),
+            spare: Vec::new(),
             chances: Vec::new(),
         }
     }
@@ -145,10 +149,12 @@ impl<T: Real> Block<T> {
     pub(crate) fn ranked(&mut self, model: usize) -> Ranked<'_, T> {
         let length = self.len();
         self.order.resize(length, Default::default());
+        self.spare.resize(length, Default::default());
         self.chances.resize(length, 0);
         Ranked {
             row: &mut self.rows[model * length..(model + 1) * length],
             order: &mut self.order,
+            spare: &mut self.spare,
             chances: &mut self.chances,
             keep: &mut self.keep[..length],
         }

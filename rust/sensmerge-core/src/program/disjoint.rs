@@ -9,7 +9,6 @@ use crate::error::Result;
 use crate::kernel::derivative::{disjoint_derivative, dot};
 use crate::kernel::disjoint::{Agreement, Divisor, disjoint};
 use crate::kernel::elect::{elect_sign, sum_of_signs};
-use crate::kernel::one_pass::Combination;
 
 /// Elect a sign for every entry, and sum the `w_i δ̂_i` of the models that agree with it.
 #[derive(Debug)]
@@ -208,10 +207,13 @@ impl<T: Real> Join<T> for Elected<T> {
     }
 
     fn form(&self) -> Option<Form<'_, T>> {
-        let (agreement, divisor) = (self.agreement, self.divisor);
-        let draw = self.draw.to_f64() as f32;
-        let combination = Combination::Elected { agreement, divisor, draw };
-        Some(Form { weights: &self.weights, combination })
+        let shares = match self.divisor {
+            Divisor::One => vec![T::ZERO; self.weights.len()],
+            Divisor::Weights => self.weights.clone(),
+            Divisor::Count => vec![T::ONE; self.weights.len()],
+            Divisor::AtLeastSmallest => return None,
+        };
+        Some(Form::Elected { weights: &self.weights, votes: &self.votes, shares, draw: self.draw })
     }
 
     fn derivatives(&self, block: &mut Block<T>, gradient: &[T]) -> Option<Vec<f64>> {

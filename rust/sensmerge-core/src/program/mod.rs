@@ -47,7 +47,6 @@ use std::fmt::Debug;
 
 use crate::dtype::Real;
 use crate::error::Result;
-use crate::kernel::one_pass::Combination;
 use crate::numbers::{Number, Numbers};
 use crate::random::Stream;
 use block::Block;
@@ -289,9 +288,15 @@ pub(crate) enum Known<T: Real> {
 }
 
 impl<T: Real> Known<T> {
-    /// All entries stay as they are, but for a factor.
-    pub(crate) fn all(scale: T) -> Self {
-        Self::Trim { least: T::Magnitude::default(), scale }
+    /// All entries stay as they are.
+    pub(crate) fn nothing() -> Self {
+        Self::Trim { least: T::Magnitude::default(), scale: T::ONE }
+    }
+
+    /// Whether all entries stay as they are.
+    pub(crate) fn is_nothing(&self) -> bool {
+        let all = T::Magnitude::default();
+        matches!(self, Self::Trim { least, scale } if *least == all && *scale == T::ONE)
     }
 }
 
@@ -361,13 +366,28 @@ pub(crate) trait CombineOn<T: Real>: Send + Sync {
     fn bind(&self, subject: &Subject, found: &[f64]) -> Box<dyn Join<T>>;
 }
 
-/// A combination of common form.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Form<'f, T> {
-    /// The weight of every model.
-    pub(crate) weights: &'f [T],
-    /// What is done with them.
-    pub(crate) combination: Combination,
+/// A combination of a common form.
+#[derive(Clone, Debug)]
+pub(crate) enum Form<'f, T> {
+    /// The weighted sum, divided by a number.
+    Sum {
+        /// The models' weights.
+        weights: &'f [T],
+        /// The number.
+        divisor: Option<T>,
+    },
+    /// The sum of the entries that agree with an election, divided by the sum of their shares; by 1 where
+    /// that is 0.
+    Elected {
+        /// The models' weights.
+        weights: &'f [T],
+        /// The factors of their votes.
+        votes: &'f [T],
+        /// Their shares.
+        shares: Vec<T>,
+        /// The sign where votes sum to 0.
+        draw: T,
+    },
 }
 
 /// Combines the rows of one tensor.

@@ -54,7 +54,7 @@ impl<T: Real> Apply<T> for Dropped {
     }
 
     fn known(&self, model: usize, _: usize, scales: Option<&[T]>) -> Option<Known<T>> {
-        let Some((stream, density)) = self.models[model] else { return Some(Known::all(T::ONE)) };
+        let Some((stream, density)) = self.models[model] else { return Some(Known::nothing()) };
         let scale = scales.map_or(T::ONE, |scales| scales[model]);
         Some(Known::Drop { stream, density, scale })
     }

@@ -115,10 +115,10 @@ impl<T: Real> Apply<T> for Dropped {
         let (first, length) = (block.entries().start as u64, self.row_length);
         for (model, drop) in self.models.iter().enumerate() {
             let Some(drop) = drop.filter(|_| block.is_active(model)) else { continue };
-            let Ranked { row, order, chances, keep } = block.ranked(model);
+            let Ranked { row, order, spare, chances, keep } = block.ranked(model);
             let rows = row.chunks_exact_mut(length).zip(order.chunks_exact_mut(length));
             for ((row, order), chances) in rows.zip(chances.chunks_exact_mut(length)) {
-                sort_by_magnitude(row, order);
+                sort_by_magnitude(row, order, &mut spare[..length]);
                 for (rank, &(_, index)) in order.iter().enumerate() {
                     let probability = drop.probability(rank, length);
                     chances[index as usize] = chance(probability);

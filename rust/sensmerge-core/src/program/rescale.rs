@@ -1,6 +1,6 @@
 //! Rescaling of the entries that a step keeps, to make up for those that it sets to 0.
 
-use super::block::{BLOCK, Block};
+use super::block::Block;
 use super::sweep::{Chunk, reduce_tensors};
 use super::{
     Apply, Blocks, Computed, Decision, Known, Reduction, Scope, Step, StepOn, Subject, Sweep,
@@ -76,29 +76,27 @@ struct Norms<'d, T: Real> {
 }
 
 impl<T: Real> Norms<'_, T> {
-    /// The random numbers and density of every active model, if the step does nothing but drop entries at
-    /// random, and the block is one of those that masks are drawn for.
+    /// The random numbers and the density of every active model, if the step only drops entries at random.
     fn streams(&self, tensor: usize, block: &Block<T>) -> Option<Vec<(usize, Stream, f64)>> {
         let of_model = |model| match self.decided[tensor].known(model, 0, None) {
             Some(Known::Drop { stream, density, .. }) => Some((model, stream, density)),
             _ => None,
         };
-        let masked = block.len() <= BLOCK && block.entries().start.is_multiple_of(BLOCK);
-        let active = (0..block.models()).filter(|&model| block.is_active(model));
-        if masked { active.map(of_model).collect() } else { None }
+        (0..block.models()).filter(|&model| block.is_active(model)).map(of_model).collect()
     }
 }
 
 /// Add the norms of a block, before and after its entries are dropped.
 fn of_kept<T: Real>(
     streams: &[(usize, Stream, f64)],
-    block: &Block<T>,
+    block: &mut Block<T>,
     by_model: &mut [Vec<(f64, f64)>],
 ) {
-    let mut mask = [0; BLOCK / 32];
+    let first = block.entries().start as u64;
     for &(model, stream, density) in streams {
-        stream.mask(block.entries().start as u64, density, &mut mask[..block.len().div_ceil(32)]);
-        let [before, after] = l1_of_kept(block.row(model), &mask);
+        let (row, keep) = block.row_and_keep(model);
+        stream.keep(first, density, keep);
+        let [before, after] = l1_of_kept(row, keep);
         by_model[model].push((before, after));
     }
 }

@@ -5,7 +5,6 @@ use super::{Combine, CombineOn, Form, Join, Subject};
 use crate::dtype::Real;
 use crate::error::{Error, Result};
 use crate::kernel::derivative::dot;
-use crate::kernel::one_pass::Combination;
 use crate::kernel::weighted_sum::{divide, weighted_sum};
 
 /// A sum of weights nearer to 0 than this is not used as a divisor.
@@ -144,8 +143,7 @@ impl<T: Real> Join<T> for Summed<T> {
     }
 
     fn form(&self) -> Option<Form<'_, T>> {
-        let divisor = self.divisor.map(|divisor| divisor.to_f64() as f32);
-        Some(Form { weights: &self.weights, combination: Combination::Sum { divisor } })
+        Some(Form::Sum { weights: &self.weights, divisor: self.divisor })
     }
 
     fn derivatives(&self, block: &mut Block<T>, gradient: &[T]) -> Option<Vec<f64>> {
