@@ -162,11 +162,13 @@ def drop(
     """
     if density >= 1:
         return delta
-    chances = np.full(delta.shape, density)
-    if epsilon is not None:
+    if epsilon is None:
+        chances = np.full(delta.shape, density)
+        mask = keep_mask(seed, place, tensor, delta.size, density)
+    else:
         chances = ranked_chances(delta, density, epsilon)
-    mask = keep_mask(seed, place, tensor, delta.size, chances.ravel()).reshape(delta.shape)
-    sparse = np.where(mask, delta, 0.0)
+        mask = keep_mask(seed, place, tensor, delta.size, chances.ravel())
+    sparse = np.where(mask.reshape(delta.shape), delta, 0.0)
     if not rescale:
         return sparse
     return sparse / chances if original else preserve_l1(delta, sparse)
