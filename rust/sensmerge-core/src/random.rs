@@ -220,11 +220,11 @@ impl Compared {
         );
         for (place, plane) in (plane..).take(TOGETHER).enumerate() {
             let bit = 0_u32.wrapping_sub(u32::from(coarse >> (7 - plane)) & 1);
-            for word in 0..4 {
-                for run in 0..RUNS {
-                    let drawn = words[word][place * RUNS + run];
-                    self.less[word][run] |= self.equal[word][run] & !drawn & bit;
-                    self.equal[word][run] &= !(drawn ^ bit);
+            for ((less, equal), drawn) in self.less.iter_mut().zip(&mut self.equal).zip(&words) {
+                let drawn = &drawn[place * RUNS..][..RUNS];
+                for ((less, equal), drawn) in less.iter_mut().zip(equal).zip(drawn) {
+                    *less |= *equal & !drawn & bit;
+                    *equal &= !(drawn ^ bit);
                 }
             }
         }

@@ -147,7 +147,9 @@ impl Sparsities {
 
     fn masked<T: Real>(known: &[Known<T>]) -> Option<Self> {
         let of_model = |known: &Known<T>| match *known {
-            Known::Drop { stream, density, scale } => Some((Some((stream, density)), single(scale))),
+            Known::Drop { stream, density, scale } => {
+                Some((Some((stream, density)), single(scale)))
+            }
             Known::Trim { .. } => known.is_nothing().then_some((None, 1.0)),
         };
         let models: Vec<(Option<(Stream, f64)>, f32)> =

@@ -73,7 +73,7 @@ pub enum Combination<'a> {
     /// The sum of the `w_i δ̂_i` whose vote `v_i δ̂_i` has the sign of the sum of all votes, divided by the sum
     /// of their shares; by 1 where that is 0.
     Elected {
-        /// The factors v_i of the votes.
+        /// The factors `v_i` of the votes.
         votes: &'a [f32],
         /// The shares.
         shares: &'a [f32],
@@ -239,10 +239,9 @@ struct Sum<const K: usize> {
 impl<const K: usize> Combine<K> for Sum<K> {
     #[inline(always)]
     fn combine(&self, deltas: [f32; K]) -> f32 {
-        let mut sum = self.weights[0] * deltas[0];
-        for model in 1..K {
-            sum += self.weights[model] * deltas[model];
-        }
+        let mut products = self.weights.iter().zip(deltas).map(|(weight, delta)| weight * delta);
+        let first = products.next().unwrap_or(0.0);
+        let sum = products.fold(first, |sum, product| sum + product);
         self.divisor.map_or(sum, |divisor| sum / divisor)
     }
 }
@@ -258,15 +257,13 @@ struct Elected<const K: usize> {
 impl<const K: usize> Combine<K> for Elected<K> {
     #[inline(always)]
     fn combine(&self, deltas: [f32; K]) -> f32 {
-        let mut votes = 0.0;
-        for model in 0..K {
-            votes += self.votes[model] * deltas[model];
-        }
+        let votes = self.votes.iter().zip(deltas).map(|(vote, delta)| vote * delta);
+        let votes = votes.fold(0.0, |sum, vote| sum + vote);
         let sign = sign(votes, self.draw);
         let (mut sum, mut total) = (0.0, 0.0);
-        for model in 0..K {
-            let agrees = agrees(self.votes[model] * deltas[model], sign);
-            sum += (self.weights[model] * deltas[model]).only_if(agrees);
+        for (model, delta) in deltas.into_iter().enumerate() {
+            let agrees = agrees(self.votes[model] * delta, sign);
+            sum += (self.weights[model] * delta).only_if(agrees);
             total += self.shares[model].only_if(agrees);
         }
         sum / if total == 0.0 { 1.0 } else { total }
@@ -446,8 +443,8 @@ mod tests {
         let part = |range: std::ops::Range<usize>| -> Vec<u8> {
             masks.chunks(length.max(1)).flat_map(|mask| mask[range.clone()].to_vec()).collect()
         };
-        let right = merge(&merged, &part(0..cut), 0, front)
-            & merge(&merged, &part(cut..length), cut, back);
+        let right =
+            merge(&merged, &part(0..cut), 0, front) & merge(&merged, &part(cut..length), cut, back);
         let expected = by_steps(&merged, &masks, (agreement, divisor));
         assert_eq!(right, expected.is_some(), "{merged:?}");
         if let Some(expected) = expected {

@@ -222,8 +222,8 @@ impl<T: Real> Apply<T> for Scaled<T> {
     }
 
     fn known(&self, model: usize, chunk: usize, scales: Option<&[T]>) -> Option<Known<T>> {
-        let scaled = scales.is_some_and(|scales| scales[model] != T::ONE);
-        if scaled { None } else { self.inner.known(model, chunk, self.own()) }
+        let once_more = scales.is_some_and(|scales| scales[model] != T::ONE);
+        if once_more { None } else { self.inner.known(model, chunk, self.own()) }
     }
 
     fn apply(&self, block: &mut Block<T>, carried: &mut [u64], scales: Option<&[T]>) {
