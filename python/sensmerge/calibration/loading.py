@@ -20,9 +20,10 @@ from sensmerge.calibration.surroundings import quiet_transformers
 from sensmerge.calibration.vocabularies import Vocabulary
 from sensmerge.errors import InputError, first_line
 from sensmerge.models.dtypes import STORED, is_float
-from sensmerge.models.folders import is_folder, mode_of, read_config, tokenizer_files
+from sensmerge.models.folders import read_config, tokenizer_files
 from sensmerge.models.layers import layer_of, text_config
 from sensmerge.models.quantised import refusal
+from sensmerge.reading import is_folder, mode_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

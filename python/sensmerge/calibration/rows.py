@@ -8,14 +8,23 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sensmerge.errors import InputError
+from sensmerge.reading import opened, parsed
 
 _KNOWN = ".jsonl, .json, either with .gz, or .parquet"
+
+# The largest file of samples, and the longest line in one, in bytes.
+_LARGEST = 512 * 10**6
+_LONGEST_LINE = 16 * 10**6
+# What a gzip file unpacks to at most: as much, or so many times its size. Text is packed four to
+# ten times as small.
+_UNPACKED = 32 * 10**6
+_RATIO = 20
 
 # Older ones run code that a Parquet file names (CVE-2023-47248).
 _OLDEST_PYARROW = 15
@@ -41,21 +50,36 @@ def rows(path: Path) -> Iterator[tuple[str, Any]]:
     if name.endswith(".parquet"):
         return _parquet(path)
     if name.endswith((".jsonl", ".jsonl.gz")):
-        return _lines(path, _text(path))
+        return _lines(path, _texts(path))
     if name.endswith((".json", ".json.gz")):
-        text = _text(path)
+        text = "\n".join(_texts(path))
         # On the Hub, many .json files hold JSON Lines.
-        return _array(path, text) if text.lstrip().startswith("[") else _lines(path, text)
+        listed = text.lstrip().startswith("[")
+        return _array(path, text) if listed else _lines(path, text.split("\n"))
     raise InputError(f"{path}: is no kind of file that samples are read from; known: {_KNOWN}")
 
 
-def _text(path: Path) -> str:
+def _texts(path: Path) -> Iterator[str]:
+    """The lines of a file, without their ends."""
+    done = 0
     try:
-        data = path.read_bytes()
-        if path.name.lower().endswith(".gz"):
-            data = gzip.decompress(data)
-        # Some editors begin a file with a byte order mark.
-        return data.decode("utf-8-sig")
+        with opened(path, _LARGEST) as (file, size):
+            packed = path.name.lower().endswith(".gz")
+            most = max(_UNPACKED, _RATIO * size) if packed else size
+            source: Any = gzip.GzipFile(fileobj=file) if packed else file
+            # Some editors begin a file with a byte order mark.
+            encoding = "utf-8-sig"
+            while line := source.readline(_LONGEST_LINE + 1):
+                done += len(line)
+                if done > most:
+                    raise InputError(
+                        f"{path}: holds more than {most} bytes, {_RATIO} times as many as it has "
+                        "itself: no samples are packed so well"
+                    )
+                if len(line) > _LONGEST_LINE:
+                    raise InputError(f"{path}: a line of it has over {_LONGEST_LINE} bytes")
+                yield line.removesuffix(b"\n").decode(encoding)
+                encoding = "utf-8"
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(f"{path}: is not a whole gzip file: {error}; fetch it again") from None
     except OSError as error:
@@ -64,14 +88,14 @@ def _text(path: Path) -> str:
         raise InputError(f"{path}: is not UTF-8 text: {error.reason}; save it as UTF-8") from None
 
 
-def _lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+def _lines(path: Path, texts: Iterable[str]) -> Iterator[tuple[str, Any]]:
     """One JSON value a line; blank lines are passed over."""
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(texts, start=1):
         if line.strip():
             place = f"{path}, line {number}"
             try:
-                yield place, json.loads(line)
-            except (ValueError, RecursionError) as error:
+                yield place, parsed(line, _LARGEST)
+            except ValueError as error:
                 raise InputError(
                     f"{place}: not JSON: {error}; expected one object on each line, or in a file "
                     "named .json a list of them"
@@ -80,12 +104,12 @@ def _lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
 
 def _array(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     try:
-        values = json.loads(text)
+        values = parsed(text, _LARGEST)
     except json.JSONDecodeError as error:
         raise InputError(
             f"{path}, line {error.lineno}: not JSON: {error.msg}; expected a list of objects"
         ) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: not JSON: {error}; expected a list of objects") from None
     for number, value in enumerate(values, start=1):
         yield f"{path}, row {number}", value
@@ -107,7 +131,10 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
         )
     number = 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with (
+            opened(path, _LARGEST) as (opened_file, _),
+            pyarrow.parquet.ParquetFile(opened_file) as file,
+        ):
             # A dictionary would keep only the last of two columns of one name.
             if len(set(file.schema_arrow.names)) < len(file.schema_arrow.names):
                 raise InputError(f"{path}: two of its columns have one name; rename one")

@@ -23,6 +23,7 @@ from sensmerge.calibration.layout import lay_out, tokens
 from sensmerge.calibration.record import SampleFile, TaskRecord
 from sensmerge.calibration.rows import Row, rows
 from sensmerge.errors import InputError
+from sensmerge.recipe.places import at_home
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,7 +76,7 @@ def task(
         )
     wanted = expert.calibration
     return load(
-        [recipe.folder / Path(file).expanduser() for file in wanted.files],
+        [recipe.folder / at_home(file) for file in wanted.files],
         wanted.files,
         tokenizer,
         count=wanted.samples or options.samples,

@@ -5,7 +5,6 @@ Kinds of adapters that are not added to models are refused by name.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sensmerge.errors import InputError
+from sensmerge.reading import object_of
 
 # Keys that change nothing in how stored tensors are to be added to a model.
 _WITHOUT_EFFECT = frozenset({
@@ -107,12 +107,7 @@ def read_adapter_config(path: Path) -> AdapterConfig:
         InputError: It is no config of an adapter, or of one of a kind that is not added to models.
         OSError: It cannot be read.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (RecursionError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{path}: expected a JSON object")
+    data = object_of(path)
     kind = data.get("peft_type")
     if kind != "LORA":
         raise InputError(f"{path}: is of an adapter of type {kind}; only LORA is added to models; "

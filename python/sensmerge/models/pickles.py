@@ -19,9 +19,9 @@ from pathlib import Path
 
 from sensmerge import _core
 from sensmerge.errors import InputError
-from sensmerge.models.folders import is_folder
 from sensmerge.models.side_files import side_files
 from sensmerge.progress import bytes_bar
+from sensmerge.reading import is_folder
 
 _ENDINGS = (".bin", ".pt", ".pth")
 
