@@ -29,7 +29,7 @@ def plain(text: Any) -> str:
     Args:
         text: The text, or what is to be shown as text.
     """
-    shown = _LONG_RUN.sub(lambda run: _cut(run[0], _RUN), _cut(str(text), _LINE))
+    shown = _cut(_LONG_RUN.sub(lambda run: _cut(run[0], _RUN), str(text)), _LINE)
     if shown.isascii() and shown.isprintable():
         return shown
     return "".join(map(_visible, shown))

@@ -120,7 +120,7 @@ class _Process:
 
     def ask(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Have a conversation laid out."""
-        # Read without end, since not every system lets a pipe be waited for; its end is the child's.
+        # Not every system can wait for a pipe for a time: it is read, and ends with the child.
         alarm = threading.Timer(_PATIENCE, self._child.kill)
         alarm.daemon = True
         alarm.start()

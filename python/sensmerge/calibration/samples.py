@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from sensmerge.recipe import Recipe, Sensitivity
 
 
+# Rows of a file, which are all read before some are drawn.
+_MOST_ROWS = 10**6
+
+
 @dataclass(frozen=True)
 class Sample:
     """One tokenised sample.
@@ -159,9 +163,12 @@ def read(path: Path) -> list[Row]:
     Raises:
         InputError: The file cannot be read, is empty, or has a row that is no sample.
     """
-    found = [Row(place, data) for place, data in rows(path)]
-    for row in found:
-        form(row)
+    found = []
+    for place, data in rows(path):
+        found.append(Row(place, data))
+        form(found[-1])
+        if len(found) > _MOST_ROWS:
+            raise InputError(f"{path}: has over {_MOST_ROWS} rows; name a part of them")
     if not found:
         raise InputError(f"{path}: holds no samples; {EXPECTED} in each row")
     return found

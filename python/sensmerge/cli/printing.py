@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import click
 
@@ -15,15 +15,24 @@ def show(text: str) -> None:
         click.echo(line)
 
 
+# Lines of one kind that anybody reads; what files hold may give rise to thousands.
+_MOST = 100
+
+
 def note(*notes: str) -> None:
     """Print notes for the user, one a line, beside the output."""
-    for each in notes:
-        click.echo(f"note: {plain(each)}", err=True)
+    _print("note", notes)
 
 
-def complain(faults: Iterable[str], hint: str | None = None) -> None:
+def complain(faults: Sequence[str], hint: str | None = None) -> None:
     """Print what is wrong, one fault a line, and what would have avoided it."""
-    for fault in faults:
-        click.echo(f"error: {plain(fault)}", err=True)
+    _print("error", faults)
     if hint is not None:
         click.echo(f"hint: {hint}", err=True)
+
+
+def _print(kind: str, said: Sequence[str]) -> None:
+    for each in said[:_MOST]:
+        click.echo(f"{kind}: {plain(each)}", err=True)
+    if len(said) > _MOST:
+        click.echo(f"{kind}: and {len(said) - _MOST} more", err=True)

@@ -7,7 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sensmerge.errors import InputError
 from sensmerge.reading import mode_of
+
+# The most names in one, joined by plus signs.
+_MOST_PARTS = 64
 
 
 @dataclass(frozen=True)
@@ -32,9 +36,14 @@ def parts_of(model: str, places: Path | Places) -> tuple[str, list[str]]:
     Args:
         model: The name.
         places: The recipe's folder, or its places.
+
+    Raises:
+        InputError: It names more adapters than anybody adds.
     """
     parts: list[str] = []
     words = model.split("+")
+    if len(words) > _MOST_PARTS:
+        raise InputError(f"model '{model}': names more than {_MOST_PARTS} adapters")
     while words:
         joined = ["+".join(words[:count]) for count in range(len(words), 0, -1)]
         there = next((name for name in joined if name and exists(path_of(name, places))), words[0])

@@ -138,6 +138,8 @@ class Recipe(Strict):
         """
         if not isinstance(data, dict):
             raise InputError("a recipe is a mapping with merge_method and models")
+        if wrong := list(checks.keys_that_are_no_text(data)):
+            raise InputError(wrong)
         found = Findings(leniency)
         method = checks.method(data, found)
         for location in overrides(data):

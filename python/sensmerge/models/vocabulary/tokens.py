@@ -121,7 +121,8 @@ def _vocabulary(name: str, written: bytes) -> tuple[dict[str, int], dict[str, di
         ids = _whole_numbers(vocabulary)
     elif isinstance(vocabulary, list):
         # Unigram: a list of tokens and scores, by id.
-        ids = {str(pair[0]): place for place, pair in enumerate(vocabulary) if pair}
+        pairs = enumerate(vocabulary)
+        ids = {str(pair[0]): place for place, pair in pairs if isinstance(pair, list) and pair}
     flags = {}
     listed = data.get("added_tokens")
     for token in listed if isinstance(listed, list) else []:
