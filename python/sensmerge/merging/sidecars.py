@@ -123,7 +123,8 @@ def notes_of(folder: Path) -> list[str]:
     try:
         notes = object_of(path).get("notes", [])
     except InputError as error:
-        raise InputError(f"{error}; a merge writes something else") from None
+        reason = str(error).removeprefix(f"{path}: ")
+        raise InputError(f"{path}: cannot be read as what a merge wrote: {reason}") from None
     return [str(note) for note in notes] if isinstance(notes, list) else []
 
 

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def keys_that_are_no_text(part: Any, at: Location = ()) -> Iterator[str]:
-    """What is wrong with keys such as 1, null or yes, which YAML takes for something else."""
+    """What is wrong with keys such as null, yes or [a], which are no names."""
     if isinstance(part, dict):
         for key, value in part.items():
-            if isinstance(key, str):
+            if isinstance(key, str | int) and not isinstance(key, bool):
                 yield from keys_that_are_no_text(value, (*at, key))
             else:
                 yield f"{key_of(at)}: the key {key!r} is not text; write it in quotes"

@@ -70,18 +70,30 @@ def read_yaml(path: Path) -> Documents:
         InputError: It cannot be read, is not YAML, or holds more than a recipe can.
     """
     try:
+        return parse_yaml(text(path), path)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+
+
+def parse_yaml(written: str, path: Path) -> Documents:
+    """The documents in a file's text.
+
+    Args:
+        written: The text.
+        path: The file, for messages.
+
+    Raises:
+        InputError: It is not YAML, or holds more than a recipe can.
+    """
+    try:
         yaml = YAML(typ="safe", pure=True)
         yaml.Resolver, yaml.Composer, yaml.Constructor = _Resolver, _Composer, _Constructor
-        documents = list(yaml.load_all(text(path)))
+        documents = list(yaml.load_all(written))
         # A last line of --- begins a document without content.
         documents = [each for each in documents if each is not None]
         return Documents(documents, list(yaml.constructor.twice))
     except MarkedYAMLError as error:
         raise _not_yaml(path, error) from None
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
     except Exception as error:
         # Values that do not fit the tags before them raise whatever their conversion does.
         raise InputError(f"{path}: not YAML: {first_line(error)}") from None
