@@ -6,7 +6,6 @@ Names in models, recipes and configs are whatever their authors wrote.
 from __future__ import annotations
 
 import re
-import unicodedata
 from typing import Any
 
 # The longest run of characters without a space, and the longest line; the middle is left out.
@@ -14,10 +13,6 @@ _RUN = 200
 _LINE = 4000
 
 _LONG_RUN = re.compile(rf"\S{{{_RUN + 1},}}")
-
-# Control characters, those that change the direction or the shape of text around them, halves of
-# surrogate pairs, and separators of lines and paragraphs.
-_UNSEEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
 
 
 def plain(text: Any) -> str:
@@ -30,9 +25,11 @@ def plain(text: Any) -> str:
         text: The text, or what is to be shown as text.
     """
     shown = _cut(_LONG_RUN.sub(lambda run: _cut(run[0], _RUN), str(text)), _LINE)
-    if shown.isascii() and shown.isprintable():
+    if shown.isprintable():
         return shown
-    return "".join(map(_visible, shown))
+    # Not printable are control characters, those that change the direction or the shape of the text
+    # around them, halves of surrogate pairs, separators, and what no Unicode knows.
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in shown)
 
 
 def lines(text: str) -> list[str]:
@@ -48,9 +45,3 @@ def _cut(text: str, most: int) -> str:
         return text
     end = most // 4
     return f"{text[: most - end - 1]}…{text[-end:]}"
-
-
-def _visible(character: str) -> str:
-    if unicodedata.category(character) not in _UNSEEN:
-        return character
-    return ascii(character)[1:-1]

@@ -75,8 +75,9 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(1)
     except Exception as error:
-        no_name = isinstance(error, OSError) and is_no_name(error)
-        _fail([f"{type(error).__name__}: {error}"], EXIT_BAD_INPUT if no_name else 1)
+        if isinstance(error, OSError) and is_no_name(error):
+            _fail([f"{error.filename}: {error.strerror}"], EXIT_BAD_INPUT)
+        _fail([f"{type(error).__name__}: {error}"], 1)
 
 
 def _fail(faults: Sequence[str], code: int, hint: str | None = None) -> None:
