@@ -16,6 +16,7 @@ from hostile import EVIL
 from sensmerge import InputError
 from sensmerge.calibration import loading, rendering, vetted
 from sensmerge.calibration.layout import tokens
+from sensmerge.calibration.mapped import mapped
 from sensmerge.calibration.rendering import TemplateError, render
 
 
@@ -88,7 +89,7 @@ def test_what_a_config_asks_for_beside_a_model_is_left_out(model: Path) -> None:
     assert loaded.config._attn_implementation == "sdpa"
     assert loaded.config._experts_implementation in (None, "eager", "grouped_mm")
     plain: Any = transformers.AutoModelForCausalLM.from_config
-    assert type(loaded) is type(plain(vetted.config_of(model, loading.mapped(model))))
+    assert type(loaded) is type(plain(vetted.config_of(model, mapped(model))))
     ids = torch.tensor([[1, 5, 9]])
     assert loaded(ids).logits.shape[:2] == (1, 3)
 

@@ -178,8 +178,11 @@ def parsed(written: str | bytes, most: int = SMALL) -> Any:
         ValueError: It is not JSON, nested too deeply, or holds too many lists and objects or a
             number of too many digits.
     """
-    marks = ("[", "{") if isinstance(written, str) else (b"[", b"{")
-    if sum(written.count(mark) for mark in marks) > most // _BYTES_PER_LIST:  # type: ignore[arg-type]
+    if isinstance(written, str):
+        lists = written.count("[") + written.count("{")
+    else:
+        lists = written.count(b"[") + written.count(b"{")
+    if lists > most // _BYTES_PER_LIST:
         raise ValueError(f"it holds more than {most // _BYTES_PER_LIST} lists and objects")
     try:
         found = json.loads(written, parse_int=_whole)

@@ -20,7 +20,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 # Seconds of the processor, and characters, that the layout of one conversation takes at most; the
 # longest conversation that samples are cut from takes a hundredth of either.
@@ -166,7 +166,7 @@ class _Process:
             _Process._known = None
 
 
-def _send(pipe: BinaryIO, what: dict[str, Any]) -> None:
+def _send(pipe: IO[bytes], what: dict[str, Any]) -> None:
     data = json.dumps(what).encode()
     pipe.write(_LENGTH.pack(len(data)) + data)
     pipe.flush()

@@ -90,8 +90,8 @@ class Vocabularies:
             ids, flags = _vocabulary(home, files[home])
             _add(ids, flags, _mapping(files.get(ADDED)), decoder)
             self._by_content[key] = Tokens(ids, flags)
-        found = self._by_content[key]
-        return found if found.ids else None
+        tokens = self._by_content[key]
+        return tokens if tokens.ids else None
 
 
 def _content(folder: Path, name: str) -> bytes:
