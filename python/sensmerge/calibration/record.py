@@ -26,6 +26,7 @@ Matrix = NDArray[np.float64]
 
 Count = Annotated[int, Field(ge=0)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+FileName = Annotated[str, AfterValidator(lambda name: _bare(name))]
 Names = Annotated[list[str], AfterValidator(lambda names: _distinct(names))]
 
 
@@ -104,7 +105,7 @@ class StatisticsFile:
     """
 
     kind: str
-    file: str
+    file: FileName
     fingerprint: str
     tensors: dict[str, str]
     scale: FiniteFloat
@@ -331,6 +332,12 @@ class _File(_Strict):
             seconds=self.seconds,
             statistics=self.statistics,
         )
+
+
+def _bare(name: str) -> str:
+    if Path(name).name != name or name == "..":
+        raise ValueError(f"'{name}' is no bare file name")
+    return name
 
 
 def _distinct(names: list[str]) -> list[str]:

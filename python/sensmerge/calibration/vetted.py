@@ -178,6 +178,7 @@ def _config(path: Path, folder: Path) -> PretrainedConfig:
         except Exception as error:
             reason = first_line(error).replace(str(folder), str(path))
             raise InputError(f"{path}: cannot be loaded: {reason}") from None
+    config.name_or_path = str(path)
     return config
 
 
