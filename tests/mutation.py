@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from hostile import EVIL
+from hostile_files import EVIL
 
 ODD: list[Any] = [
     None, True, False, 0, 1, -1, 2, 7, 10**6, 2**31, 2**64, -(2**70), 10**39, 0.5, -0.0, 1e300,

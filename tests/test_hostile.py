@@ -20,7 +20,7 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
 import hostile
-from hostile import Case
+from hostile_files import INDEX, NAME, Case
 from sensmerge import InputError, _core
 from test_bad_input import run
 from tiers import cases as tier
@@ -49,12 +49,12 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "a.weight": draw.standard_normal((3, 4), np.float32),
             "b.weight": draw.standard_normal(5, np.float32),
         }
-        (folder / name / hostile.NAME).write_bytes(save(tensors))
+        (folder / name / NAME).write_bytes(save(tensors))
     (folder / "base/config.json").write_text('{"model_type": "any"}')
     (folder / "base/tokenizer.json").write_text('{"model": {"vocab": {"x": 0, "y": 1}}}')
     (folder / "sharded/part.safetensors").write_bytes(save(tensors))
     places = dict.fromkeys(tensors, "part.safetensors")
-    (folder / "sharded" / hostile.INDEX).write_text(json.dumps({"weight_map": places}))
+    (folder / "sharded" / INDEX).write_text(json.dumps({"weight_map": places}))
     factors = {
         "base_model.model.a.lora_A.weight": draw.standard_normal((2, 4), np.float32),
         "base_model.model.a.lora_B.weight": draw.standard_normal((3, 2), np.float32),
@@ -184,7 +184,7 @@ def fault(case: Case, code: int, out: str, err: str) -> str | None:
 
 def differs(folder: Path) -> str | None:
     """How a checkpoint that is accepted differs from what the `safetensors` package reads."""
-    path = folder / "e1" / hostile.NAME
+    path = folder / "e1" / NAME
     data = path.read_bytes()
     try:
         read: Any = deserialize
@@ -252,8 +252,8 @@ def test_files_that_are_cut_off_are_refused_or_read_right(
     """Every kind of file, cut at places all over it: typed errors and nothing else."""
     wrong = []
     for verb, name in (
-        ("inspect", f"e1/{hostile.NAME}"),
-        ("inspect-sharded", f"sharded/{hostile.INDEX}"),
+        ("inspect", f"e1/{NAME}"),
+        ("inspect-sharded", f"sharded/{INDEX}"),
         ("adapter", "lora/adapter_model.safetensors"),
         ("adapter", "lora/adapter_config.json"),
         ("union", "base/tokenizer.json"),

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from families import Family, edit_weights
-from hostile import EVIL
+from hostile_files import EVIL
 from sensmerge import Calibration, InputError, Recipe, merge
 from sensmerge.comparison.differences import diff
 from sensmerge.recipe.yaml import parse_yaml

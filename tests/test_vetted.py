@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from families import CHAT_TEMPLATE, Family, word_tokenizer
-from hostile import EVIL
+from hostile_files import EVIL
 from sensmerge import InputError
 from sensmerge.calibration import loading, rendering, vetted
 from sensmerge.calibration.layout import tokens
