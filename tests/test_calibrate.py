@@ -196,7 +196,10 @@ def config(model: Path, **keys: Any) -> None:
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"num_hidden_layers": 4}, "e1: missing keys when loading: model.layers.3."),
+        (
+            {"num_hidden_layers": 4},
+            "e1/config.json: num_hidden_layers: is 4, and the weights have 3",
+        ),
         ({"num_hidden_layers": 2}, "e1: unexpected keys when loading: model.layers.2."),
         ({"model_type": "unheard"}, "e1: cannot be loaded: "),
         ({"intermediate_size": 50}, "e1: "),

@@ -76,7 +76,7 @@ def put(key: str, value: Any) -> Any:
         ("sensitivity.0.0", float("nan"), "sensitivity[0][0]: input should be a finite number"),
         ("sensitivity.0.0", True, "sensitivity[0][0]: input should be a valid number"),
         ("sensitivity.0.0", "1.0", "sensitivity[0][0]: input should be a valid number"),
-        ("sensitivity.0.0", 10**400, "sensitivity[0][0]: input should be a"),
+        ("sensitivity.0.0", 10**400, "not JSON: it holds a number of 401 digits"),
         ("outside.sensitivity", {}, "outside.sensitivity: input should be a valid array"),
         ("outside", [], "outside: expected a mapping"),
         ("alignment.0", ..., "alignment: expected 3 rows"),
@@ -114,7 +114,12 @@ def test_files_that_are_no_calibration(
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"", "not JSON"), (b"[" * 100_000, "not JSON"), (b"[]", "format"), (b"\xff", "is no text")],
+    [
+        (b"", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[]", "format"),
+        (b"\xff", "is not UTF-8 text"),
+    ],
 )
 def test_files_that_are_something_else(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "calibration.json"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sensmerge import InputError, Recipe
-from sensmerge.recipe.yaml import Documents, read_yaml, to_yaml
+from sensmerge.recipe.yaml import Documents, parse_yaml, to_yaml
 
 # Installed beside transformers.
 yaml: Any = pytest.importorskip("yaml")
@@ -25,13 +25,7 @@ WORDS = [
 
 
 def read(text: str) -> Documents:
-    path = Path("in-memory.yaml")
-
-    class Text(type(path)):  # type: ignore[misc]
-        def read_text(self, *_: Any, **__: Any) -> str:
-            return text
-
-    return read_yaml(Text("in-memory.yaml"))
+    return parse_yaml(text, Path("in-memory.yaml"))
 
 
 def value(text: str) -> Any:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class InputError(ValueError):
     """Files or settings cannot be used as they are; the message says which, why, and what to do.
 
     Attributes:
+        lines: The message's lines, one a fault. A name in one may hold a line break of its own,
+            which begins no other.
         option: The keyword that would have avoided the error, such as ``overwrite``; None if there
             is none.
     """
 
-    def __init__(self, message: str, option: str | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, message: str | Sequence[str], option: str | None = None) -> None:
+        self.lines = (message,) if isinstance(message, str) else tuple(message)
+        super().__init__("\n".join(self.lines))
         self.option = option
 
 

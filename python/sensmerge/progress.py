@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from sensmerge.terminal import plain
+
 # Plain lines are for logs: rare enough to be read, frequent enough to show that work goes on.
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -48,6 +50,7 @@ def bytes_bar(description: str, *, enabled: bool) -> Iterator[Callable[[int, int
 def _shown(
     description: str, unit: str, *, scaled: bool, enabled: bool
 ) -> Iterator[Callable[[int, int], None]]:
+    description = plain(description)
     if not enabled:
         yield lambda done, total: None
     elif sys.stderr.isatty():

@@ -124,7 +124,14 @@ def _known(location: Location, root: type[BaseModel]) -> dict[str, str]:
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that ``name`` is probably a misspelling of; None if none is similar."""
     most = 0 if len(name) < _TINY else 1 if len(name) <= _SHORT else 2
-    distances = [(slips(name.lower(), other.lower()), other) for other in known]
+    # A slip changes the length by one, and the letters that only one of the two has by two.
+    letters = set(name.lower())
+    near = (
+        other
+        for other in known
+        if abs(len(other) - len(name)) <= most and len(letters ^ set(other.lower())) <= 2 * most
+    )
+    distances = [(slips(name.lower(), other.lower()), other) for other in near]
     distance, other = min(distances, key=lambda each: each[0], default=(most + 1, ""))
     return other if distance <= most else None
 

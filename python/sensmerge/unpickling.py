@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from sensmerge.errors import InputError, first_line
 from sensmerge.models.dtypes import TORCH, dtype_name
+from sensmerge.reading import LARGE, object_of
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +44,7 @@ def main(folder: Path, target: Path, files: list[str]) -> None:
         InputError: A file is not a pickle of tensors, or lacks one that the index places in it.
         OSError: A file cannot be read or written.
     """
-    index = json.loads((folder / files[0]).read_text()) if files[0].endswith(_INDEX_END) else None
+    index = object_of(folder / files[0], LARGE) if files[0].endswith(_INDEX_END) else None
     shards = files if index is None else files[1:]
     tied = _tied(folder)
     done, total = 0, sum((folder / shard).stat().st_size for shard in shards)
@@ -115,10 +116,10 @@ def _check(
 def _tied(folder: Path) -> bool:
     """Whether the config says that the output head is the input embedding."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = object_of(folder / "config.json")
+    except (OSError, InputError):
         return False
-    return isinstance(config, dict) and config.get("tie_word_embeddings") is True
+    return config.get("tie_word_embeddings") is True
 
 
 def _twins(tensors: dict[str, torch.Tensor]) -> list[str]:

@@ -304,10 +304,8 @@ def _plan_stages(
                     places[str(stage.name)] = place
             except InputError as error:
                 label = f"document {stage.document}"
-                said = with_names(str(error), places)
-                raise InputError(
-                    "\n".join(f"{label}: {line}" for line in said.splitlines())
-                ) from None
+                said = [with_names(line, places) for line in error.lines]
+                raise InputError([f"{label}: {line}" for line in said]) from None
             planned.append((stage.name, made))
         return StagedPlan(planned, places, asked.notes)
 

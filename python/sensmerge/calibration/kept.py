@@ -18,6 +18,7 @@ from sensmerge import _core
 from sensmerge.calibration.record import WITHOUT_CHOICE, Calibration, Expert, StatisticsFile
 from sensmerge.errors import InputError
 from sensmerge.files import write_atomically
+from sensmerge.reading import MIDDLE, content
 
 # Options that give other numbers for the same weights and samples.
 _DECIDING = ("measure", "positions", "distance", "dtype")
@@ -160,8 +161,8 @@ class Kept:
         if self._path is None or not self._path.is_file():
             return []
         try:
-            found = _FILE.validate_json(self._path.read_bytes())
-        except (OSError, ValidationError):
+            found = _FILE.validate_json(content(self._path, MIDDLE))
+        except (OSError, InputError, ValidationError):
             # A damaged file counts as none.
             return []
         if not self._same_options(found.options):

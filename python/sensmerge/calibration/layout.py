@@ -15,7 +15,9 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from sensmerge.calibration.forms import Conversation
-from sensmerge.errors import InputError
+from sensmerge.calibration.rendering import Rendered, TemplateError, render
+from sensmerge.calibration.surroundings import panics_as_errors
+from sensmerge.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -69,39 +71,20 @@ class _Layout:
         """The layout of the first ``turns`` turns."""
         if not turns:
             return ""
-        messages, tools = self.conversation.messages[:turns], self.conversation.tools
-        try:
-            return str(
-                self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
-            )
-        except Exception as error:
-            raise self._refused(error) from None
+        return self._rendered(self.conversation.messages[:turns], **options).text
 
     def marked(self) -> list[tuple[int, int]] | None:
         """Pieces that the template marks as the assistant's; None where it has no marks."""
-        from transformers.utils.chat_template_utils import render_jinja_template
-
         conversation = self.conversation
-        try:
-            template = self.tokenizer.get_chat_template(tools=conversation.tools)
-            if not _MARKS.search(template):
-                return None
-            # The mask of apply_chat_template is of no use: where the last character of a piece
-            # has no token, it covers all that follows.
-            special: dict[str, Any] = dict(self.tokenizer.special_tokens_map)
-            rendered: Any = render_jinja_template(
-                conversations=[conversation.messages],
-                tools=conversation.tools,
-                chat_template=template,
-                return_assistant_tokens_mask=True,
-                **special,
-            )
-        except Exception as error:
-            raise self._refused(error) from None
+        if not _MARKS.search(self._template()):
+            return None
+        # The mask of apply_chat_template is of no use: where the last character of a piece has no
+        # token, it covers all that follows.
+        rendered = self._rendered(conversation.messages, marks=True)
         start = 0
         if conversation.first:
             start = len(self.text(conversation.first))
-        pieces = [(int(begin), int(end)) for begin, end in rendered[1][0] if begin >= start]
+        pieces = [(int(begin), int(end)) for begin, end in rendered.marked if begin >= start]
         if not any(begin < end for begin, end in pieces):
             raise InputError(
                 f"{self.place}: the chat template marks no words of the assistant's; give prompt "
@@ -124,11 +107,31 @@ class _Layout:
                 pieces.append((len(before), len(after)))
         return pieces
 
+    def _template(self) -> str:
+        try:
+            return self.tokenizer.get_chat_template(tools=self.conversation.tools)
+        except Exception as error:
+            raise self._refused(error) from None
+
+    def _rendered(self, messages: list[dict[str, Any]], **options: bool) -> Rendered:
+        variables = dict(self.tokenizer.special_tokens_map)
+        try:
+            return render(self._template(), messages, self.conversation.tools, variables, **options)
+        except TemplateError as error:
+            raise self._refused(error) from None
+
     def _refused(self, error: Exception) -> InputError:
-        return InputError(f"{self.place}: the chat template refuses it: {error}")
+        return InputError(f"{self.place}: the chat template refuses it: {first_line(error)}")
 
 
 def tokens(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = False) -> list[int]:
     """The token ids of a text, with the tokenizer's special tokens or without."""
-    # Not verbose: it would warn of texts that are too long for the model, which are cut later.
-    return list(tokenizer(text, verbose=False, add_special_tokens=special)["input_ids"])
+    try:
+        with panics_as_errors():
+            # Not verbose: it would warn of texts that are too long for the model, which are cut
+            # later.
+            return list(tokenizer(text, verbose=False, add_special_tokens=special)["input_ids"])
+    except Exception as error:
+        raise InputError(
+            f"{tokenizer.name_or_path}: its tokenizer fails on a text: {first_line(error)}"
+        ) from None

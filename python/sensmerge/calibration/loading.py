@@ -14,15 +14,17 @@ import torch
 import transformers
 
 from sensmerge import _core
+from sensmerge.calibration import vetted
 from sensmerge.calibration.adapted import Adapted, Late
 from sensmerge.calibration.mapped import mapped
 from sensmerge.calibration.surroundings import quiet_transformers
 from sensmerge.calibration.vocabularies import Vocabulary
 from sensmerge.errors import InputError, first_line
 from sensmerge.models.dtypes import STORED, is_float
-from sensmerge.models.folders import is_folder, mode_of, read_config, tokenizer_files
+from sensmerge.models.folders import read_config, tokenizer_files
 from sensmerge.models.layers import layer_of, text_config
 from sensmerge.models.quantised import refusal
+from sensmerge.reading import is_folder, mode_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -117,16 +119,7 @@ def open_source(name: str, path: Path, base: Path | None, model: Model | None = 
                 f"{path}: has no tokenizer files, and there is no base to take them from"
             )
         home, borrowed = base, True
-    with quiet_transformers():
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                home, local_files_only=True, trust_remote_code=False
-            )
-        except Exception as error:
-            raise InputError(
-                f"{home}: its tokenizer cannot be loaded: {first_line(error)}"
-            ) from None
-    return Source(name, path, tokenizer, borrowed, model)
+    return Source(name, path, vetted.tokenizer_of(home), borrowed, model)
 
 
 def load(source: Source, dtype: str) -> PreTrainedModel:
@@ -198,18 +191,23 @@ def assemble(
     Raises:
         InputError: transformers cannot load it, or the weights do not fit the config.
     """
+    config = vetted.config_of(path, weights)
     with quiet_transformers():
         try:
-            config = transformers.AutoConfig.from_pretrained(
-                path, local_files_only=True, trust_remote_code=False
-            )
-            _forget_quantisation(config)
             if rows is not None:
                 config.get_text_config().vocab_size = rows
             architecture: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+            vetted.check_size(path, architecture, config, weights)
             loaded: Any = architecture.from_pretrained(
-                None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True
+                None,
+                config=config,
+                state_dict=weights,
+                dtype=dtype,
+                attn_implementation=vetted.implementation(architecture),
+                output_loading_info=True,
             )
+        except InputError:
+            raise
         except KeyError:
             raise InputError(
                 f"{path}: transformers has no causal language model for its config"
@@ -220,14 +218,6 @@ def assemble(
     _check_loaded(path, loaded[1])
     model.eval()
     return model
-
-
-def _forget_quantisation(config: Any) -> None:
-    """Take out what a config says of quantisation: the weights are dequantised already."""
-    for part in (config, config.get_text_config()):
-        for key in ("quantization_config", "compression_config"):
-            if hasattr(part, key):
-                delattr(part, key)
 
 
 def copied_bytes(model: PreTrainedModel) -> int:
@@ -380,12 +370,7 @@ def known(source: Source) -> Vocabulary:
     Raises:
         InputError: transformers does not know the config.
     """
-    with quiet_transformers():
-        try:
-            config: Any = transformers.AutoConfig.from_pretrained(
-                source.path, local_files_only=True, trust_remote_code=False
-            )
-        except Exception as error:
-            raise InputError(f"{source.path}: cannot be loaded: {first_line(error)}") from None
+    stored = _core.Checkpoint(str(source.path)).tensors
+    config = vetted.config_of(source.path, (tensor.name for tensor in stored))
     size = source.vocabulary or int(config.get_text_config().vocab_size)
     return Vocabulary(source.name, source.tokenizer.get_vocab(), size)

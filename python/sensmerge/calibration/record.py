@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 
 from sensmerge.errors import InputError
 from sensmerge.files import write_atomically
+from sensmerge.reading import MIDDLE, parsed, text
 from sensmerge.refusals import explain
 
 FORMAT = "sensmerge-calibration"
@@ -25,6 +26,7 @@ Matrix = NDArray[np.float64]
 
 Count = Annotated[int, Field(ge=0)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+FileName = Annotated[str, AfterValidator(lambda name: _bare(name))]
 Names = Annotated[list[str], AfterValidator(lambda names: _distinct(names))]
 
 
@@ -103,7 +105,7 @@ class StatisticsFile:
     """
 
     kind: str
-    file: str
+    file: FileName
     fingerprint: str
     tensors: dict[str, str]
     scale: FiniteFloat
@@ -212,25 +214,25 @@ class Calibration:
         """
         path = Path(path)
         try:
-            found = cls.from_json(path.read_text(encoding="utf-8"))
+            found = cls.from_json(text(path, MIDDLE))
             return replace(found, folder=path.absolute().parent)
         except OSError as error:
             raise InputError(f"{path}: {error.strerror or error}") from None
-        except UnicodeDecodeError:
-            raise InputError(f"{path}: is no text") from None
         except InputError as error:
-            raise InputError(f"{path}: {error}") from None
+            said = str(error)
+            named = said.startswith(f"{path}: ")
+            raise InputError(said if named else f"{path}: {said}") from None
 
     @classmethod
-    def from_json(cls, text: str) -> Calibration:
+    def from_json(cls, written: str) -> Calibration:
         """Read a calibration from its text.
 
         Raises:
             InputError: It is no calibration; the message names the key.
         """
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            data = parsed(written, MIDDLE)
+        except ValueError as error:
             raise InputError(f"not JSON: {error}") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise InputError(f"format: not a {FORMAT} file")
@@ -239,7 +241,7 @@ class Calibration:
                 f"version: {data.get('version')} is not known; this sensmerge reads {VERSION}"
             )
         try:
-            return _File.model_validate_json(text).calibration()
+            return _File.model_validate_json(written).calibration()
         except ValidationError as error:
             raise InputError(explain(error, _File)) from None
 
@@ -330,6 +332,12 @@ class _File(_Strict):
             seconds=self.seconds,
             statistics=self.statistics,
         )
+
+
+def _bare(name: str) -> str:
+    if Path(name).name != name or name == "..":
+        raise ValueError(f"'{name}' is no bare file name")
+    return name
 
 
 def _distinct(names: list[str]) -> list[str]:

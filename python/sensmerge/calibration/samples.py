@@ -23,11 +23,16 @@ from sensmerge.calibration.layout import lay_out, tokens
 from sensmerge.calibration.record import SampleFile, TaskRecord
 from sensmerge.calibration.rows import Row, rows
 from sensmerge.errors import InputError
+from sensmerge.recipe.places import at_home
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from sensmerge.recipe import Recipe, Sensitivity
+
+
+# Rows of a file, which are all read before some are drawn.
+_MOST_ROWS = 10**6
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ def task(
         )
     wanted = expert.calibration
     return load(
-        [recipe.folder / Path(file).expanduser() for file in wanted.files],
+        [recipe.folder / at_home(file) for file in wanted.files],
         wanted.files,
         tokenizer,
         count=wanted.samples or options.samples,
@@ -158,9 +163,12 @@ def read(path: Path) -> list[Row]:
     Raises:
         InputError: The file cannot be read, is empty, or has a row that is no sample.
     """
-    found = [Row(place, data) for place, data in rows(path)]
-    for row in found:
-        form(row)
+    found = []
+    for place, data in rows(path):
+        found.append(Row(place, data))
+        form(found[-1])
+        if len(found) > _MOST_ROWS:
+            raise InputError(f"{path}: has over {_MOST_ROWS} rows; name a part of them")
     if not found:
         raise InputError(f"{path}: holds no samples; {EXPECTED} in each row")
     return found

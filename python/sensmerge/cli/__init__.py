@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 
 import click
 
 from sensmerge import InputError, __version__
-from sensmerge.cli import comparing, converting, describing, measuring, merging, searching
+from sensmerge.cli import comparing, converting, describing, measuring, merging, printing, searching
+from sensmerge.reading import is_no_name
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -60,25 +62,24 @@ def main() -> None:
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         sys.exit(EXIT_BAD_INPUT)
-    except (InputError, click.ClickException) as error:
+    except InputError as error:
+        _fail(error.lines, EXIT_BAD_INPUT, _HINTS.get(error.option or ""))
+    except click.ClickException as error:
         if isinstance(error, click.UsageError) and error.ctx is not None:
             click.echo(error.ctx.get_usage(), err=True)
-        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        _fail(message, EXIT_BAD_INPUT, _HINTS.get(getattr(error, "option", None) or ""))
+        _fail(error.format_message().splitlines(), EXIT_BAD_INPUT)
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted", EXIT_INTERRUPTED)
+        _fail(["interrupted"], EXIT_INTERRUPTED)
     except BrokenPipeError:
         # The reader of the output is gone, and so is the terminal for a message.
         sys.stderr.close()
         sys.exit(1)
     except Exception as error:
-        _fail(f"{type(error).__name__}: {error}", 1)
+        if isinstance(error, OSError) and is_no_name(error):
+            _fail([f"{error.filename}: {error.strerror}"], EXIT_BAD_INPUT)
+        _fail([f"{type(error).__name__}: {error}"], 1)
 
 
-def _fail(message: str, code: int, hint: str | None = None) -> None:
-    # The message about a recipe has one line per fault.
-    for line in message.splitlines() or [""]:
-        click.echo(f"error: {line}", err=True)
-    if hint is not None:
-        click.echo(f"hint: {hint}", err=True)
+def _fail(faults: Sequence[str], code: int, hint: str | None = None) -> None:
+    printing.complain(faults or [""], hint)
     sys.exit(code)

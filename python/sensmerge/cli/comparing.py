@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from sensmerge.cli import printing
 from sensmerge.cli.options import FILE, FOLDER, check_writable, quiet_option, threads_option
 
 
@@ -47,11 +48,10 @@ def diff(
         write_comparison(found, output)
     if quiet:
         return
-    for note in found.notes:
-        click.echo(f"note: {note}", err=True)
-    click.echo(found.table(tensors=tensors))
+    printing.note(*found.notes)
+    printing.show(found.table(tensors=tensors))
     for path in wanted:
-        click.echo(f"wrote {path}")
+        printing.show(f"wrote {path}")
 
 
 @click.command(name="extract-lora")
@@ -125,6 +125,5 @@ def extract_lora(
         overwrite=force,
     )
     if not quiet:
-        for note in found.notes:
-            click.echo(f"note: {note}", err=True)
-        click.echo(found.describe())
+        printing.note(*found.notes)
+        printing.show(found.describe())

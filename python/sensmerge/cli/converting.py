@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from sensmerge.cli import printing
 from sensmerge.cli.options import (
     FOLDER,
     force_option,
@@ -62,6 +63,5 @@ def convert(
         unpickle=unpickle,
     )
     if not quiet:
-        for note in result.notes:
-            click.echo(f"note: {note}", err=True)
-        click.echo(result.describe())
+        printing.note(*result.notes)
+        printing.show(result.describe())

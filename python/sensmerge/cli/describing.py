@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sensmerge.cli import printing
 from sensmerge.cli.options import (
     FILE,
     FOLDER,
@@ -28,7 +29,7 @@ def inspect(model: Path) -> None:
     """List the tensors, dtypes, sizes and layers of MODEL."""
     from sensmerge.models.inspection import describe
 
-    click.echo(describe(model))
+    printing.show(describe(model))
 
 
 @click.command()
@@ -45,9 +46,9 @@ def methods(name: str | None, semantics: Any) -> None:
     from sensmerge.recipe import tables
 
     if name is None:
-        click.echo(tables.listed(semantics))
+        printing.show(tables.listed(semantics))
     else:
-        click.echo(tables.described(name, semantics))
+        printing.show(tables.described(name, semantics))
 
 
 @click.command()
@@ -60,7 +61,7 @@ def explain(recipe: Path, leniency: Leniency | None) -> None:
     """
     from sensmerge.merging.explained import explain as explained
 
-    click.echo(explained(load_staged(recipe, leniency)))
+    printing.show(explained(load_staged(recipe, leniency)))
 
 
 @click.command()
@@ -75,7 +76,7 @@ def schema(output: Path | None) -> None:
         return
     check_writable(output)
     output.write_text(text, encoding="utf-8")
-    click.echo(f"wrote {output}")
+    printing.show(f"wrote {output}")
 
 
 @click.command()

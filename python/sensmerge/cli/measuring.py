@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sensmerge.cli import printing
 from sensmerge.cli.options import (
     FILE,
     PATH,
@@ -72,10 +73,9 @@ def calibrate(
     calibration.save(output)
     forget(output)
     if not quiet:
-        for note in calibration.notes:
-            click.echo(f"note: {note}", err=True)
+        printing.note(*calibration.notes)
         files = [output.with_name(each.file) for each in calibration.statistics]
-        click.echo(f"wrote {', '.join(map(str, [output, *files]))}")
+        printing.show(f"wrote {', '.join(map(str, [output, *files]))}")
 
 
 @click.command()
@@ -107,7 +107,7 @@ def coefficients(
     elif form == "mergekit":
         click.echo(workflow.as_mergekit(loaded, found), nl=False)
     else:
-        click.echo(found.table())
+        printing.show(found.table())
 
 
 @click.command()
@@ -126,4 +126,4 @@ def report(
     write_for(source, output, png=png, recipe=recipe, leniency=leniency or DEFAULT_LENIENCY)
     for written in (output, png):
         if written is not None:
-            click.echo(f"wrote {written}")
+            printing.show(f"wrote {written}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sensmerge.cli import mergekit
+from sensmerge.cli import mergekit, printing
 from sensmerge.cli.options import (
     FILE,
     FOLDER,
@@ -81,14 +81,14 @@ def merge(
         raise click.UsageError("Missing argument 'OUT'.")
     without_effect = mergekit.note()
     if without_effect is not None and not quiet:
-        click.echo(f"note: {without_effect}", err=True)
+        printing.note(without_effect)
     loaded = _seeded(load_staged(recipe, leniency), random_seed)
     measured, size = load_calibration(calibration), out_shard_size or max_shard_size
     if dry_run:
         with unpickling(out, enabled=unpickle, progress=not quiet):
             plan = workflow.plan(loaded, calibration=measured, max_shard_size=size)
             if not quiet:
-                click.echo(plan.describe())
+                printing.show(plan.describe())
         return
     result = workflow.merge(
         loaded,
@@ -105,9 +105,8 @@ def merge(
         **same,
     )
     if not quiet:
-        for note in result.notes:
-            click.echo(f"note: {note}", err=True)
-        click.echo(result.describe())
+        printing.note(*result.notes)
+        printing.show(result.describe())
 
 
 def _seeded(recipe: Recipe | StagedRecipe, seed: int | None) -> Recipe | StagedRecipe:
@@ -141,6 +140,5 @@ def plan(
     )
     write_atomically(output, planned.to_json())
     if not quiet:
-        for note in planned.notes:
-            click.echo(f"note: {note}", err=True)
-        click.echo(f"wrote {output}")
+        printing.note(*planned.notes)
+        printing.show(f"wrote {output}")

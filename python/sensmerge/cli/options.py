@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sensmerge.cli import printing
 from sensmerge.errors import InputError
 
 if TYPE_CHECKING:
@@ -85,8 +86,7 @@ def load_recipe(path: Path, leniency: Leniency | None, *, say: bool = False) -> 
     from sensmerge.recipe import DEFAULT_LENIENCY, Recipe
 
     recipe = Recipe.load(path, leniency=leniency or DEFAULT_LENIENCY)
-    for note in recipe.notes if say else []:
-        click.echo(f"note: {note}", err=True)
+    printing.note(*recipe.notes if say else [])
     return recipe
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sensmerge.cli import printing
 from sensmerge.cli.options import (
     FILE,
     calibration_option,
@@ -103,9 +104,8 @@ def learn(
     )
     written = found.write(output)
     if not quiet:
-        for note in found.notes:
-            click.echo(f"note: {note}", err=True)
-        click.echo(f"wrote {' and '.join(map(str, written))}")
+        printing.note(*found.notes)
+        printing.show(f"wrote {' and '.join(map(str, written))}")
 
 
 @click.command()
@@ -207,10 +207,9 @@ def tune(
     )
     written = found.write(output)
     if not quiet:
-        click.echo(found.table())
-        for note in found.notes:
-            click.echo(f"note: {note}", err=True)
-        click.echo(f"wrote {', '.join(map(str, written))}")
+        printing.show(found.table())
+        printing.note(*found.notes)
+        printing.show(f"wrote {', '.join(map(str, written))}")
 
 
 @click.command()
@@ -265,10 +264,9 @@ def soup(
     )
     written = found.write(output)
     if not quiet:
-        click.echo(found.table())
-        for note in found.notes:
-            click.echo(f"note: {note}", err=True)
-        click.echo(f"wrote {' and '.join(map(str, written))}")
+        printing.show(found.table())
+        printing.note(*found.notes)
+        printing.show(f"wrote {' and '.join(map(str, written))}")
 
 
 def _calibrated(

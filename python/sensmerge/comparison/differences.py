@@ -15,6 +15,7 @@ from sensmerge.models.dtypes import STORED
 from sensmerge.models.layers import block_of, blocks, layer_of
 from sensmerge.models.references import resolve
 from sensmerge.progress import bytes_bar
+from sensmerge.terminal import plain
 
 # All but the largest difference.
 _ADDED = (
@@ -131,7 +132,7 @@ class Comparison:
     def to_json(self) -> str:
         """Measures and sums as JSON; null where a measure does not exist."""
 
-        def plain(sums: Sums) -> dict[str, Any]:
+        def numbers(sums: Sums) -> dict[str, Any]:
             values = asdict(sums) | sums.measures()
             # JSON has no NaN.
             return {key: value if math.isfinite(value) else None for key, value in values.items()}
@@ -140,9 +141,9 @@ class Comparison:
             "a": self.a,
             "b": self.b,
             "base": self.base,
-            "whole": plain(self.whole),
-            "layers": {name: plain(sums) for name, sums in self.layers.items()},
-            "tensors": {name: plain(sums) for name, sums in self.tensors.items()},
+            "whole": numbers(self.whole),
+            "layers": {name: numbers(sums) for name, sums in self.layers.items()},
+            "tensors": {name: numbers(sums) for name, sums in self.tensors.items()},
             "notes": self.notes,
         }
         return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
@@ -153,15 +154,17 @@ class Comparison:
         Args:
             tensors: Whether to list tensors rather than layers.
         """
-        rows = self.tensors if tensors else self.layers
-        width = max([len("all tensors"), *map(len, rows)])
+        rows = [
+            (plain(name), sums) for name, sums in (self.tensors if tensors else self.layers).items()
+        ]
+        width = max([len("all tensors"), *(len(name) for name, _ in rows)])
         of = "" if self.base is None else f", as task vectors of {self.base}"
-        lines = [f"{self.b} against {self.a}{of}"]
+        lines = [plain(f"{self.b} against {self.a}{of}")]
         lines.append(
             f"{'tensor' if tensors else 'layer':<{width}}  {'changed':>9}  {'relative L2':>11}  "
             f"{'cosine':>8}  {'largest':>9}  {'same sign':>9}"
         )
-        lines += [_line(name, sums, width) for name, sums in rows.items()]
+        lines += [_line(name, sums, width) for name, sums in rows]
         lines.append(_line("all tensors", self.whole, width))
         return "\n".join(lines)
 

@@ -26,6 +26,7 @@ from sensmerge.models.references import resolve
 from sensmerge.models.vocabulary.names import INPUT_EMBEDDINGS
 from sensmerge.progress import bar
 from sensmerge.refusals import unknown_value
+from sensmerge.terminal import plain
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -114,9 +115,10 @@ class Extraction:
 
     def describe(self) -> str:
         """The error of every layer, and what was written, as text."""
-        width = max([len("all tensors"), *map(len, self.layers)])
+        layers = [(plain(layer), error) for layer, error in self.layers.items()]
+        width = max([len("all tensors"), *(len(layer) for layer, _ in layers)])
         lines = [f"{'layer':<{width}}  relative error"]
-        lines += [f"{layer:<{width}}  {error:>14.4f}" for layer, error in self.layers.items()]
+        lines += [f"{layer:<{width}}  {error:>14.4f}" for layer, error in layers]
         lines.append(f"{'all tensors':<{width}}  {self.error:>14.4f}")
         lines.append(
             f"wrote {self.output}: {len(self.ranks)} modules of rank up to "

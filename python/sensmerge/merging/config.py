@@ -6,6 +6,7 @@ import copy
 import json
 from typing import TYPE_CHECKING, Any, get_args
 
+from sensmerge.errors import InputError
 from sensmerge.merging import quantised
 from sensmerge.merging.views import Stack
 from sensmerge.models.layers import DEPTHS, text_config
@@ -13,6 +14,7 @@ from sensmerge.models.vocabulary.output import (
     OutputVocabulary,
     output_vocabulary,
 )
+from sensmerge.reading import json_of
 from sensmerge.recipe import Dtype
 from sensmerge.recipe.modules import REST
 
@@ -68,8 +70,8 @@ def generation_text(recipe: Recipe, models: Models, path: Path) -> str | None:
         OSError: A file cannot be examined or read.
     """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (RecursionError, ValueError):
+        config = json_of(path)
+    except InputError:
         return None
     if not isinstance(config, dict):
         return None

@@ -15,11 +15,12 @@ from sensmerge.merging.disk import DEFAULT_SHARD_SIZE, MergeResult, carry_out
 from sensmerge.merging.plan import parse_size
 from sensmerge.merging.sidecars import OUTPUT_FILE, Sidecars
 from sensmerge.merging.views import View
-from sensmerge.models.folders import is_folder, own_file, read_config
+from sensmerge.models.folders import read_config
 from sensmerge.models.opened import open_model
 from sensmerge.models.pickles import unpickling
 from sensmerge.models.quantised import refusal
 from sensmerge.models.side_files import side_files
+from sensmerge.reading import is_folder, own_file
 from sensmerge.recipe.fields import OutDtype
 from sensmerge.refusals import unknown_value
 

@@ -13,8 +13,9 @@ from sensmerge.errors import InputError
 from sensmerge.merging.manifest import WEIGHT
 from sensmerge.models.folders import read_config
 from sensmerge.recipe import AUTO, Recipe, StagedRecipe
-from sensmerge.recipe.places import path_of, place_of
+from sensmerge.recipe.places import exists, path_of, place_of
 from sensmerge.recipe.tokenizer import AUTO_TEMPLATE, BASE, UNION
+from sensmerge.terminal import plain
 
 if TYPE_CHECKING:
     from sensmerge.recipe import Model
@@ -32,7 +33,7 @@ _BASE = {
 def explain(recipe: Recipe | StagedRecipe) -> str:
     """A recipe in words, for the terminal."""
     if isinstance(recipe, Recipe):
-        return "\n".join(_explained(recipe, set()))
+        return "\n".join(map(plain, _explained(recipe, set())))
     names = {str(stage.name) for stage in recipe.stages if stage.name is not None}
     order = ", then ".join(stage.name or "the result" for stage in recipe.stages)
     lines = [f"{len(recipe.stages)} stages, merged in this order: {order}"]
@@ -40,7 +41,7 @@ def explain(recipe: Recipe | StagedRecipe) -> str:
         title = "the result" if stage is recipe.result else f"stage {stage.name}"
         lines += ["", f"# {title}", "", *_explained(stage.recipe, names)]
     lines += ["", "mergekit merges such a recipe with mergekit-multi."]
-    return "\n".join([*lines, *(f"note: {note}" for note in recipe.notes)])
+    return "\n".join(map(plain, [*lines, *(f"note: {note}" for note in recipe.notes)]))
 
 
 def _explained(recipe: Recipe, stages: set[str]) -> Iterator[str]:
@@ -83,7 +84,7 @@ def _found(recipe: Recipe, name: str, stages: set[str]) -> str:
     if name in stages:
         return "an earlier stage"
     path = path_of(name, recipe.places)
-    if not path.exists():
+    if not exists(path):
         return "not here; looked for on the Hub" if "/" in name else "not here"
     with suppress(InputError, OSError):
         kinds = read_config(path).get("architectures")

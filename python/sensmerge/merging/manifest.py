@@ -309,7 +309,7 @@ def check_quantised(models: Sequence[Model]) -> None:
     found = {model.path: refusal(model.path, model.checkpoint) for model in models}
     lines = [line for line in found.values() if line is not None]
     if lines and len(found) > 1:
-        raise InputError("\n".join(lines))
+        raise InputError(lines)
 
 
 def _positions(names: list[str]) -> Callable[[str], float]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sensmerge.errors import InputError
 from sensmerge.models.inspection import human_size
+from sensmerge.terminal import plain
 
 if TYPE_CHECKING:
     from sensmerge import _core
@@ -81,20 +82,20 @@ class MergePlan:
                 )
                 stored = tensor["dtype"] if output.packing is None else output.packing.words
                 made_of = "  ".join([stored, *said])
-            lines.append(f"{places[output.parts[0][0]]}  {name}  {made_of}")
+            lines.append(f"{places[output.parts[0][0]]}  {plain(name)}  {made_of}")
         total = sum(tensor.nbytes for tensor in written)
         lines.append(
             f"{len(written)} tensors, {human_size(total)} in {len(files)} "
             f"{'file' if len(files) == 1 else 'files'}; nothing was written"
         )
-        lines.extend(f"note: {note}" for note in self.notes)
+        lines.extend(f"note: {plain(note)}" for note in self.notes)
         return "\n".join(lines)
 
     def _merged(self) -> str:
         """The method, and the models in the order of their numbers."""
         method, names = self.data["method"], [model.name for model in self.models]
         base = f"; base_model: {names.pop(0)}" if method["base"] else ""
-        return f"{method['name']} of {', '.join(names)}{base}"
+        return plain(f"{method['name']} of {', '.join(names)}{base}")
 
 
 def _written(value: float | list[float]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,7 +13,9 @@ from sensmerge.errors import InputError
 from sensmerge.merging import quantised
 from sensmerge.merging.config import generation_text, merged_config
 from sensmerge.merging.tokenizer import TokenizerFiles, merged_tokenizer
-from sensmerge.models.folders import is_folder, own_file, read_config
+from sensmerge.models.folders import read_config
+from sensmerge.reading import is_folder, object_of, own_file
+from sensmerge.terminal import plain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -117,10 +121,10 @@ def notes_of(folder: Path) -> list[str]:
     if path is None:
         return []
     try:
-        listing = json.loads(path.read_text(encoding="utf-8"))
-        notes = listing.get("notes", [])
-    except (AttributeError, RecursionError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as what a merge wrote: {error}") from None
+        notes = object_of(path).get("notes", [])
+    except InputError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise InputError(f"{path}: cannot be read as what a merge wrote: {reason}") from None
     return [str(note) for note in notes] if isinstance(notes, list) else []
 
 
@@ -143,7 +147,13 @@ def model_card(recipe: Recipe, models: Models, found: Coefficients | None) -> st
     repositories = dict.fromkeys(origin[0] for origin in origins if origin is not None)
     if repositories:
         lines += ["base_model:", *(f"- {json.dumps(name)}" for name in repositories)]
-    lines += ["---", "", "# Merged model", "", f"Merged by sensmerge {__version__}: {method}."]
+    lines += [
+        "---",
+        "",
+        "# Merged model",
+        "",
+        f"Merged by sensmerge {__version__}: {_text(method)}.",
+    ]
     lines += ["", f"Semantics: {recipe.semantics}. Seed: {recipe.seed}.", ""]
     lines += ["| model | role | commit |", "|---|---|---|"] if repositories else []
     lines += [] if repositories else ["| model | role |", "|---|---|"]
@@ -152,10 +162,18 @@ def model_card(recipe: Recipe, models: Models, found: Coefficients | None) -> st
     experts = [model for model in models.experts if model is not base]
     lines += [_row(model, "expert", bool(repositories)) for model in experts]
     if found is not None:
-        lines += ["", "## Coefficients", "", *(f"{sentence}." for sentence in found.sentences())]
+        lines += [
+            "",
+            "## Coefficients",
+            "",
+            *(f"{_text(sentence)}." for sentence in found.sentences()),
+        ]
         lines += ["", f"What was measured is in `{CALIBRATION_FILE}`."]
-    lines += ["", "## Recipe", "", f"The same text is in `{RECIPE_FILE}`.", "", "```yaml"]
-    lines += [recipe.to_yaml().rstrip("\n"), "```", ""]
+    written = recipe.to_yaml().rstrip("\n")
+    # Longer than any in the recipe, so that none of its lines ends the block.
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", written)), default=0))
+    lines += ["", "## Recipe", "", f"The same text is in `{RECIPE_FILE}`.", "", f"{fence}yaml"]
+    lines += [written, fence, ""]
     return "\n".join(lines)
 
 
@@ -166,4 +184,9 @@ def _row(model: Model, role: str, with_commit: bool) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return _text(text).replace("|", "\\|")
+
+
+def _text(text: str) -> str:
+    """Text for Markdown, in which it is neither HTML nor markup."""
+    return re.sub(r"([\\`*\[\]])", r"\\\1", html.escape(plain(text), quote=False))

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from sensmerge.errors import InputError
 from sensmerge.merging.sidecars import OUTPUT_FILE, RECIPE_FILE, Sidecars
 from sensmerge.models.dtypes import STORED
+from sensmerge.reading import content
+from sensmerge.terminal import plain
 
 if TYPE_CHECKING:
     from sensmerge.merging.plan import MergePlan
@@ -61,8 +63,8 @@ def stage_folders(out: Path, kept: Path | None) -> Iterator[Path]:
 def folder_of(stage: Stage, folder: Path) -> Path:
     """The folder of one stage's model; a name that is no plain file name is changed to one."""
     name = str(stage.name)
-    plain = re.sub(r"[^\w.-]", "_", name).lstrip(".")
-    return folder / (name if plain == name else f"{stage.document}-{plain}")
+    safe = re.sub(r"[^\w.-]", "_", name).lstrip(".")
+    return folder / (name if safe == name else f"{stage.document}-{safe}")
 
 
 def is_merged(recipe: Recipe, folder: Path) -> bool:
@@ -70,7 +72,7 @@ def is_merged(recipe: Recipe, folder: Path) -> bool:
     written = folder / RECIPE_FILE
     if not (written.is_file() and (folder / OUTPUT_FILE).is_file()):
         return False
-    return written.read_text(encoding="utf-8") == recipe.to_yaml()
+    return content(written) == recipe.to_yaml().encode()
 
 
 def sketch(plan: MergePlan, beside: Sidecars, folder: Path) -> None:
@@ -130,14 +132,17 @@ class StagedPlan:
         """The plans as text, one after the other."""
         parts = []
         for name, plan in self.stages:
-            text = with_names(plan.describe(), self.places)
+            text = with_names(
+                plan.describe(), {plain(stage): place for stage, place in self.places.items()}
+            )
             used = self._used(plan)
             if used:
                 text += (
-                    f"\nnote: planned by what is known of {' and '.join(used)} before it is merged"
+                    f"\nnote: planned by what is known of {plain(' and '.join(used))} before it is "
+                    "merged"
                 )
-            parts.append(f"# {'result' if name is None else f'stage {name}'}\n{text}")
-        return "\n\n".join([*parts, *(f"note: {note}" for note in self.whole)])
+            parts.append(f"# {'result' if name is None else f'stage {plain(name)}'}\n{text}")
+        return "\n\n".join([*parts, *(f"note: {plain(note)}" for note in self.whole)])
 
     def to_json(self) -> str:
         """The manifests as JSON; of a stage's model, of which no file is known, just the name."""

@@ -5,13 +5,13 @@ It is the tokenizer's own, the most common one of the models, a known one, or th
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sensmerge.models.folders import is_folder, own_file
+from sensmerge.errors import InputError
+from sensmerge.reading import content, is_folder, json_of, own_file
 from sensmerge.recipe.tokenizer import AUTO_TEMPLATE, known_template
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def template_of(folder: Path) -> str | None:
         return None
     path = own_file(folder, TEMPLATE_FILE)
     if path is not None:
-        return path.read_text(encoding="utf-8", errors="replace") or None
+        return content(path).decode("utf-8", "replace") or None
     for name in ("tokenizer_config.json", OLD_TEMPLATE_FILE):
         path = own_file(folder, name)
         template = None if path is None else _in_config(path)
@@ -79,8 +79,8 @@ def template_of(folder: Path) -> str | None:
 
 def _in_config(path: Path) -> str | None:
     try:
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, RecursionError, ValueError):
+        data = json_of(path)
+    except (OSError, InputError):
         return None
     said = data.get(TEMPLATE_KEY) if isinstance(data, dict) else None
     if isinstance(said, list):

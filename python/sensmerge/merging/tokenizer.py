@@ -19,9 +19,10 @@ from sensmerge.merging.templates import (
     chosen_template,
     template_notes,
 )
-from sensmerge.models.folders import is_folder, tokenizer_files
+from sensmerge.models.folders import tokenizer_files
 from sensmerge.models.vocabulary.output import OutputVocabulary, output_vocabulary
 from sensmerge.models.vocabulary.tokens import ADDED, CONFIG, DECODER, TOKENIZER
+from sensmerge.reading import LARGE, is_folder, object_of
 
 if TYPE_CHECKING:
     from sensmerge.models import Models
@@ -110,12 +111,9 @@ def _with_template(files: dict[str, Path], texts: dict[str, str], template: str)
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (RecursionError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON, and is to be changed: {error}") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{path}: expected a JSON object")
-    return data
+        return object_of(path, LARGE)
+    except InputError as error:
+        raise InputError(f"{error}; the file is to be changed") from None
 
 
 def _written(data: dict[str, Any]) -> str:

@@ -5,7 +5,6 @@ Kinds of adapters that are not added to models are refused by name.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sensmerge.errors import InputError
+from sensmerge.reading import object_of
 
 # Keys that change nothing in how stored tensors are to be added to a model.
 _WITHOUT_EFFECT = frozenset({
@@ -47,6 +47,13 @@ _REFUSED = {
 
 # Initialisations that leave the model's weights as they are.
 _HARMLESS_INITIALISATIONS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+
+# Patterns come with the adapter: what repeats in one, and how often and how long it may be.
+_REPETITIONS = re.compile(r"[*+]|\{\d*,?\d*\}")
+_MOST_REPETITIONS = 3
+_LONGEST_PATTERN = 1000
+# The longest name of a module.
+_LONGEST_NAME = 500
 
 _MERGE_FIRST = "merge it into its model first (PEFT's merge_and_unload)"
 
@@ -91,7 +98,10 @@ class AdapterConfig:
 
     def _by_module(self, patterns: str, otherwise: str, module: str) -> Any:
         """A number for a module: that of the first pattern which matches the end of its name."""
-        for pattern, number in (self.data.get(patterns) or {}).items():
+        said = self.data.get(patterns) or {}
+        if said and len(module) > _LONGEST_NAME:
+            raise InputError(f"{self.path}: the name of the module '{module}' is too long")
+        for pattern, number in said.items():
             if re.match(rf"(.*\.)?({pattern})$", module):
                 return number
         return self.data[otherwise]
@@ -107,12 +117,7 @@ def read_adapter_config(path: Path) -> AdapterConfig:
         InputError: It is no config of an adapter, or of one of a kind that is not added to models.
         OSError: It cannot be read.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (RecursionError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{path}: expected a JSON object")
+    data = object_of(path)
     kind = data.get("peft_type")
     if kind != "LORA":
         raise InputError(f"{path}: is of an adapter of type {kind}; only LORA is added to models; "
@@ -164,14 +169,36 @@ def _check_numbers(path: Path, data: dict[str, Any]) -> None:
         for pattern, number in patterns.items():
             if not holds(number):
                 raise InputError(f"{path}: {key}: expected {words} for '{pattern}', not {number!r}")
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise InputError(f"{path}: {key}: '{pattern}' is no pattern: {error}") from None
+            _check_pattern(path, key, pattern)
+
+
+def _check_pattern(path: Path, key: str, pattern: str) -> None:
+    """Refuse what is no pattern, and one that may take for ever to match.
+
+    A pattern that repeats what repeats tries more ways than there are atoms; one with a few
+    repetitions tries at most a power of the name's length.
+    """
+    plain = re.sub(r"\\.", "", pattern)
+    many = len(_REPETITIONS.findall(plain)) > _MOST_REPETITIONS or len(pattern) > _LONGEST_PATTERN
+    if many or re.search(r"\)(?:[*+]|\{)", plain) or re.search(r"\\[1-9]|\(\?P=", pattern):
+        raise InputError(
+            f"{path}: {key}: '{pattern}' is too long, repeats a group, refers back to one, or has "
+            f"more than {_MOST_REPETITIONS} repetitions; write the modules' names"
+        )
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise InputError(f"{path}: {key}: '{pattern}' is no pattern: {error}") from None
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        # A whole number that is larger than any float.
+        return False
 
 
 def _is_count(value: Any) -> bool:

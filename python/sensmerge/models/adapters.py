@@ -15,10 +15,11 @@ from typing import Any
 from sensmerge import _core
 from sensmerge.errors import InputError
 from sensmerge.models.adapter_config import AdapterConfig, read_adapter_config
-from sensmerge.models.folders import is_folder, mode_of, own_file, tokenizer_files
+from sensmerge.models.folders import tokenizer_files
 from sensmerge.models.layers import TRANSPOSED_MODELS
 from sensmerge.models.pickles import copied, enabled
 from sensmerge.models.vocabulary.names import OUTPUT_HEADS
+from sensmerge.reading import LARGE, content, is_folder, mode_of, own_file
 
 CONFIG_FILE = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
@@ -392,4 +393,4 @@ def _notes(
 
 def _content(folder: Path, name: str) -> bytes | None:
     path = own_file(folder, name) if is_folder(folder) else None
-    return None if path is None else path.read_bytes()
+    return None if path is None else content(path, LARGE)

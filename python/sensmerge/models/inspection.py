@@ -9,6 +9,7 @@ from pathlib import Path
 from sensmerge import _core
 from sensmerge.models.layers import block_of, blocks, layer_of
 from sensmerge.models.references import resolve
+from sensmerge.terminal import plain
 
 _BYTES_PER_UNIT = 1000
 
@@ -22,22 +23,26 @@ def describe(model: str | Path) -> str:
     """
     checkpoint = _core.Checkpoint(str(resolve(str(model), Path())))
     tensors = checkpoint.tensors
-    width = max([4, *(len(tensor.name) for tensor in tensors)])
+    layers = {tensor.name: layer_of(tensor.name) for tensor in tensors}
+    shown = {name: plain(name) for name in [*layers, *layers.values()]}
+    width = max([4, *map(len, shown.values())])
     lines = [f"{'name':<{width}}  {'dtype':<7}  {'shape':<16}  {'size':>9}  file"]
     for tensor in tensors:
         shape = " × ".join(map(str, tensor.shape)) or "scalar"
         size = human_size(tensor.nbytes)
         lines.append(
-            f"{tensor.name:<{width}}  {tensor.code or tensor.dtype:<7}  {shape:<16}  {size:>9}  "
-            f"{tensor.file}"
+            f"{shown[tensor.name]:<{width}}  {tensor.code or tensor.dtype:<7}  {shape:<16}  "
+            f"{size:>9}  {plain(tensor.file)}"
         )
     sizes: Counter[str] = Counter()
     for tensor in tensors:
-        sizes[layer_of(tensor.name)] += tensor.nbytes
+        sizes[layers[tensor.name]] += tensor.nbytes
     lines += ["", f"{'layer':<{width}}  {'size':>9}"]
     inner = blocks(tensor.name for tensor in tensors)
-    outer = sorted({layer_of(t.name) for t in tensors if block_of(t.name) is None})
-    lines += [f"{layer:<{width}}  {human_size(sizes[layer]):>9}" for layer in [*inner, *outer]]
+    outer = sorted({layers[t.name] for t in tensors if block_of(t.name) is None})
+    lines += [
+        f"{shown[layer]:<{width}}  {human_size(sizes[layer]):>9}" for layer in [*inner, *outer]
+    ]
     parameters = sum(math.prod(tensor.shape) for tensor in tensors)
     total = sum(tensor.nbytes for tensor in tensors)
     files = len({tensor.file for tensor in tensors})
@@ -48,7 +53,7 @@ def describe(model: str | Path) -> str:
         f"{'file' if files == 1 else 'files'}; {dtypes}; {len(inner)} blocks",
         f"fingerprint {checkpoint.fingerprint()}",
         *_quantised(checkpoint),
-        *(f"note: {note}" for note in [*checkpoint.notes, *checkpoint.suspicions()]),
+        *(f"note: {plain(note)}" for note in [*checkpoint.notes, *checkpoint.suspicions()]),
     ]
     return "\n".join(lines)
 

@@ -10,6 +10,10 @@ from typing import Any
 TRANSPOSED_MODELS = ("decision_transformer", "gpt2", "imagegpt", "openai-gpt")
 
 
+# Digits of a layer's number.
+_DIGITS = 6
+
+
 def block_of(tensor: str) -> str | None:
     """The decoder block of a tensor: its name up to and including the first number.
 
@@ -18,7 +22,7 @@ def block_of(tensor: str) -> str | None:
     """
     parts = tensor.split(".")
     for place, part in enumerate(parts[:-1]):
-        if part.isdecimal():
+        if part.isdecimal() and len(part) <= _DIGITS:
             return ".".join(parts[: place + 1])
     return None
 

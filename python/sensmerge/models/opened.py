@@ -192,7 +192,7 @@ class Models:
         empty = [model for model in self.experts if model.checkpoint.is_zero()]
         if empty:
             found = [said for model in empty for said in model.checkpoint.suspicions()]
-            raise InputError("\n".join(dict.fromkeys(found)))
+            raise InputError(list(dict.fromkeys(found)))
 
     @property
     def notes(self) -> list[str]:

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from sensmerge import _core
 from sensmerge.errors import InputError
-from sensmerge.models.folders import is_folder
 from sensmerge.models.side_files import side_files
 from sensmerge.progress import bytes_bar
+from sensmerge.reading import is_folder, own_file
 
 _ENDINGS = (".bin", ".pt", ".pth")
 
@@ -99,6 +99,9 @@ def readable(path: Path) -> Path:
     if path not in current.copies:
         if is_folder(path):
             folder, files = path, _core.pickle_files(path, {each.name for each in path.iterdir()})
+            for file in files:
+                # Refused here if it is a link that leads outside; one that is missing is later.
+                own_file(path, file)
         else:
             folder, files = path.parent, [path.name] if path.name.endswith(_ENDINGS) else []
         current.copies[path] = path if not files else _copy(current, folder, files)
@@ -118,7 +121,7 @@ def copied(folder: Path, file: str) -> Path:
         InputError: The pickle holds more than tensors, or torch is not installed.
         OSError: The file cannot be read, or the copy cannot be written.
     """
-    current, path = unpickled(), folder / file
+    current, path = unpickled(), own_file(folder, file) or folder / file
     if path not in current.copies:
         current.copies[path] = _copy(current, folder, [file])
     return current.copies[path]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from sensmerge.errors import InputError
-from sensmerge.models.folders import mode_of
 from sensmerge.models.hub import Reference, download
 from sensmerge.models.pickles import enabled, readable
+from sensmerge.reading import mode_of
 from sensmerge.recipe.places import Places, path_of
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sensmerge.models.folders import own_file
+from sensmerge.reading import own_file
 
 # Endings of weights in any format, of their indices, and of what trainers leave beside them.
 _LEFT_OUT = (

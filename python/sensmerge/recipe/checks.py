@@ -13,11 +13,24 @@ from sensmerge.recipe.methods import DEFAULT_SEMANTICS, SEMANTICS, Method, Param
 from sensmerge.recipe.places import place_of
 from sensmerge.recipe.tables import no_method
 from sensmerge.recipe.tokenizer import unknown_source
-from sensmerge.refusals import Location
+from sensmerge.refusals import Location, key_of
 
 if TYPE_CHECKING:
     from sensmerge.recipe.recipe import Recipe
     from sensmerge.recipe.slices import Slice
+
+
+def keys_that_are_no_text(part: Any, at: Location = ()) -> Iterator[str]:
+    """What is wrong with keys such as null, yes or [a], which are no names."""
+    if isinstance(part, dict):
+        for key, value in part.items():
+            if isinstance(key, str | int) and not isinstance(key, bool):
+                yield from keys_that_are_no_text(value, (*at, key))
+            else:
+                yield f"{key_of(at)}: the key {key!r} is not text; write it in quotes"
+    elif isinstance(part, list):
+        for place, value in enumerate(part):
+            yield from keys_that_are_no_text(value, (*at, place))
 
 
 def method(data: dict[str, Any], found: Findings) -> Method | None:

@@ -90,4 +90,4 @@ class Findings:
 
         ordered = sorted(self._refusals, key=place)
         lines = (str(Refusal(self.written(each.location), each.reason)) for each in ordered)
-        raise InputError("\n".join(dict.fromkeys(lines)))
+        raise InputError(list(dict.fromkeys(lines)))

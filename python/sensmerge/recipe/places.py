@@ -7,6 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sensmerge.errors import InputError
+from sensmerge.reading import mode_of
+
+# The most names in one, joined by plus signs.
+_MOST_PARTS = 64
+
 
 @dataclass(frozen=True)
 class Places:
@@ -30,12 +36,17 @@ def parts_of(model: str, places: Path | Places) -> tuple[str, list[str]]:
     Args:
         model: The name.
         places: The recipe's folder, or its places.
+
+    Raises:
+        InputError: It names more adapters than anybody adds.
     """
     parts: list[str] = []
     words = model.split("+")
+    if len(words) > _MOST_PARTS:
+        raise InputError(f"model '{model}': names more than {_MOST_PARTS} adapters")
     while words:
         joined = ["+".join(words[:count]) for count in range(len(words), 0, -1)]
-        there = next((name for name in joined if name and path_of(name, places).exists()), words[0])
+        there = next((name for name in joined if name and exists(path_of(name, places))), words[0])
         parts.append(there)
         words = words[there.count("+") + 1 :]
     return parts[0], parts[1:]
@@ -60,7 +71,7 @@ def place_of(model: str, places: Path | Places) -> str:
 
 def _place_of(name: str, places: Path | Places) -> str:
     path = path_of(name, places)
-    if path.exists():
+    if exists(path):
         return os.path.realpath(path)
     return os.path.normpath(path_of(name, Path()))
 
@@ -80,22 +91,27 @@ def path_of(model: str, places: Path | Places) -> Path:
         if model in places.stages:
             return places.stages[model]
         places = places.folder
+    plain = at_home(model)
+    return plain if is_from_here(model, places) else places / plain
+
+
+def at_home(name: str) -> Path:
+    """The path of a name, in which ``~`` is the user's home, and ``~user`` that of a user."""
     try:
-        plain = Path(model).expanduser()
+        return Path(name).expanduser()
     except RuntimeError:
         # There is no such user: the name stays what it is.
-        return places / model
-    return plain if is_from_here(model, places) else places / plain
+        return Path(name)
 
 
 def is_from_here(model: str, folder: Path) -> bool:
     """Whether a model's name is a path from the current folder, and none from the recipe's."""
-    return not _exists(folder / model) and _exists(Path(model))
+    return not exists(folder / model) and exists(Path(model))
 
 
-def _exists(path: Path) -> bool:
+def exists(path: Path) -> bool:
+    """Whether there is something at a path, or may be: whoever opens it says why it cannot."""
     try:
-        return path.exists()
+        return mode_of(path) is not None
     except OSError:
-        # It cannot be examined: whoever opens it says why.
         return True

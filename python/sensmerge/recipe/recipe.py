@@ -115,9 +115,9 @@ class Recipe(Strict):
                 next(iter(read.documents), None), folder=path.parent, leniency=leniency
             )
         except InputError as error:
-            wrong = [*wrong, *str(error).splitlines()]
+            wrong = [*wrong, *error.lines]
         if wrong:
-            raise InputError("\n".join(f"{path}: {line}" for line in wrong))
+            raise InputError([f"{path}: {line}" for line in wrong])
         recipe._path = path
         recipe._notes = [*read.twice, *recipe._notes]
         return recipe
@@ -138,6 +138,8 @@ class Recipe(Strict):
         """
         if not isinstance(data, dict):
             raise InputError("a recipe is a mapping with merge_method and models")
+        if wrong := list(checks.keys_that_are_no_text(data)):
+            raise InputError(wrong)
         found = Findings(leniency)
         method = checks.method(data, found)
         for location in overrides(data):

@@ -14,7 +14,7 @@ from typing import Any
 
 from sensmerge.errors import InputError
 from sensmerge.recipe.leniency import DEFAULT_LENIENCY, Leniency
-from sensmerge.recipe.places import path_of
+from sensmerge.recipe.places import exists, path_of
 from sensmerge.recipe.recipe import Others, Recipe
 from sensmerge.recipe.references import references
 from sensmerge.recipe.yaml import read_yaml
@@ -109,11 +109,11 @@ class StagedRecipe:
                     data = {key: value for key, value in document.items() if key != "name"}
                 recipes[place] = Recipe.from_dict(data, folder, leniency=leniency)
             except InputError as error:
-                wrong += [f"document {place + 1}: {line}" for line in str(error).splitlines()]
+                wrong += [f"document {place + 1}: {line}" for line in error.lines]
         named = [each if isinstance(each, dict) else {} for each in documents]
         wrong += _wrong_names(named) or _unknown(named, Path(folder))
         if wrong:
-            raise InputError("\n".join(wrong))
+            raise InputError(wrong)
         return cls(*_ordered(named, recipes, Path(folder)))
 
 
@@ -135,9 +135,9 @@ def load(path: str | Path, *, leniency: Leniency = DEFAULT_LENIENCY) -> Recipe |
     try:
         staged = StagedRecipe.from_documents(read.documents, path.parent, leniency=leniency)
     except InputError as error:
-        wrong = [*wrong, *str(error).splitlines()]
+        wrong = [*wrong, *error.lines]
     if wrong:
-        raise InputError("\n".join(f"{path}: {line}" for line in wrong))
+        raise InputError([f"{path}: {line}" for line in wrong])
     return replace(staged, notes=[*read.twice, *staged.notes], path=path)
 
 
@@ -172,7 +172,7 @@ def _unknown(documents: list[dict[str, Any]], folder: Path) -> list[str]:
     for place, document in enumerate(documents, start=1):
         for location, name in references(document):
             near = None if name in stages else nearest(name, stages)
-            if near is not None and not path_of(name, folder).exists():
+            if near is not None and not exists(path_of(name, folder)):
                 wrong.append(
                     f"document {place}: {key_of(location)}: '{name}' is neither a stage nor a "
                     f"folder; did you mean '{near}'?"
@@ -214,7 +214,7 @@ def _ordered(
     notes += [
         f"'{name}': a folder has this name too; the stage counts"
         for name in names
-        if name is not None and path_of(name, folder).exists()
+        if name is not None and exists(path_of(name, folder))
     ]
     return stages, notes
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from sensmerge.recipe.fields import ModelName, Strict, model_name
-from sensmerge.recipe.places import Places, path_of, place_of
+from sensmerge.recipe.places import Places, exists, path_of, place_of
 from sensmerge.refusals import unknown_value
 
 BASE, UNION = "base", "union"
@@ -116,7 +116,7 @@ def unknown_source(source: str, models: set[str], places: Places) -> str | None:
         places: The recipe's places.
     """
     known = source in (BASE, UNION) or place_of(source, places) in models
-    if known or path_of(source, places).exists() or "/" in source:
+    if known or exists(path_of(source, places)) or "/" in source:
         return None
     return (
         f"'{source}' is neither a model of the recipe nor a folder; write 'base', 'union' or the "

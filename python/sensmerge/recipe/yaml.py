@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer
 from ruamel.yaml.constructor import SafeConstructor
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.events import AliasEvent
 from ruamel.yaml.nodes import MappingNode, ScalarNode
 from ruamel.yaml.representer import SafeRepresenter
 from ruamel.yaml.resolver import VersionedResolver
 from ruamel.yaml.tag import Tag
 
-from sensmerge.errors import InputError
+from sensmerge.errors import InputError, first_line
+from sensmerge.reading import DEEPEST, text
 
 # What a plain scalar stands for, by YAML 1.1 as PyYAML understands it. 1e-9 without a point is
 # text, which whoever expects a number converts. Dates stay text: a model may have such a name.
@@ -38,6 +41,11 @@ _PATTERNS = [
 ]
 # PyYAML takes these plain scalars for something else than text; they are written in quotes.
 _QUOTED = ("tag:yaml.org,2002:value", re.compile(r"(?:=|[0-9]{4}-[0-9][0-9]?-[0-9][0-9]?.*)$"))
+# The most values, keys included, that a file can have: 100 experts with a number for each of 90
+# layers have 9,000.
+_MOST_NODES = 20_000
+# A number of more characters is none that anybody wrote.
+_LONGEST_NUMBER = 100
 # A word in mixed case, such as tRue, is text.
 _CASED = re.compile("[a-z]+|[A-Z]+|[A-Z][a-z]+")
 
@@ -59,23 +67,36 @@ def read_yaml(path: Path) -> Documents:
     """The documents that a file holds.
 
     Raises:
-        InputError: It cannot be read, or is not YAML.
+        InputError: It cannot be read, is not YAML, or holds more than a recipe can.
+    """
+    try:
+        return parse_yaml(text(path), path)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+
+
+def parse_yaml(written: str, path: Path) -> Documents:
+    """The documents in a file's text.
+
+    Args:
+        written: The text.
+        path: The file, for messages.
+
+    Raises:
+        InputError: It is not YAML, or holds more than a recipe can.
     """
     try:
         yaml = YAML(typ="safe", pure=True)
-        yaml.Resolver, yaml.Constructor = _Resolver, _Constructor
-        documents = list(yaml.load_all(path.read_text(encoding="utf-8")))
+        yaml.Resolver, yaml.Composer, yaml.Constructor = _Resolver, _Composer, _Constructor
+        documents = list(yaml.load_all(written))
         # A last line of --- begins a document without content.
         documents = [each for each in documents if each is not None]
         return Documents(documents, list(yaml.constructor.twice))
     except MarkedYAMLError as error:
         raise _not_yaml(path, error) from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 text: {error.reason}; save it as UTF-8") from None
-    except (YAMLError, RecursionError) as error:
-        raise InputError(f"{path}: not YAML: {error}") from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
+    except Exception as error:
+        # Values that do not fit the tags before them raise whatever their conversion does.
+        raise InputError(f"{path}: not YAML: {first_line(error)}") from None
 
 
 def _not_yaml(path: Path, error: MarkedYAMLError) -> InputError:
@@ -93,15 +114,15 @@ def to_yaml(data: dict[str, Any], *, flow: bool | None = False, width: int | Non
             inside are.
         width: Longest line, in characters.
     """
-    text = io.StringIO()
+    written = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.Resolver, yaml.Representer = _WritingResolver, _Representer
     yaml.default_flow_style = flow
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     if width is not None:
         yaml.width = width
-    yaml.dump(data, text)
-    return text.getvalue()
+    yaml.dump(data, written)
+    return written.getvalue()
 
 
 class _Resolver(VersionedResolver):
@@ -128,12 +149,58 @@ class _WritingResolver(_Resolver):
     patterns: ClassVar = [*_PATTERNS, _QUOTED]
 
 
+class _Composer(Composer):
+    """Makes nodes of a file's text, as many as a recipe can have."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.warn_double_anchors = False
+        self._count = self._depth = 0
+        # How many nodes each node stands for, those that aliases in it repeat included.
+        self._sizes: dict[int, int] = {}
+
+    def compose_document(self) -> Any:
+        """The root of a document; see ruamel.yaml."""
+        self._sizes = {}
+        return super().compose_document()
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """A node; see ruamel.yaml."""
+        event = self.parser.peek_event()
+        before = self._count
+        self._count += 1
+        self._depth += 1
+        self._check(self._depth > DEEPEST, f"it is nested deeper than {DEEPEST}", event)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if isinstance(event, AliasEvent):
+            size = self._sizes.get(id(node))
+            self._check(size is None, f"'*{event.anchor}' stands for itself", event)
+            self._count += size or 0
+        else:
+            self._sizes[id(node)] = self._count - before
+        many = f"it holds more than {_MOST_NODES} values, those that aliases repeat included"
+        self._check(self._count > _MOST_NODES, many, event)
+        return node
+
+    def _check(self, wrong: bool, reason: str, event: Any) -> None:
+        if wrong:
+            raise MarkedYAMLError(problem=reason, problem_mark=event.start_mark)
+
+
 class _Constructor(SafeConstructor):
     """Builds mappings of the last value of each key."""
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self.twice: list[str] = []
+
+    def construct_yaml_int(self, node: Any) -> Any:
+        """A whole number; see ruamel.yaml."""
+        if len(node.value) > _LONGEST_NUMBER:
+            reason = f"a number of {len(node.value)} characters"
+            raise MarkedYAMLError(problem=reason, problem_mark=node.start_mark)
+        return super().construct_yaml_int(node)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         """A mapping; see ruamel.yaml."""
@@ -151,6 +218,9 @@ class _Constructor(SafeConstructor):
 def _twice(first: Any, second: Any) -> str:
     one, two = first.start_mark.line + 1, second.start_mark.line + 1
     return f"line {two}: '{second.value}' stands a second time, after line {one}; the last counts"
+
+
+_Constructor.add_constructor("tag:yaml.org,2002:int", _Constructor.construct_yaml_int)
 
 
 class _Representer(SafeRepresenter):

@@ -13,6 +13,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
+from sensmerge.terminal import plain
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -113,6 +115,7 @@ def top_layers(alpha: Matrix) -> list[int]:
 
 def labels(experts: list[str], longest: int = 28) -> list[str]:
     """Names short enough for a figure: the last part of each path, where that tells them apart."""
+    experts = [plain(expert) for expert in experts]
     last = [expert.rstrip("/").rpartition("/")[2] for expert in experts]
     names = last if len(set(last)) == len(set(experts)) else experts
     return [short(name, longest) for name in names]
@@ -169,7 +172,7 @@ def _layer_ticks(axes: Axes, coefficients: Coefficients) -> None:
 
 
 def _tick(layer: str) -> str:
-    last = layer.rpartition(".")[2]
+    last = plain(layer).rpartition(".")[2]
     return last if last.isdecimal() else short(last, 14)
 
 

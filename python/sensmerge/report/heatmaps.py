@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from sensmerge.models.layers import block_of, blocks
 from sensmerge.report.figures import STYLE, short, svg
+from sensmerge.terminal import plain
 
 if TYPE_CHECKING:
     from sensmerge.comparison.differences import Comparison, Sums
@@ -79,7 +80,7 @@ def _drawn(
         step = max(1, math.ceil(len(names) / 40))
         places = range(0, len(names), step)
         axes.set_xticks(places, [names[place] for place in places], fontsize=7.5)
-        axes.set_yticks(range(len(kinds)), [short(kind, 44) for kind in kinds], fontsize=7.5)
+        axes.set_yticks(range(len(kinds)), [short(plain(kind), 44) for kind in kinds], fontsize=7.5)
         axes.tick_params(length=0)
         axes.set_xlabel(f"block  ({_OUTSIDE}: outside the blocks)" if outside else "block")
         axes.spines[:].set_visible(False)

@@ -10,6 +10,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from sensmerge.report import figures, heatmaps
+from sensmerge.terminal import plain
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
@@ -76,12 +77,21 @@ def _measured(sums: Sums) -> list[str]:
 
 def _rendered(template: Path, **values: Any) -> str:
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown,
     )
     style = Markup(_STYLE.read_text(encoding="utf-8"))
     return environment.from_string(template.read_text(encoding="utf-8")).render(
         style=style, **values
     )
+
+
+def _shown(value: Any) -> Any:
+    """What stands in a page for a value; what was drawn here is as it is."""
+    return plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _experts(calibration: Calibration, coefficients: Coefficients) -> list[dict[str, Any]]:

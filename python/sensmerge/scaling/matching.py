@@ -51,8 +51,6 @@ def with_statistics(recipe: Recipe, calibration: Calibration | None, models: Mod
     found: dict[str, Statistics] = {}
     for expert, file in zip(calibration.experts, calibration.statistics, strict=True):
         path = (calibration.folder or Path()) / file.file
-        if Path(file.file).name != file.file:
-            raise InputError(f"statistics: '{file.file}' is no bare file name")
         checkpoint = _core.Checkpoint(str(path))
         if checkpoint.fingerprint() != file.fingerprint:
             raise InputError(f"{path}: has changed since it was measured; calibrate again")

@@ -19,6 +19,7 @@ from sensmerge.models.dtypes import STORED
 from sensmerge.models.layers import block_of, blocks, layer_of
 from sensmerge.recipe import Dtype, methods, to_yaml
 from sensmerge.recipe.numbers import by_name, resolve, resolve_first
+from sensmerge.recipe.places import at_home, exists
 from sensmerge.recipe.tokenizer import BASE, with_other_names
 
 if TYPE_CHECKING:
@@ -116,8 +117,8 @@ def _tokenizer(recipe: Recipe) -> dict[str, Any]:
 
 
 def _place(model: str, folder: Path) -> str:
-    path = folder / Path(model).expanduser()
-    return os.path.abspath(path) if path.exists() else model  # noqa: PTH100
+    path = folder / at_home(model)
+    return os.path.abspath(path) if exists(path) else model  # noqa: PTH100
 
 
 def _weight(

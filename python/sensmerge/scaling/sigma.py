@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sensmerge.errors import InputError
+from sensmerge.terminal import plain
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
@@ -122,16 +123,19 @@ class Coefficients:
             "outside_blocks": self.outside_blocks,
             "base": "expert" if self.base else "origin",
         }
-        return json.dumps(data, indent=2, ensure_ascii=False)
+        return json.dumps(data, indent=2)
 
     def table(self) -> str:
         """The coefficients as text: a row per layer with factor and α of every expert, then τ."""
-        width = max(len("layer"), *(len(layer) for layer in self.layers))
+        layers = [plain(layer) for layer in self.layers]
+        width = max([len("layer"), *map(len, layers)])
         names = [f"{place + 1}" for place in range(len(self.experts))]
-        lines = [f"{name}: {expert}" for name, expert in zip(names, self.experts, strict=True)]
+        lines = [
+            f"{name}: {plain(expert)}" for name, expert in zip(names, self.experts, strict=True)
+        ]
         header = "  ".join(f"{self.symbol:>3} {name:<4} α {name:<4}" for name in names)
         lines += ["", f"{'layer':<{width}}  {header}"]
-        for place, layer in enumerate(self.layers):
+        for place, layer in enumerate(layers):
             cells = "  ".join(
                 f"{self.scale[row, place]:8.4f} {self.alpha[row, place]:6.4f}"
                 for row in range(len(self.experts))
@@ -143,7 +147,7 @@ class Coefficients:
         )
         lines.append(f"{'others':<{width}}  {outside}".rstrip())
         lines += ["", "τ  " + "  ".join(f"{tau:.4f}" for tau in self.tau)]
-        return "\n".join([*lines, *(f"{sentence}." for sentence in self.sentences())])
+        return "\n".join([*lines, *(plain(f"{sentence}.") for sentence in self.sentences())])
 
 
 def coefficients(calibration: Calibration, recipe: Recipe | Sensitivity) -> Coefficients:

@@ -51,6 +51,7 @@ from sensmerge.search.candidates import Candidate
 from sensmerge.search.gradients import differentiate
 from sensmerge.search.groups import GROUPS, Matrix, Weights, with_weights
 from sensmerge.search.history import History, Step
+from sensmerge.terminal import plain
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
@@ -132,7 +133,10 @@ class Learned:
         """
         from sensmerge.search.pictures import learned_png
 
-        said = [f"# learned by sensmerge {__version__}", *(f"# {note}" for note in self.notes)]
+        said = [
+            f"# learned by sensmerge {__version__}",
+            *(f"# {plain(note)}" for note in self.notes),
+        ]
         text = "\n".join([*said, to_yaml(self.recipe)])
         picture = path.with_suffix(".png")
         write_atomically(path, text)

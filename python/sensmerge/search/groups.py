@@ -21,6 +21,7 @@ from sensmerge.merging.manifest import WEIGHT
 from sensmerge.models.layers import layer_of
 from sensmerge.recipe.numbers import said_of
 from sensmerge.recipe.parameters import SCALE
+from sensmerge.recipe.places import at_home, exists
 from sensmerge.recipe.tokenizer import with_other_names
 
 if TYPE_CHECKING:
@@ -148,8 +149,8 @@ def moved(recipe: Recipe, home: Path) -> dict[str, Any]:
     data = copy.deepcopy(recipe.source)
 
     def seen(path: str) -> str:
-        there = recipe.folder / Path(path).expanduser()
-        if not there.exists():
+        there = recipe.folder / at_home(path)
+        if not exists(there):
             return path
         return os.path.relpath(there.absolute(), home.absolute())
 

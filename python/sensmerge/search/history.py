@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from sensmerge.errors import InputError
+from sensmerge.errors import InputError, first_line
 from sensmerge.files import write_atomically
+from sensmerge.reading import LARGE, json_of, mode_of
 from sensmerge.search.choice import difference
 from sensmerge.search.judge import Objective
 
@@ -89,13 +90,13 @@ class History:
             InputError: The file is not a history.
         """
         fresh = cls(tasks, weights.groups, weights.start.tolist(), key=key, path=path)
-        if path is None or not path.is_file():
+        if path is None or mode_of(path) is None:
             return fresh
         try:
-            text = path.read_text(encoding="utf-8")
-            file = _FILE.validate_python(json.loads(text))
+            file = _FILE.validate_python(json_of(path, LARGE))
         except (OSError, ValueError, ValidationError) as error:
-            raise InputError(f"{path}: is not a history of learning ({error}); remove it") from None
+            said = first_line(error)
+            raise InputError(f"{path}: is not a history of learning ({said}); remove it") from None
         if file.key != key:
             return fresh
         fresh.steps, fresh.state = file.steps, file.state

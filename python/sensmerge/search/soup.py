@@ -20,6 +20,7 @@ from sensmerge.recipe import Recipe, to_yaml
 from sensmerge.recipe.tokenizer import UNION
 from sensmerge.search.groups import moved
 from sensmerge.search.judge import Judge, Objective
+from sensmerge.terminal import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,11 +72,12 @@ class Soup:
 
     def table(self) -> str:
         """All experts, as a table."""
-        width = max(len("expert"), *(len(step.model) for step in self.steps))
+        names = [plain(step.model) for step in self.steps]
+        width = max([len("expert"), *map(len, names)])
         lines = [f"{'expert':<{width}}     alone  together"]
-        for step in self.steps:
+        for name, step in zip(names, self.steps, strict=True):
             kept = "kept" if step.kept else "left out"
-            lines.append(f"{step.model:<{width}}  {step.alone:8.4f}  {step.together:8.4f}  {kept}")
+            lines.append(f"{name:<{width}}  {step.alone:8.4f}  {step.together:8.4f}  {kept}")
         return "\n".join(lines)
 
     @property
@@ -101,7 +103,10 @@ class Soup:
         Returns:
             The file.
         """
-        said = [f"# greedy soup by sensmerge {__version__}", *(f"# {note}" for note in self.notes)]
+        said = [
+            f"# greedy soup by sensmerge {__version__}",
+            *(f"# {plain(note)}" for note in self.notes),
+        ]
         write_atomically(path, "\n".join([*said, to_yaml(self.recipe)]).encode())
         return [path]
 

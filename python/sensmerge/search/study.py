@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sensmerge import __version__
-from sensmerge.errors import InputError
+from sensmerge.errors import InputError, first_line
 from sensmerge.files import write_atomically
+from sensmerge.reading import LARGE, content, mode_of, parsed
 from sensmerge.recipe.parameters import SCALE
 from sensmerge.search.results import Result
 from sensmerge.search.settings import DENSITY, Settings
@@ -188,17 +189,23 @@ def _open(path: Path | None) -> optuna.Study:
         _mend(path)
         storage = JournalStorage(JournalFileBackend(str(path)))
         return optuna.create_study(storage=storage, study_name=_KEY, load_if_exists=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: is not a study ({error}); name another file") from None
+    except Exception as error:
+        # Optuna raises whatever its reading of a journal does.
+        said = first_line(error)
+        raise InputError(f"{path}: is not a study ({said}); name another file") from None
 
 
 def _mend(path: Path) -> None:
     """Remove an incomplete last line, left by a killed process: Optuna would append to it."""
-    if not path.is_file():
+    if mode_of(path) is None:
         return
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        if not whole and not content.startswith(b"{"):
+    found = content(path, LARGE)
+    whole = found[: found.rfind(b"\n") + 1]
+    if not found.startswith(b"{") and found:
+        raise ValueError("it holds something else")
+    for line in whole.splitlines():
+        # Optuna reads them without a look at what they are.
+        if not isinstance(parsed(line), dict):
             raise ValueError("it holds something else")
+    if whole != found:
         write_atomically(path, whole)

@@ -31,6 +31,7 @@ from sensmerge.search.judge import Judge, Objective
 from sensmerge.search.lines import EVALUATIONS, minimise
 from sensmerge.search.results import Result
 from sensmerge.search.settings import DENSITY, Settings, method_of, searched
+from sensmerge.terminal import plain
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
@@ -121,7 +122,7 @@ class Tuned:
         """
         from sensmerge.search.pictures import tuned_png
 
-        said = [f"# tuned by sensmerge {__version__}", *(f"# {note}" for note in self.notes)]
+        said = [f"# tuned by sensmerge {__version__}", *(f"# {plain(note)}" for note in self.notes)]
         files = {
             path: "\n".join([*said, to_yaml(self.recipe)]).encode(),
             path.with_suffix(".trials.csv"): self.csv().encode(),

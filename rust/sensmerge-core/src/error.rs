@@ -107,12 +107,18 @@ pub enum Error {
     Interrupted,
 }
 
+/// Whether nothing of this name exists, or can: it is too long.
+fn is_no_such(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind;
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidFilename)
+}
+
 impl Error {
     /// The cause of the error.
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
-            Self::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Kind::Input,
+            Self::Io { source, .. } if is_no_such(source) => Kind::Input,
             Self::Io { .. } => Kind::Io,
             Self::Interrupted => Kind::Interrupted,
             Self::File { .. }

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sensmerge.models.folders import is_folder, own_file
 from sensmerge.models.vocabulary.sentencepiece import pieces
+from sensmerge.reading import LARGE, content, is_folder, own_file, parsed
 
 # Files that hold a vocabulary by itself, in the order in which transformers looks for them.
 TOKENIZER = "tokenizer.json"
@@ -23,6 +23,9 @@ _LISTS = ("vocab.json", "vocab.txt")
 ADDED = "added_tokens.json"
 CONFIG = "tokenizer_config.json"
 DECODER = "added_tokens_decoder"
+
+# Digits of an id.
+_DIGITS = 10
 
 # What a file says of an added token besides its text.
 FLAGS = ("lstrip", "normalized", "rstrip", "single_word", "special")
@@ -73,7 +76,7 @@ class Vocabularies:
         if not is_folder(folder):
             return None
         names = (TOKENIZER, *_PIECES, *_LISTS, ADDED, CONFIG)
-        files = {name: content for name in names if (content := _content(folder, name))}
+        files = {name: found for name in names if (found := _content(folder, name))}
         home = next((name for name in names[:-2] if name in files), None)
         if home is None:
             return None
@@ -87,28 +90,28 @@ class Vocabularies:
             ids, flags = _vocabulary(home, files[home])
             _add(ids, flags, _mapping(files.get(ADDED)), decoder)
             self._by_content[key] = Tokens(ids, flags)
-        found = self._by_content[key]
-        return found if found.ids else None
+        tokens = self._by_content[key]
+        return tokens if tokens.ids else None
 
 
 def _content(folder: Path, name: str) -> bytes:
     """A file's content; empty if it is missing or cannot be read."""
     path = own_file(folder, name)
     try:
-        return b"" if path is None else path.read_bytes()
+        return b"" if path is None else content(path, LARGE)
     except OSError:
         return b""
 
 
-def _vocabulary(name: str, content: bytes) -> tuple[dict[str, int], dict[str, dict[str, bool]]]:
+def _vocabulary(name: str, written: bytes) -> tuple[dict[str, int], dict[str, dict[str, bool]]]:
     """The ids in a file that holds a vocabulary, and the flags of added tokens."""
     if name in _PIECES:
-        return {piece: place for place, piece in enumerate(pieces(content))}, {}
+        return {piece: place for place, piece in enumerate(pieces(written))}, {}
     if name == "vocab.txt":
         # Not splitlines: a token may hold another line separator.
-        lines = content.decode("utf-8", "replace").removesuffix("\n").split("\n")
+        lines = written.decode("utf-8", "replace").removesuffix("\n").split("\n")
         return {line.removesuffix("\r"): place for place, line in enumerate(lines)}, {}
-    data = _mapping(content)
+    data = _mapping(written)
     if name == "vocab.json":
         return _whole_numbers(data), {}
     model = data.get("model")
@@ -118,7 +121,8 @@ def _vocabulary(name: str, content: bytes) -> tuple[dict[str, int], dict[str, di
         ids = _whole_numbers(vocabulary)
     elif isinstance(vocabulary, list):
         # Unigram: a list of tokens and scores, by id.
-        ids = {str(pair[0]): place for place, pair in enumerate(vocabulary) if pair}
+        pairs = enumerate(vocabulary)
+        ids = {str(pair[0]): place for place, pair in pairs if isinstance(pair, list) and pair}
     flags = {}
     listed = data.get("added_tokens")
     for token in listed if isinstance(listed, list) else []:
@@ -137,11 +141,11 @@ def _add(
         if ids.setdefault(token, place) == place:
             flags.setdefault(token, _flags({}))
     for place, token in (decoder if isinstance(decoder, dict) else {}).items():
-        content = token.get("content") if isinstance(token, dict) else None
-        if not isinstance(content, str) or not place.isdecimal():
+        text = token.get("content") if isinstance(token, dict) else None
+        if not isinstance(text, str) or not (place.isdecimal() and len(place) <= _DIGITS):
             continue
-        if ids.setdefault(content, int(place)) == int(place):
-            flags.setdefault(content, _flags(token))
+        if ids.setdefault(text, int(place)) == int(place):
+            flags.setdefault(text, _flags(token))
 
 
 def _flags(token: dict[str, Any]) -> dict[str, bool]:
@@ -152,10 +156,10 @@ def _whole_numbers(data: dict[str, Any]) -> dict[str, int]:
     return {token: place for token, place in data.items() if type(place) is int and place >= 0}
 
 
-def _mapping(content: bytes | None) -> dict[str, Any]:
+def _mapping(written: bytes | None) -> dict[str, Any]:
     """The content as a JSON object; empty if it is none: such files are copied all the same."""
     try:
-        data = json.loads(content) if content else None
-    except (ValueError, RecursionError):
+        data = parsed(written, LARGE) if written else None
+    except ValueError:
         return {}
     return data if isinstance(data, dict) else {}

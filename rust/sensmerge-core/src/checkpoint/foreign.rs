@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use super::mapping;
+use super::select::LARGEST_CONFIG;
 use crate::error::Hint;
 
 /// The settings of a PEFT adapter.
@@ -63,7 +64,7 @@ pub(super) fn is_adapter(name: &str) -> bool {
 /// The refusal of an adapter; `config` is the path of its settings, which need not exist.
 pub(super) fn adapter(config: &Path) -> String {
     // The settings only make the message more specific, so that failing to read them is no error.
-    let text = mapping::read(config).unwrap_or_default();
+    let text = mapping::read(config, LARGEST_CONFIG).unwrap_or_default();
     let said: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
     let base = said["base_model_name_or_path"].as_str();
     let made_for = base.map_or_else(String::new, |base| format!(" for '{base}'"));

@@ -1,12 +1,12 @@
 //! The header of one safetensors file: eight bytes of length, then a JSON object; the data follows.
 //! Every field is checked before it is used.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
 use std::path::Path;
 
 use serde::Deserialize;
-use serde::de::{MapAccess, Visitor};
+use serde::de::{MapAccess, SeqAccess, Visitor};
 
 use super::{TensorInfo, foreign};
 use crate::dtype::Dtype;
@@ -15,16 +15,101 @@ use crate::error::{Error, Result};
 /// Size in bytes of the length field at the start of a file.
 pub(super) const LENGTH_BYTES: usize = 8;
 
-/// The longest header accepted, in bytes; the format's own implementation has the same limit.
-const LONGEST_HEADER: usize = 100_000_000;
+/// The longest header accepted, in bytes. Those of real files, of 5 GB and 10,000 tensors at most, have
+/// less than 2 MB; the format's own implementation accepts 100 MB.
+const LONGEST_HEADER: usize = 25_000_000;
+
+/// The most tensors of a file.
+const MOST_TENSORS: usize = 100_000;
+
+/// The most axes of a tensor: as many as NumPy knows.
+const MOST_AXES: usize = 64;
 
 /// The header's entry for one tensor.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Entry {
     dtype: String,
-    shape: Vec<usize>,
+    shape: Shape,
     data_offsets: [usize; 2],
+}
+
+/// A shape of at most [`MOST_AXES`] axes.
+struct Shape(Vec<usize>);
+
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_seq(ShapeVisitor)
+    }
+}
+
+struct ShapeVisitor;
+
+impl<'de> Visitor<'de> for ShapeVisitor {
+    type Value = Shape;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        write!(formatter, "a list of at most {MOST_AXES} sizes")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut sizes: A) -> std::result::Result<Shape, A::Error> {
+        let mut found = Vec::new();
+        while let Some(size) = sizes.next_element()? {
+            if found.len() == MOST_AXES {
+                return Err(serde::de::Error::invalid_length(found.len() + 1, &self));
+            }
+            found.push(size);
+        }
+        Ok(Shape(found))
+    }
+}
+
+/// A text that is checked and not kept.
+struct Ignored;
+
+impl<'de> Deserialize<'de> for Ignored {
+    fn deserialize<D: serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> std::result::Result<Self, D::Error> {
+        struct Texts;
+        impl Visitor<'_> for Texts {
+            type Value = Ignored;
+            fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+                formatter.write_str("text")
+            }
+            fn visit_str<E: serde::de::Error>(self, _: &str) -> std::result::Result<Ignored, E> {
+                Ok(Ignored)
+            }
+        }
+        deserializer.deserialize_str(Texts)
+    }
+}
+
+/// The file's own remarks, texts by name.
+struct Metadata;
+
+impl<'de> Deserialize<'de> for Metadata {
+    fn deserialize<D: serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> std::result::Result<Self, D::Error> {
+        struct Remarks;
+        impl<'de> Visitor<'de> for Remarks {
+            type Value = Metadata;
+            fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+                formatter.write_str("an object of texts")
+            }
+            fn visit_map<A: MapAccess<'de>>(
+                self,
+                mut map: A,
+            ) -> std::result::Result<Metadata, A::Error> {
+                while map.next_entry::<Ignored, Ignored>()?.is_some() {}
+                Ok(Metadata)
+            }
+        }
+        deserializer.deserialize_map(Remarks)
+    }
 }
 
 /// The entries of a header, by name, in the file's order. A name that occurs twice is refused.
@@ -51,11 +136,15 @@ impl<'de> Visitor<'de> for HeaderVisitor {
         let mut entries = Vec::new();
         let mut seen = HashSet::new();
         while let Some(name) = map.next_key::<String>()? {
+            if seen.len() > MOST_TENSORS {
+                let reason = format!("it holds more than {MOST_TENSORS} tensors");
+                return Err(serde::de::Error::custom(reason));
+            }
             if !seen.insert(name.clone()) {
                 return Err(serde::de::Error::custom(format!("'{name}' occurs twice")));
             }
             if name == "__metadata__" {
-                map.next_value::<BTreeMap<String, String>>()?;
+                map.next_value::<Metadata>()?;
             } else {
                 entries.push((name, map.next_value()?));
             }
@@ -94,7 +183,10 @@ fn data_start(path: &Path, file: &[u8]) -> Result<usize> {
         return Err(hint.into_iter().fold(error, Error::with_hint));
     }
     if length > LONGEST_HEADER {
-        let reason = format!("the header claims {length} bytes; this is not a safetensors file");
+        let reason = format!(
+            "the header claims {length} bytes, and at most {LONGEST_HEADER} are read: this is not a \
+             safetensors file, or one of many small tensors, which are to be spread over several"
+        );
         return Err(Error::file(path, reason));
     }
     if length > rest.len() {
@@ -120,10 +212,10 @@ fn locate(
     }
     let dtype = Dtype::from_name(&entry.dtype)
         .ok_or_else(|| refuse(format!("dtype '{}' is not known", entry.dtype)))?;
-    let size = byte_size(dtype, &entry.shape).ok_or_else(|| {
+    let size = byte_size(dtype, &entry.shape.0).ok_or_else(|| {
         refuse(format!(
             "shape {:?} of {} is not a whole number of bytes that fits in memory",
-            entry.shape, entry.dtype
+            entry.shape.0, entry.dtype
         ))
     })?;
     let [first, last] = entry.data_offsets;
@@ -137,12 +229,12 @@ fn locate(
     if last - first != size {
         return Err(refuse(format!(
             "shape {:?} of {} is {size} bytes, the header gives it {}",
-            entry.shape,
+            entry.shape.0,
             entry.dtype,
             last - first
         )));
     }
-    let shape = entry.shape.clone();
+    let shape = entry.shape.0.clone();
     Ok(TensorInfo { name, dtype, shape, shard, start: start + first, end: start + last })
 }
 

@@ -13,6 +13,12 @@ use crate::error::{Error, Result};
 /// File name of the index of a sharded checkpoint.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
 
+/// The largest index, in bytes: models of 200,000 tensors have 25 MB.
+const LARGEST: u64 = 40_000_000;
+
+/// The most tensors that a model has. The largest mixtures of experts, quantised, have 210,000.
+pub(super) const MOST_TENSORS: usize = 400_000;
+
 /// An index, parsed.
 pub(super) struct Index {
     /// Its file.
@@ -58,6 +64,10 @@ impl<'de> Visitor<'de> for WeightMapVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<WeightMap, A::Error> {
         let mut files = BTreeMap::new();
         while let Some((tensor, file)) = map.next_entry::<String, String>()? {
+            if files.len() == MOST_TENSORS {
+                let reason = format!("it names more than {MOST_TENSORS} tensors");
+                return Err(serde::de::Error::custom(reason));
+            }
             if files.insert(tensor.clone(), file).is_some() {
                 return Err(serde::de::Error::custom(format!("'{tensor}' occurs twice")));
             }
@@ -72,7 +82,7 @@ impl<'de> Visitor<'de> for WeightMapVisitor {
 /// [`Error::File`] for an index that is malformed or empty, [`Error::Tensor`] for a tensor whose file
 /// is not a bare file name, [`Error::Io`].
 pub(super) fn read(path: &Path) -> Result<Index> {
-    let text = mapping::read(path)?;
+    let text = mapping::map_small(path, LARGEST)?;
     let Text { weight_map: WeightMap(files), .. } = serde_json::from_slice(&text)
         .map_err(|error| Error::file(path, format!("the index is malformed: {error}")))?;
     if files.is_empty() {

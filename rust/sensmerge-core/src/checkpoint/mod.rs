@@ -1,6 +1,7 @@
 //! Checkpoints: folders of safetensors files, which are mapped rather than copied and written as a
 //! transaction, and tensors in memory. Input is not trusted: a file name that a file gives must be
-//! bare, so that it stays in the model's folder, and nothing is unpickled.
+//! bare and no link may lead out, so that it stays in the model's folder; sizes and counts are bounded
+//! before they are used; and nothing is unpickled.
 
 mod fingerprint;
 mod foreign;
@@ -135,7 +136,7 @@ impl Checkpoint {
         let mut tensors = BTreeMap::new();
         let mut twice = Vec::new();
         for (shard, file) in files.iter().enumerate() {
-            let map = mapping::map(file)?;
+            let map = if file == path { mapping::map_named(file) } else { mapping::map(file) }?;
             for tensor in header::read(file, &map, shard)? {
                 if index.is_some_and(|index| index.places_elsewhere(&tensor.name, file)) {
                     twice.push(tensor.name);
@@ -144,6 +145,10 @@ impl Checkpoint {
                 if let Some(twin) = tensors.insert(tensor.name.clone(), Arc::new(tensor)) {
                     return Err(Error::tensor(file, &twin.name, "is in two files"));
                 }
+            }
+            if tensors.len() > index::MOST_TENSORS {
+                let reason = format!("the files hold more than {} tensors", index::MOST_TENSORS);
+                return Err(Error::file(file, reason));
             }
             storages.push(Box::new(map));
         }

@@ -1,7 +1,7 @@
 //! The place on the Hub that a model was downloaded from, as the Hub's cache tells it by its folders'
 //! names: `models--org--name/snapshots/<commit>`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,15 @@ pub struct Origin {
 /// The origin of a model's folder or of a file in it; `None` for one that is not in a Hub cache.
 pub(super) fn origin(path: &Path) -> Option<Origin> {
     of_snapshot(path).or_else(|| of_snapshot(path.parent()?))
+}
+
+/// Where the files lie to which those of a folder in a Hub cache are links; `None` for a folder
+/// elsewhere.
+pub(super) fn blobs(folder: &Path) -> Option<PathBuf> {
+    let snapshots = folder.parent().filter(|parent| parent.ends_with("snapshots"))?;
+    let repository = snapshots.parent()?;
+    let name = repository.file_name()?.to_str()?;
+    name.starts_with("models--").then(|| repository.join("blobs"))
 }
 
 fn of_snapshot(folder: &Path) -> Option<Origin> {

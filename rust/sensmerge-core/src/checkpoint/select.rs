@@ -25,6 +25,9 @@ const PICKLE_INDEX: &str = "pytorch_model.bin.index.json";
 /// File name of a model's config.
 pub(super) const CONFIG_FILE: &str = "config.json";
 
+/// The largest config, in bytes.
+pub(super) const LARGEST_CONFIG: u64 = 4_000_000;
+
 /// The suffix of every index's file name.
 const INDEX_END: &str = ".safetensors.index.json";
 
@@ -126,7 +129,7 @@ fn chosen_by_config(folder: &Path, names: &BTreeSet<String>) -> Result<Option<St
     if !names.contains(CONFIG_FILE) {
         return Ok(None);
     }
-    let text = mapping::read(&path)?;
+    let text = mapping::read(&path, LARGEST_CONFIG)?;
     // Python writes numbers into JSON (NaN, Infinity) that serde refuses: the config is parsed only
     // if it can hold the key.
     if !text.windows(KEY.len()).any(|window| window == KEY.as_bytes()) {

@@ -13,6 +13,7 @@
 //! neither on the number of threads nor on the size of chunks.
 
 mod average;
+mod card;
 mod columns;
 mod copy;
 mod derivative;
@@ -283,7 +284,7 @@ fn with_notes(content: &str, notes: &[String]) -> String {
     if notes.is_empty() {
         return content.to_owned();
     }
-    let items: Vec<String> = notes.iter().map(|note| format!("- {note}\n")).collect();
+    let items: Vec<String> = notes.iter().map(|note| format!("- {}\n", card::text(note))).collect();
     format!("{content}\n## Notes\n\n{}", items.concat())
 }
 

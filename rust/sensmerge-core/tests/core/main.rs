@@ -4,9 +4,11 @@
 mod adapters;
 mod chunks;
 mod files;
+mod hostile;
 mod matrices;
 mod memory;
 mod merging;
+mod mutation;
 mod output;
 mod prepared;
 mod reader;

@@ -288,15 +288,35 @@ fn an_input_is_never_written_to() {
 
 #[cfg(unix)]
 #[test]
+fn what_lies_in_the_markers_place_is_not_followed() {
+    let root = tempdir().unwrap();
+    let (out, marker) = (root.path().join("out"), root.path().join("out/.sensmerge-unfinished"));
+    fs::create_dir(&out).unwrap();
+    for target in ["../made", "../there"] {
+        fs::write(root.path().join("there"), "mine").unwrap();
+        std::os::unix::fs::symlink(target, &marker).unwrap();
+        let error = OutputFolder::create(&out, true, &[]).unwrap_err();
+        assert!(error.to_string().contains("is not a regular file"), "{error}");
+        assert_eq!(names(root.path()), set(["out", "there"]));
+        fs::remove_file(&marker).unwrap();
+    }
+    drop(OutputFolder::create(&out, true, &[]).unwrap());
+    assert!(names(&out).is_empty());
+}
+
+#[cfg(unix)]
+#[test]
 fn what_cannot_be_looked_at_is_not_taken_for_absent() {
     let root = tempdir().unwrap();
     let circle = root.path().join("circle");
     std::os::unix::fs::symlink(&circle, &circle).unwrap();
-    for place in [circle.join("out"), root.path().join("x".repeat(300))] {
+    // No name is so long, so that the caller's is wrong.
+    let long = root.path().join("x".repeat(300));
+    for (place, kind) in [(circle.join("out"), Kind::Io), (long, Kind::Input)] {
         let error = OutputFolder::create(&place, false, &[]).unwrap_err();
-        assert_eq!(error.kind(), Kind::Io, "{error}");
+        assert_eq!(error.kind(), kind, "{error}");
         let error = check(&root.path().join("out"), false, &[&place]).unwrap_err();
-        assert_eq!(error.kind(), Kind::Io, "{error}");
+        assert_eq!(error.kind(), kind, "{error}");
     }
     assert_eq!(names(root.path()), set(["circle"]));
 }

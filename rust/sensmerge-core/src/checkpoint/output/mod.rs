@@ -6,6 +6,7 @@
 //! keeps other merges out. The files that an older output listed and the new one does not write are
 //! removed.
 
+mod marker;
 mod ours;
 mod place;
 
@@ -79,15 +80,7 @@ impl OutputFolder {
         std::fs::create_dir_all(path).map_err(Error::io(path))?;
         let was_unfinished = names(path)?.contains(MARKER);
         let marker_path = path.join(MARKER);
-        let marker = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&marker_path)
-            .map_err(|error| {
-                remove_folders(&made);
-                Error::io(&marker_path)(error)
-            })?;
+        let marker = marker::open(&marker_path).inspect_err(|_| remove_folders(&made))?;
         match marker.try_lock() {
             Err(TryLockError::WouldBlock) => {
                 return Err(Error::output(path, "another merge is writing to it"));
@@ -153,7 +146,7 @@ impl OutputFolder {
     /// [`Error::File`] for a source that is not a regular file; [`Error::Io`], which names the file
     /// that failed.
     pub fn copy(&self, name: &str, from: &Path) -> Result<()> {
-        self.write(name, &mapping::read(from)?)
+        self.write(name, &mapping::read(from, u64::MAX)?)
     }
 
     /// Put all files in place. In this order:
@@ -281,7 +274,7 @@ impl Drop for OutputFolder {
         let marker = self.path.join(MARKER);
         if mixed || !clean {
             // Created again, since `finish` may have failed after it removed the marker.
-            let _ = OpenOptions::new().create(true).append(true).open(marker);
+            let _ = marker::open(&marker);
         } else if self.before != Before::Unfinished && self.marker.unlock().is_ok() {
             let _ = remove(&marker);
             remove_folders(&self.made);

@@ -16,6 +16,9 @@ use crate::checkpoint::origin::Origin;
 use crate::checkpoint::select::{SINGLE_FILE, names};
 use crate::error::{Error, Result};
 
+/// The largest list, in bytes.
+const LARGEST: u64 = 4_000_000;
+
 #[derive(Serialize, Deserialize)]
 struct Listing {
     sensmerge: String,
@@ -50,7 +53,7 @@ pub(super) fn listed(folder: &Path) -> Result<BTreeSet<String>> {
         let advice = "delete it and the files of the older output, or name another folder";
         Error::file(&path, format!("is not a list of an output's files: {reason}; {advice}"))
     };
-    let text = mapping::read(&path)?;
+    let text = mapping::read(&path, LARGEST)?;
     let listing: Listing =
         serde_json::from_slice(&text).map_err(|error| refuse(error.to_string()))?;
     match listing.files.iter().find(|name| !is_bare(name)) {

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::checkpoint::mapping;
+use crate::checkpoint::select::LARGEST_CONFIG;
 use crate::dtype::{Dtype, Float};
 use crate::error::{Error, Result};
 
@@ -88,7 +89,7 @@ pub(super) struct Said {
 /// # Errors
 /// [`Error::File`] for a config that is not JSON, [`Error::Io`].
 pub(super) fn read(path: &Path) -> Result<Option<Said>> {
-    let text = mapping::read(path)?;
+    let text = mapping::read(path, LARGEST_CONFIG)?;
     // Python writes numbers into JSON (NaN, Infinity) that serde refuses: the config is parsed only
     // if it can hold a key.
     let holds = |key: &str| text.windows(key.len()).any(|window| window == key.as_bytes());
