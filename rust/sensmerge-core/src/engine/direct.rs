@@ -43,10 +43,11 @@ impl<'t> Direct<'t> {
         let single = size_of::<T>() == size_of::<f32>();
         let served = single && is_entry(inputs.dtype) && is_entry(tensor.dtype);
         let elected = matches!(form.combination, one_pass::Combination::Elected { .. });
+        let damped = combination.factors.is_some();
         let many = elected && inputs.experts.len() > MOST_ELECTED;
         // Blocks of other divisions may be longer than a mask.
         let cut = stage.division != Blocks::Flat || tensor.matrices.is_some();
-        if !served || many || cut || based != inputs.base.is_some() {
+        if !served || many || damped || cut || based != inputs.base.is_some() {
             return None;
         }
         let single = |value: T| value.to_f64() as f32;

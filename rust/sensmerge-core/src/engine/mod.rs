@@ -15,6 +15,7 @@
 mod average;
 mod columns;
 mod copy;
+mod damping;
 mod derivative;
 mod destination;
 pub mod difference;
