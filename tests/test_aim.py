@@ -193,7 +193,7 @@ def expected_of(
     experts = [weights_of(family.folder / f"e{place}") for place in range(family.experts)]
     wanted = {}
     for name, values in base.items():
-        delta = 0.5 * sum(expert[name] - values for expert in experts)
+        delta = 0.5 * np.sum([expert[name] - values for expert in experts], axis=0)
         if name in ours:
             delta = reference.aim(delta, ours[name], omega, name in transposed)
         wanted[name] = values + delta

@@ -117,40 +117,45 @@ class Activations:
 
     def _watch_products(self, name: str, module: nn.Module) -> list[Any]:
         """Look at the products with a module's own matrices, while it runs."""
-        modes: list[_Products] = []
+        runs: list[ExitStack] = []
 
         def enter(_: Any, __: Any) -> None:
-            modes.append(_Products(name, module, self._product))
-            modes[-1].__enter__()
+            runs.append(ExitStack())
+            runs[-1].enter_context(_Products(name, module, self._add_product))
 
         def leave(*_: Any) -> None:
-            if modes:
-                modes.pop().__exit__(None, None, None)
+            if runs:
+                runs.pop().close()
 
         return [
             module.register_forward_pre_hook(enter),
             module.register_forward_hook(leave, always_call=True),
         ]
 
-    def _product(
-        self, name: str, weight: nn.Parameter, place: int | None, x: torch.Tensor, transposed: bool
+    def _add_product(
+        self, name: str, whole: nn.Parameter, place: int | None, x: torch.Tensor, transposed: bool
     ) -> None:
-        """Add the inputs of a matrix, or of one of several that are stored as one tensor."""
-        width = weight.shape[-2 if transposed else -1]
+        """Add the inputs of a product with a parameter.
+
+        Args:
+            name: The parameter.
+            whole: The parameter: a matrix, or one for every expert of a mixture.
+            place: The expert whose matrix it is; None for all of the parameter.
+            x: The inputs, [..., in]; of all experts at once, [experts, ..., in].
+            transposed: Whether the matrices are stored as inputs × outputs.
+        """
+        width = whole.shape[-2 if transposed else -1]
         if x.shape[-1] != width:
             return
-        several = weight.ndim == 3
         if transposed:
             self._transposed.add(name)
-        sums = x.reshape(len(weight) if several and place is None else 1, -1, width)
+        experts = len(whole) if whole.ndim > 2 else 1
+        sums = x.reshape(experts if place is None else 1, -1, width)
         sums = sums.abs().sum(1, dtype=torch.float64)
-        if not several:
-            sums = sums[0]
-        elif place is not None:
-            whole = sums.new_zeros(len(weight), width)
-            whole[place] = sums[0]
-            sums = whole
-        self._add(name, sums)
+        if place is not None:
+            of_one, sums = sums, sums.new_zeros(experts, width)
+            sums[place] = of_one[0]
+        self._add(name, sums if whole.ndim > 2 else sums[0])
 
     def _add(self, name: str, sums: torch.Tensor) -> None:
         sums = sums.detach().cpu()

@@ -60,4 +60,4 @@ def aim(delta: Array, activations: Array, omega: float = 0.4, transposed: bool =
     s = activations / activations.max(axis=-1, keepdims=True)
     if delta.ndim > 1:
         s = np.expand_dims(s, -1 if transposed else -2)
-    return delta * (1 - s * (1 - omega))
+    return np.asarray(delta * (1 - s * (1 - omega)))
