@@ -175,7 +175,7 @@ def gpt2_family(folder: Path) -> Family:
         model.load_state_dict(base.state_dict())
         with torch.no_grad():
             for parameter in model.parameters() if name != "base" else ():
-                parameter += 0.05 * torch.randn_like(parameter)
+                parameter.add_(0.05 * torch.randn_like(parameter))
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     for place in range(2):

@@ -102,6 +102,9 @@ fn every_method_is_damped_by_channels() {
                     builder = builder.numbers(name, &vec![0.6; count]);
                 }
             }
+            if schema.parameter("t").is_some() {
+                builder = builder.number("t", 0.3);
+            }
             omega.into_iter().fold(builder, Builder::omega).build().unwrap()
         };
         let damped = planned(Some(OMEGA));
