@@ -17,9 +17,17 @@ from safetensors.torch import load_file, save_file
 
 import sensmerge
 import torch_oracle as oracle
-from families import Family, llama_family, word_tokenizer, write_samples
+from families import (
+    Family,
+    add_tokens,
+    edit_weights,
+    llama_family,
+    word_tokenizer,
+    write_samples,
+)
 from sensmerge import Calibration, InputError, Recipe, reference
 from test_bad_input import run
+from test_vocabulary import swap
 from torch_devices import DEVICES
 
 Array = NDArray[np.float64]
@@ -273,6 +281,43 @@ def test_one_changes_nothing(family: Family, measured: Calibration, tmp_path: Pa
     merged(without(recipe(family)), None, tmp_path / "plain")
     one, plain = (tmp_path / name / "model.safetensors" for name in ("one", "plain"))
     assert one.read_bytes() == plain.read_bytes()
+
+
+def test_rows_and_units_in_another_order_are_damped_like_their_own(tmp_path: Path) -> None:
+    family = llama_family(tmp_path, experts=2, layers=2)
+    asked = recipe(family, align="permutation", tokenizer_source="base")
+    before = merged(asked, calibrated(asked, tmp_path), tmp_path / "before")
+    swap(tmp_path / "e1", "w1", "w40")
+
+    def move(tensors: dict[str, torch.Tensor]) -> None:
+        order = torch.randperm(48, generator=torch.Generator().manual_seed(1))
+        stem = "model.layers.1.mlp"
+        for name in ("gate_proj", "up_proj"):
+            tensors[f"{stem}.{name}.weight"] = tensors[f"{stem}.{name}.weight"][order]
+        down = f"{stem}.down_proj.weight"
+        tensors[down] = tensors[down][:, order].contiguous()
+
+    edit_weights(tmp_path / "e1", move)
+    found = calibrated(asked, tmp_path)
+    after = merged(asked, found, tmp_path / "after")
+    assert before.keys() == after.keys()
+    for name, values in before.items():
+        np.testing.assert_array_equal(after[name], values, err_msg=name)
+    # A head of more rows than the base's has the same input channels.
+    add_tokens(tmp_path / "e0", "<new>")
+    data = asked.source | {"tokenizer_source": "union"}
+    wider = merged(Recipe.from_dict(data, tmp_path), found, tmp_path / "wider")
+    head = wider["lm_head.weight"]
+    assert len(head) == len(before["lm_head.weight"]) + 1
+    np.testing.assert_array_equal(head[:-1], before["lm_head.weight"])
+
+
+def test_a_token_that_the_base_lacks_is_named(family: Family, tmp_path: Path) -> None:
+    family = family.copy(tmp_path)
+    add_tokens(tmp_path / "e0", "<new>")
+    (tmp_path / "t0.jsonl").write_text(json.dumps({"text": "w1 w2 <new> w3"}) + "\n")
+    with pytest.raises(InputError, match=r"aim: .*'<new>'.*or name samples that the base can read"):
+        calibrated(recipe(family), tmp_path)
 
 
 def test_samples_of_its_own(family: Family, tmp_path: Path) -> None:
