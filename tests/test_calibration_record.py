@@ -83,7 +83,7 @@ def put(key: str, value: Any) -> Any:
         ("alignment.1.1", 0.5, "alignment: an expert's distance to itself is not 0"),
         ("alignment.0.1", float("inf"), "alignment[0][1]: input should be a finite number"),
         ("order", [], "order: does not name the same layers"),
-        ("experts", [], "experts: list should have at least 1 item"),
+        ("experts", [], "experts: there is none"),
         ("experts.1", 3, "experts[1]: input should be an object"),
         ("experts.0.fingerprint", 3, "experts[0].fingerprint: input should be a valid string"),
         ("experts.2.loss", None, "experts[2].loss: input should be a valid number"),

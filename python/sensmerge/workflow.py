@@ -35,6 +35,7 @@ from sensmerge.scaling.matching import (
     matching,
     needs_calibration,
     needs_coefficients,
+    needs_files,
     with_statistics,
 )
 from sensmerge.scaling.required import with_measurements
@@ -140,9 +141,8 @@ def _merge(
     if recipe.auto or (calibration is None and needs_calibration(recipe)):
         # Refuse a merge that is bound to fail before the long measurement rather than after it.
         if recipe.method.statistic is None:
-            asked = request(
-                _provisional(recipe), None, models, threads=how.threads, progress=how.progress
-            )
+            sketched = _undamped(_provisional(recipe))
+            asked = request(sketched, None, models, threads=how.threads, progress=how.progress)
             asked.manifest()
         merged_tokenizer(recipe, models)
     with _statistics_beside(recipe, Path(out), calibration) as keep:
@@ -159,7 +159,7 @@ def _statistics_beside(
     recipe: Recipe, out: Path, calibration: Calibration | str | Path | None
 ) -> Iterator[Path | None]:
     """Where statistics are kept that are measured for one merge alone; removed at its end."""
-    if calibration is not None or recipe.method.statistic is None:
+    if calibration is not None or not needs_files(recipe):
         yield None
         return
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -327,9 +327,9 @@ def _plan(
             f"{keys}: merge searches for values that are auto; this plan has lambda "
             f"{1 / len(recipe.experts):.3g} and temperature {DEFAULT_TEMPERATURE:g}"
         )
-    if recipe.method.statistic is not None or (
-        calibration is not None and needs_calibration(recipe)
-    ):
+    if not weights:
+        recipe = _undamped(recipe)
+    if needs_files(recipe) or (calibration is not None and needs_calibration(recipe)):
         models, found = with_measurements(recipe, calibration, models)
         notes += [] if found is None else found.notes()
     elif needs_calibration(recipe):
@@ -354,6 +354,13 @@ def _plan(
 def _provisional(recipe: Recipe) -> Recipe:
     """The recipe with provisional numbers for its ``auto`` values."""
     return recipe.chosen(1 / len(recipe.experts), DEFAULT_TEMPERATURE) if recipe.auto else recipe
+
+
+def _undamped(recipe: Recipe) -> Recipe:
+    """The recipe without ``aim``, for which nothing is measured yet."""
+    if recipe.aim is None:
+        return recipe
+    return recipe.replaced({key: said for key, said in recipe.source.items() if key != "aim"})
 
 
 def as_mergekit(recipe: Recipe, found: Coefficients) -> str:

@@ -15,7 +15,13 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from sensmerge import _core
-from sensmerge.calibration.record import WITHOUT_CHOICE, Calibration, Expert, StatisticsFile
+from sensmerge.calibration.record import (
+    WITHOUT_CHOICE,
+    ActivationsFile,
+    Calibration,
+    Expert,
+    StatisticsFile,
+)
 from sensmerge.errors import InputError
 from sensmerge.files import write_atomically
 from sensmerge.reading import MIDDLE, content
@@ -95,13 +101,23 @@ class Kept:
 
     def _has(self, statistics: StatisticsFile | None, kind: str) -> bool:
         """Whether there is a file of statistics, as it was written."""
-        if self._path is None or statistics is None or statistics.kind != kind:
+        return statistics is not None and statistics.kind == kind and self._is_there(statistics)
+
+    def _is_there(self, file: StatisticsFile | ActivationsFile) -> bool:
+        if self._path is None:
             return False
         try:
-            found = _core.Checkpoint(str(self._path.parent / statistics.file))
+            found = _core.Checkpoint(str(self._path.parent / file.file))
         except (InputError, OSError):
             return False
-        return found.fingerprint() == statistics.fingerprint
+        return found.fingerprint() == file.fingerprint
+
+    def activations(self, weights: str, token_ids: str) -> ActivationsFile | None:
+        """What was measured of a base's activations on these samples, if it is still there."""
+        found = None if self._finished is None else self._finished.activations
+        if found is None or (found.weights, found.token_ids) != (weights, token_ids):
+            return None
+        return found if self._is_there(found) else None
 
     def distance(self, one: Expert, other: Expert) -> float | None:
         """g_ij of two experts on the samples of the second, if it was measured."""

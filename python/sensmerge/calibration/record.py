@@ -112,6 +112,31 @@ class StatisticsFile:
 
 
 @dataclass(frozen=True)
+class ActivationsFile:
+    """A file of how strong the base's activations are, by input channel.
+
+    Attributes:
+        model: The base's name in the recipe.
+        weights: Digest of its weights.
+        paths: The files of samples, as the recipe names them.
+        used: Number of samples.
+        token_ids: Digest of their token ids.
+        file: The file's name; it lies beside the calibration file.
+        fingerprint: Digest of its content.
+        transposed: Tensors of the base whose inputs are rows rather than columns.
+    """
+
+    model: str
+    weights: str
+    paths: list[str]
+    used: Count
+    token_ids: str
+    file: str
+    fingerprint: str
+    transposed: list[str]
+
+
+@dataclass(frozen=True)
 class Calibration:
     """Measurements of K experts with L decoder blocks and M layers outside them.
 
@@ -130,7 +155,9 @@ class Calibration:
         seconds: Seconds by phase.
         statistics: What was measured of every expert for a method that needs it, in their order;
             empty otherwise.
-        folder: Where the files of ``statistics`` lie; None if that is not known.
+        activations: What was measured of the base's activations, if the recipe needs that. Where it
+            needs nothing else, there are no experts.
+        folder: Where these files lie; None if that is not known.
     """
 
     base: str | None
@@ -146,7 +173,14 @@ class Calibration:
     versions: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     statistics: list[StatisticsFile] = field(default_factory=list)
+    activations: ActivationsFile | None = None
     folder: Path | None = None
+
+    @property
+    def files(self) -> list[str]:
+        """The names of the files beside it."""
+        own = [] if self.activations is None else [self.activations.file]
+        return [*(each.file for each in self.statistics), *own]
 
     @property
     def measure(self) -> str:
@@ -195,6 +229,8 @@ class Calibration:
         }
         if self.statistics:
             data["statistics"] = [asdict(each) for each in self.statistics]
+        if self.activations is not None:
+            data["activations"] = asdict(self.activations)
         return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     def save(self, path: str | Path) -> None:
@@ -254,6 +290,10 @@ class Calibration:
         Raises:
             InputError: It was measured on other weights.
         """
+        if fingerprints and not self.experts:
+            raise InputError(
+                "the calibration has the base's activations alone; calibrate again with this recipe"
+            )
         known = [expert.fingerprint for expert in self.experts]
         rows: list[int] = []
         for place, fingerprint in enumerate(fingerprints):
@@ -291,7 +331,7 @@ class _File(_Strict):
     format: str
     version: int
     base: str | None
-    experts: Annotated[list[Expert], Field(min_length=1)]
+    experts: list[Expert]
     layers: Names
     sensitivity: list[list[Amount]]
     outside: _Outside
@@ -302,10 +342,13 @@ class _File(_Strict):
     versions: dict[str, str]
     seconds: dict[str, FiniteFloat]
     statistics: list[StatisticsFile] = Field(default_factory=list)
+    activations: ActivationsFile | None = None
 
     def calibration(self) -> Calibration:
         """The calibration, after a check that the parts of the file agree."""
         count, layers, outside = len(self.experts), self.layers, self.outside
+        if count == 0 and self.activations is None:
+            raise InputError("experts: there is none")
         alignment = _matrix("alignment", self.alignment, count, count)
         if np.any(np.diagonal(alignment)):
             raise InputError("alignment: an expert's distance to itself is not 0")
@@ -331,6 +374,7 @@ class _File(_Strict):
             versions=self.versions,
             seconds=self.seconds,
             statistics=self.statistics,
+            activations=self.activations,
         )
 
 

@@ -19,7 +19,6 @@ from sensmerge.calibration import samples
 from sensmerge.calibration.kept import Kept, Part
 from sensmerge.calibration.record import Calibration, Expert, StatisticsFile
 from sensmerge.errors import InputError
-from sensmerge.models import open_models
 from sensmerge.models.layers import block_of, blocks
 from sensmerge.progress import bar
 from sensmerge.recipe import Sensitivity
@@ -33,12 +32,14 @@ except ImportError as error:
     ) from None
 
 from sensmerge.calibration import alignment, loading, statistics
+from sensmerge.calibration.base import OfBase, measure_base
 from sensmerge.calibration.runner import Opened, Runner
+from sensmerge.calibration.sources import open_sources
 from sensmerge.calibration.surroundings import quiet_transformers, torch_threads
 from sensmerge.calibration.vocabularies import Columns, Vocabulary, common_columns, translated
 
 if TYPE_CHECKING:
-    from sensmerge.recipe import Model, Recipe
+    from sensmerge.recipe import Recipe
 
 
 def run(
@@ -60,9 +61,17 @@ def run(
             f"{recipe.merge_method} needs statistics that are too large for memory: name the file "
             "that the calibration will be saved as (keep=), beside which they are written"
         )
+    if recipe.aim is not None and keep is None:
+        raise InputError(
+            "aim: what is measured of the base is written beside the calibration: name the file "
+            "that it will be saved as (keep=)"
+        )
     runner = Runner(memory, device, options.dtype)
     kept = Kept(keep, options.model_dump())
     with quiet_transformers(), torch_threads(threads):
+        base = measure_base(recipe, options, runner, kept, keep, progress)
+        if not recipe.measures_experts:
+            return _of_base(recipe, options, base, keep)
         sources = open_sources(recipe, recipe.measured, progress=progress)
         tasks = [
             samples.task(recipe, place, source.tokenizer, options)
@@ -95,15 +104,41 @@ def run(
         order=order,
         alignment=g,
         options=options.model_dump(include=_MEASURED),
-        notes=[*_notes(sources, tasks, parts, known), *runner.notes],
-        versions={
-            "sensmerge": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
-        seconds={"sensitivity": middle - start, "alignment": end - middle},
+        notes=[*_notes(sources, tasks, parts, known), *runner.notes, *base.notes],
+        versions=_versions(),
+        seconds={"sensitivity": middle - start, "alignment": end - middle} | base.seconds,
         statistics=[part.statistics for part in parts if part.statistics and kind is not None],
+        activations=base.file,
+        folder=None if keep is None else keep.absolute().parent,
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "sensmerge": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _of_base(recipe: Recipe, options: Sensitivity, base: OfBase, keep: Path | None) -> Calibration:
+    """The calibration of a recipe that needs the base's activations alone."""
+    nothing = np.zeros((0, 0))
+    return Calibration(
+        base=recipe.base_model,
+        experts=[],
+        layers=[],
+        sensitivity=nothing,
+        outside_layers=[],
+        outside_sensitivity=nothing,
+        order=[],
+        alignment=nothing,
+        options=options.model_dump(include=_MEASURED),
+        notes=base.notes,
+        versions=_versions(),
+        seconds=base.seconds,
+        activations=base.file,
         folder=None if keep is None else keep.absolute().parent,
     )
 
@@ -129,19 +164,6 @@ class _Files:
 
 # The options that change what is measured; the others only change how it is used.
 _MEASURED = {"measure", "base", "positions", "distance", "dtype", "samples", "max_length", "seed"}
-
-
-def open_sources(
-    recipe: Recipe, experts: list[Model], *, progress: bool = True
-) -> list[loading.Source]:
-    """The files and the tokenizers of some of a recipe's models."""
-    models = open_models(recipe, progress=progress)
-    base = None if models.base is None else models.base.path
-    opened = [models.find(expert.model) for expert in experts]
-    return [
-        loading.open_source(expert.model, model.path, base, model)
-        for expert, model in zip(experts, opened, strict=True)
-    ]
 
 
 def _check_blocks(sources: list[loading.Source]) -> None:

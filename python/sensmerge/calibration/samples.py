@@ -28,7 +28,8 @@ from sensmerge.recipe.places import at_home
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from sensmerge.recipe import Recipe, Sensitivity
+    from sensmerge.recipe import Model, Recipe, Sensitivity
+    from sensmerge.recipe.fields import Task as Wanted
 
 
 # Rows of a file, which are all read before some are drawn.
@@ -72,13 +73,33 @@ def task(
     Raises:
         InputError: The recipe names none for it, or :func:`load` refuses them.
     """
-    expert = recipe.measured[place]
+    return of_expert(recipe, recipe.measured[place], tokenizer, options)
+
+
+def of_expert(
+    recipe: Recipe, expert: Model, tokenizer: PreTrainedTokenizerBase, options: Sensitivity
+) -> Task:
+    """The samples of one of a recipe's models.
+
+    Raises:
+        InputError: As :func:`task`.
+    """
     if expert.calibration is None:
         raise InputError(
             f"expert '{expert.model}' has no calibration samples; add 'calibration: FILE.jsonl' to "
             "it, or give a calibration with --calibration"
         )
-    wanted = expert.calibration
+    return read_task(recipe, expert.calibration, tokenizer, options)
+
+
+def read_task(
+    recipe: Recipe, wanted: Wanted, tokenizer: PreTrainedTokenizerBase, options: Sensitivity
+) -> Task:
+    """The samples that a recipe names in one place.
+
+    Raises:
+        InputError: As :func:`load`.
+    """
     return load(
         [recipe.folder / at_home(file) for file in wanted.files],
         wanted.files,

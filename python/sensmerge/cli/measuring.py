@@ -74,7 +74,7 @@ def calibrate(
     forget(output)
     if not quiet:
         printing.note(*calibration.notes)
-        files = [output.with_name(each.file) for each in calibration.statistics]
+        files = [output.with_name(each) for each in calibration.files]
         printing.show(f"wrote {', '.join(map(str, [output, *files]))}")
 
 
@@ -98,6 +98,10 @@ def coefficients(
     from sensmerge.scaling.matching import matching
 
     loaded = load_recipe(recipe, leniency, say=True)
+    if not loaded.measures_experts:
+        raise InputError(
+            "the recipe needs no coefficients: beside aim, it has no sensitivity section"
+        )
     if calibration is None:
         raise InputError("--calibration: name the file that `sensmerge calibrate` wrote")
     measured = matching(loaded, require_calibration(calibration))

@@ -190,6 +190,13 @@ def _output(recipe: Recipe) -> Iterator[str]:
             f"each layer is multiplied by a coefficient (mode {options.mode}, temperature "
             f"{temperature})"
         )
+    if recipe.aim is not None:
+        ours = recipe.aim.calibration
+        said = "all experts' samples" if ours is None else f"the samples in {ours.path}"
+        yield (
+            f"aim: {recipe.base_model} is run on {said}; where its activations are strong, less of "
+            f"the merged task vector is added: {recipe.aim.omega:g} of it at the strongest channel"
+        )
 
 
 def _tokenizer(recipe: Recipe, first: str) -> str:
@@ -237,6 +244,8 @@ def _differences(recipe: Recipe) -> Iterator[str]:
         yield f"{' and '.join(recipe.auto)}: there, numbers are needed"
     if recipe.align is not None:
         yield "align: there, units are merged in the order in which models have them"
+    if recipe.aim is not None:
+        yield "aim: there, task vectors are added as they are"
     missing = _without_weight(recipe)
     if missing:
         yield f"{WEIGHT} of {', '.join(missing)} is the default; there, it has to be given"

@@ -167,6 +167,7 @@ def request(
         "missing": recipe.missing,
         "seed": recipe.seed,
         "out_dtype": recipe.out_dtype or recipe.dtype,
+        "omega": None if recipe.aim is None else recipe.aim.omega,
     }
     units, orders = None, [[dict[str, Any]()] * len(views.all) for _, views in parts]
     if recipe.align is not None and weights:

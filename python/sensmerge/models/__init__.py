@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
-from sensmerge.models.opened import Model, Models, Statistics, open_model, open_models
+from sensmerge.models.opened import (
+    Activations,
+    Model,
+    Models,
+    Statistics,
+    open_model,
+    open_models,
+)
 
-__all__ = ["Model", "Models", "Statistics", "open_model", "open_models"]
+__all__ = ["Activations", "Model", "Models", "Statistics", "open_model", "open_models"]

@@ -40,6 +40,19 @@ class Statistics:
 
 
 @dataclass(frozen=True)
+class Activations:
+    """What was measured of a model's activations.
+
+    Attributes:
+        checkpoint: The file of it, by the names of the model's tensors.
+        transposed: Tensors of the model whose inputs are rows rather than columns.
+    """
+
+    checkpoint: _core.Checkpoint
+    transposed: list[str]
+
+
+@dataclass(frozen=True)
 class Model:
     """One model.
 
@@ -52,6 +65,7 @@ class Model:
         changes: What they change in its tensors, in that order.
         adapter_notes: Notes for the user on them.
         statistics: What was measured of it, if the method needs that.
+        activations: What was measured of its activations, if the recipe needs that.
     """
 
     name: str
@@ -62,6 +76,7 @@ class Model:
     changes: tuple[Change, ...] = ()
     adapter_notes: tuple[str, ...] = ()
     statistics: Statistics | None = None
+    activations: Activations | None = None
 
     @cached_property
     def tensors(self) -> list[str]:
@@ -70,9 +85,10 @@ class Model:
 
     @property
     def checkpoints(self) -> list[_core.Checkpoint]:
-        """Its checkpoint, those of its adapters, and that of its statistics."""
+        """Its checkpoint, those of its adapters, and those of what was measured of it."""
         own = [self.checkpoint, *(adapter.checkpoint for adapter in self.adapters)]
-        return own if self.statistics is None else [*own, self.statistics.checkpoint]
+        measured = (self.statistics, self.activations)
+        return [*own, *(each.checkpoint for each in measured if each is not None)]
 
     @property
     def paths(self) -> list[Path]:
@@ -97,6 +113,12 @@ class Model:
         if self.statistics is not None:
             measured = number(self.statistics.checkpoint)
             found["statistics"] = {"checkpoint": measured, "tensors": self.statistics.tensors}
+        if self.activations is not None:
+            measured = number(self.activations.checkpoint)
+            found["activations"] = {
+                "checkpoint": measured,
+                "transposed": self.activations.transposed,
+            }
         return found
 
     def fingerprint(self) -> str:
@@ -166,10 +188,18 @@ class Models:
     def measured(self, found: Mapping[str, Statistics]) -> Models:
         """The same with statistics of some of them, by their names in the recipe."""
         by_place = {place_of(name, self.home): each for name, each in found.items()}
-        places = {
-            place: replace(model, statistics=by_place[place]) if place in by_place else model
-            for place, model in self.places.items()
-        }
+        return self._with(
+            {place: replace(self.places[place], statistics=by_place[place]) for place in by_place}
+        )
+
+    def damped(self, base: str, found: Activations) -> Models:
+        """The same with what was measured of the activations of the base, by its name."""
+        place = place_of(base, self.home)
+        return self._with({place: replace(self.places[place], activations=found)})
+
+    def _with(self, changed: Mapping[str, Model]) -> Models:
+        """The same with other models at some places."""
+        places = {place: changed.get(place, model) for place, model in self.places.items()}
         others = {id(old): places[place] for place, old in self.places.items()}
         return replace(
             self,

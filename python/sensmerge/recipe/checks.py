@@ -83,6 +83,8 @@ def whole(recipe: Recipe, method: Method | None, found: Findings) -> None:
     if listed and found.read("base_model"):
         _models(recipe, method, found)
         _required(recipe, method, found)
+    if recipe.aim is not None and listed and found.read("base_model"):
+        _aim(recipe, method, found)
     on = recipe.sensitivity is not None and recipe.sensitivity.mode != "off"
     if on and recipe.slices is not None:
         found.refuse(
@@ -99,6 +101,25 @@ def whole(recipe: Recipe, method: Method | None, found: Findings) -> None:
             ("sensitivity",),
             f"{method.name} has no weights that coefficients can scale; remove the section",
         )
+
+
+def _aim(recipe: Recipe, method: Method, found: Findings) -> None:
+    """Refuse damping where there are no task vectors, or of another base than the measured one."""
+    if method.base not in ("needed", "optional") or recipe.base_model is None:
+        found.refuse(
+            ("aim",),
+            f"{method.name} merges no task vectors here, so that none can be damped; remove the "
+            "section, or take a method with a base_model",
+        )
+        return
+    ours = place_of(recipe.base_model, recipe.places)
+    for part in recipe.parts:
+        if place_of(str(recipe.base_of(part)), recipe.places) != ours:
+            found.refuse(
+                ("aim",),
+                f"{part.key} has the base {recipe.base_of(part)}, and activations are measured in "
+                f"{recipe.base_model} alone; remove the section",
+            )
 
 
 def _measured(recipe: Recipe, method: Method, found: Findings) -> None:

@@ -147,6 +147,26 @@ class Model(Strict):
     calibration: Annotated[Task | None, BeforeValidator(_task)] = None
 
 
+def _omega(value: Any) -> float:
+    number = read_number(value, "a number from 0 to 1")
+    if not 0 <= number <= 1:
+        raise ValueError(f"{value} is not from 0 to 1")
+    return number
+
+
+class Aim(Strict):
+    """Activation-informed merging: task vectors are damped where the base's activations are strong.
+
+    Attributes:
+        omega: ω, what is left of the merged task vector at a layer's strongest input channel, from
+            0 to 1; 1 changes nothing.
+        calibration: Samples for the base; None takes those of all experts together.
+    """
+
+    omega: Annotated[float, BeforeValidator(_omega)] = 0.4
+    calibration: Annotated[Task | None, BeforeValidator(_task)] = None
+
+
 class Sensitivity(Strict):
     """The measurement of sensitivity and its conversion to coefficients.
 

@@ -23,7 +23,7 @@ DEFAULT_LENIENCY: Leniency = "mergekit"
 LENIENCIES: tuple[Leniency, ...] = get_args(Leniency)
 
 # Keys that mergekit does not have: it cannot have ignored them.
-_OURS = ("sensitivity", "calibration", "semantics", "align")
+_OURS = ("sensitivity", "calibration", "semantics", "align", "aim")
 
 # Parts of a model's reference, which people also write beside it.
 _OF_A_REFERENCE = {

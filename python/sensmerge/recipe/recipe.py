@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 from sensmerge.errors import InputError
 from sensmerge.recipe import checks, methods, parameters
 from sensmerge.recipe.fields import (
+    Aim,
     Align,
     Dtype,
     Model,
@@ -75,6 +76,7 @@ class Recipe(Strict):
     chat_template: Annotated[str | None, BeforeValidator(template)] = None
     align: Align | None = None
     missing: Literal["error", "base", "skip"] = "error"
+    aim: Annotated[Aim | None, BeforeValidator(section)] = None
     sensitivity: Annotated[Sensitivity | None, BeforeValidator(section)] = None
     semantics: Semantics = DEFAULT_SEMANTICS
     seed: int = Field(default=0, ge=0, lt=2**64)
@@ -254,6 +256,12 @@ class Recipe(Strict):
         All models but the base; if the method merges the base too, the base is the first.
         """
         return self._experts
+
+    @property
+    def measures_experts(self) -> bool:
+        """Whether a calibration runs the experts: not where only ``aim`` needs one."""
+        on = self.sensitivity is not None and self.sensitivity.mode != "off"
+        return on or self.aim is None or self.method.statistic is not None
 
     @property
     def measured(self) -> list[Model]:

@@ -31,14 +31,17 @@ def recipe_schema() -> dict[str, Any]:
         }
     samples: dict[str, Any] = {"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]}
     sections["Task"]["properties"]["path"] = samples
+    task = {
+        "description": "the samples: a file, several, or a mapping",
+        "anyOf": [*samples["anyOf"], {"$ref": "#/$defs/Task"}],
+    }
     for name in ("Model", "Source"):
         sections[name]["properties"] |= {
             "parameters": _or_empty("ModelParameters"),
-            "calibration": {
-                "description": "the samples: a file, several, or a mapping",
-                "anyOf": [*samples["anyOf"], {"$ref": "#/$defs/Task"}],
-            },
+            "calibration": task,
         }
+    sections["Aim"]["properties"]["calibration"] = task
+    sections["Aim"]["properties"]["omega"] |= {"minimum": 0, "maximum": 1}
     sections["Slice"]["properties"]["parameters"] = _or_empty("Parameters")
     sections["Sensitivity"]["properties"]["temperature"] = {
         "anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"const": AUTO}],
@@ -54,6 +57,7 @@ def recipe_schema() -> dict[str, Any]:
     schema["properties"]["modules"] = _modules(schema["properties"])
     schema["properties"]["parameters"] = _or_empty("Parameters")
     schema["properties"]["sensitivity"] = _or_empty("Sensitivity")
+    schema["properties"]["aim"] = _or_empty("Aim")
     schema["properties"]["merge_method"] = {
         "oneOf": [
             {"const": method.name, "title": method.title, "description": method.summary}

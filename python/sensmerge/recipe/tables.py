@@ -21,6 +21,8 @@ _NOT_METHODS = {
     "zipit": "ZipIt! also merges units within a model, which blends features of one model with "
     f"each other and needs activations; {_ALIGNED}",
     "git_rebasin": _ALIGNED,
+    "aim": "AIM is a step after a method that merges task vectors: name that method, and write an "
+    "aim section beside it, such as aim: {omega: 0.4}; see docs/methods/aim.md",
     "rebasin": _ALIGNED,
 }
 

@@ -8,7 +8,8 @@ arithmetic (Ilharco et al. 2023), TIES (Yadav et al. 2023), DARE (Yu et al. 2024
 2024), Consensus Task Arithmetic (Wang et al. 2024), PCB-Merging (Du et al. 2024), WIDEN (Yu et al.
 2024), WSM (Tian et al. 2025), TSV-Merge (Gargiulo et al. 2025), Iso-C and Iso-CTS (Marczak et al.
 2025), ACTMat, WUDI (Cheng et al. 2025), Fisher merging (Matena and Raffel 2022), RegMean (Jin et
-al. 2023), Git Re-Basin (Ainsworth et al. 2023), Philox (Salmon et al. 2011), and mergekit.
+al. 2023), AIM (Heyrani Nobari et al. 2025), Git Re-Basin (Ainsworth et al. 2023), Philox (Salmon et
+al. 2011), and mergekit.
 
 A model is a mapping of arrays by tensor name. ``weights[name]`` holds one weight per expert: the
 recipe's weight times K·σ of the tensor's layer (Eq. 7). K is the number of experts, L that of
@@ -45,12 +46,13 @@ from sensmerge.reference.sparse import (
     trim_model,
     trim_tensor,
 )
-from sensmerge.reference.statistics import fisher, regmean
+from sensmerge.reference.statistics import aim, fisher, regmean
 from sensmerge.reference.units import best_nested_order, best_order
 
 __all__ = [
     "Array",
     "Model",
+    "aim",
     "arcee_fusion",
     "band",
     "band_of_rows",

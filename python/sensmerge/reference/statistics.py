@@ -1,4 +1,4 @@
-"""Methods that know more of every model than its weights: Fisher merging and RegMean."""
+"""What knows more of models than their weights: Fisher merging, RegMean, and AIM."""
 
 from __future__ import annotations
 
@@ -45,3 +45,19 @@ def regmean(
     right = sum(w * d @ c for w, d, c in zip(weights, deltas, shrunk, strict=True))
     rho = ridge * np.trace(total) / len(total)
     return np.asarray(np.linalg.solve(total + rho * np.eye(len(total)), np.asarray(right).T).T)
+
+
+def aim(delta: Array, activations: Array, omega: float = 0.4, transposed: bool = False) -> Array:
+    """``δ · (1 − s (1 − ω))``, where ``s`` is the largest-is-1 activation of the input channel.
+
+    Args:
+        delta: The merged task vector of one tensor: ``[..., out, in]``, or ``[..., in, out]`` if it
+            is ``transposed``; or a norm's, ``[in]``.
+        activations: The mean of ``|x_j|`` over the base's inputs, ``[..., in]``.
+        omega: What is left at the strongest channel.
+        transposed: Whether inputs are rows.
+    """
+    s = activations / activations.max(axis=-1, keepdims=True)
+    if delta.ndim > 1:
+        s = np.expand_dims(s, -1 if transposed else -2)
+    return np.asarray(delta * (1 - s * (1 - omega)))

@@ -113,6 +113,8 @@ def write_for(
         notes = notes_of(source)
         source = measured
     calibration = Calibration.load(source)
+    if not calibration.experts:
+        raise InputError(f"{source}: has the base's activations alone, of which there is no report")
     base = "expert" if calibration.has_base else "origin"
     options = Sensitivity.model_validate({"measure": calibration.measure, "base": base})
     if recipe is not None:

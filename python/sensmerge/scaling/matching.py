@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sensmerge import _core
 from sensmerge.errors import InputError
-from sensmerge.models import Models, Statistics, open_models
+from sensmerge.models import Activations, Models, Statistics, open_models
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
@@ -22,12 +22,17 @@ def needs_coefficients(recipe: Recipe) -> bool:
 
 
 def needs_calibration(recipe: Recipe) -> bool:
-    """Whether a recipe asks for coefficients, or its method for statistics."""
-    return needs_coefficients(recipe) or recipe.method.statistic is not None
+    """Whether a recipe asks for coefficients or damping, or its method for statistics."""
+    return needs_coefficients(recipe) or needs_files(recipe)
+
+
+def needs_files(recipe: Recipe) -> bool:
+    """Whether what a recipe needs is measured into files beside the calibration."""
+    return recipe.aim is not None or recipe.method.statistic is not None
 
 
 def with_statistics(recipe: Recipe, calibration: Calibration | None, models: Models) -> Models:
-    """The models with what was measured of them, if the recipe's method needs it.
+    """The models with what was measured of them, if the recipe or its method needs it.
 
     Args:
         recipe: The recipe.
@@ -37,6 +42,7 @@ def with_statistics(recipe: Recipe, calibration: Calibration | None, models: Mod
     Raises:
         InputError: Nothing of that kind was measured, or a file is missing or has changed.
     """
+    models = _damped(recipe, calibration, models)
     kind = recipe.method.statistic
     if kind is None:
         return models
@@ -50,10 +56,7 @@ def with_statistics(recipe: Recipe, calibration: Calibration | None, models: Mod
         )
     found: dict[str, Statistics] = {}
     for expert, file in zip(calibration.experts, calibration.statistics, strict=True):
-        path = (calibration.folder or Path()) / file.file
-        checkpoint = _core.Checkpoint(str(path))
-        if checkpoint.fingerprint() != file.fingerprint:
-            raise InputError(f"{path}: has changed since it was measured; calibrate again")
+        checkpoint = _beside(calibration, "statistics", file.file, file.fingerprint)
         if expert.model in found and found[expert.model].tensors is not file.tensors:
             raise InputError(
                 f"models: '{expert.model}' is listed twice, and {method} has one set of statistics "
@@ -61,6 +64,38 @@ def with_statistics(recipe: Recipe, calibration: Calibration | None, models: Mod
             )
         found[expert.model] = Statistics(checkpoint, file.tensors)
     return models.measured(found)
+
+
+def _damped(recipe: Recipe, calibration: Calibration | None, models: Models) -> Models:
+    """The models with what was measured of the base's activations, if the recipe asks for aim."""
+    if recipe.aim is None or models.base is None:
+        return models
+    if calibration is None:
+        raise InputError("aim needs a calibration: run sensmerge calibrate with this recipe")
+    found = calibration.activations
+    if found is None:
+        raise InputError(
+            "aim: the calibration has no activations of the base; run sensmerge calibrate again, "
+            "with this recipe"
+        )
+    if found.weights != models.base.fingerprint():
+        raise InputError(
+            f"aim: the calibration has the activations of {found.model}, and the weights of "
+            f"{models.base.name} are other ones; calibrate again"
+        )
+    checkpoint = _beside(calibration, "activations", found.file, found.fingerprint)
+    return models.damped(models.base.name, Activations(checkpoint, found.transposed))
+
+
+def _beside(calibration: Calibration, key: str, file: str, fingerprint: str) -> _core.Checkpoint:
+    """A file beside a calibration, as it was written."""
+    if Path(file).name != file:
+        raise InputError(f"{key}: '{file}' is no bare file name")
+    path = (calibration.folder or Path()) / file
+    checkpoint = _core.Checkpoint(str(path))
+    if checkpoint.fingerprint() != fingerprint:
+        raise InputError(f"{path}: has changed since it was measured; calibrate again")
+    return checkpoint
 
 
 def matching(
@@ -82,7 +117,7 @@ def matching(
     if not isinstance(calibration, Calibration):
         calibration = Calibration.load(Path(calibration))
     asked = recipe.sensitivity
-    if asked is not None:
+    if asked is not None and recipe.measures_experts:
         calibration.require_measure(asked.measure)
     for name in sorted(asked.model_fields_set) if asked is not None else []:
         if name in calibration.options and calibration.options[name] != getattr(asked, name):
@@ -90,6 +125,8 @@ def matching(
                 f"sensitivity.{name}: the recipe says {getattr(asked, name)} and the calibration "
                 f"was measured with {calibration.options[name]}; calibrate again or change the key"
             )
+    if not recipe.measures_experts:
+        return calibration
     models = models or open_models(recipe)
     opened = [models.find(model.model) for model in recipe.measured]
     with ThreadPoolExecutor() as pool:

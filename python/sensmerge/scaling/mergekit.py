@@ -46,7 +46,8 @@ def mergekit_recipe(
 
     Raises:
         InputError: mergekit does not have the method, the recipe's semantics are ``original`` and
-            the method is one that mergekit computes differently, or the recipe aligns units.
+            the method is one that mergekit computes differently, or the recipe aligns units or
+            damps task vectors.
     """
     method = recipe.method
     if not method.in_mergekit:
@@ -64,6 +65,11 @@ def mergekit_recipe(
         raise InputError(
             "align: mergekit merges units in the order in which models have them; without align "
             "the recipe can be written as one of mergekit's"
+        )
+    if recipe.aim is not None:
+        raise InputError(
+            "aim: mergekit does not damp task vectors; without aim the recipe can be written as "
+            "one of mergekit's"
         )
     data = {key: value for key, value in recipe.source.items() if key not in _OURS}
     data |= _dtypes(recipe, stored)

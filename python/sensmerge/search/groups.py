@@ -27,6 +27,7 @@ from sensmerge.recipe.tokenizer import with_other_names
 if TYPE_CHECKING:
     from sensmerge.merging.manifest import Request
     from sensmerge.recipe import Recipe
+    from sensmerge.recipe.fields import Task
 
 Matrix = NDArray[np.float64]
 
@@ -159,11 +160,19 @@ def moved(recipe: Recipe, home: Path) -> dict[str, Any]:
     data |= with_other_names(data, seen)
     for model, said in zip(recipe.models, data["models"], strict=True):
         said["model"] = seen(model.model)
-        if model.calibration is not None:
-            files = [seen(file) for file in model.calibration.files]
-            path = files[0] if len(files) == 1 else files
-            if isinstance(said["calibration"], dict):
-                said["calibration"]["path"] = path
-            else:
-                said["calibration"] = path
+        _move_samples(model.calibration, said, seen)
+    if recipe.aim is not None:
+        _move_samples(recipe.aim.calibration, data["aim"], seen)
     return data
+
+
+def _move_samples(task: Task | None, said: Any, seen: Callable[[str], str]) -> None:
+    """Change the paths of samples in the section that names them."""
+    if task is None:
+        return
+    files = [seen(file) for file in task.files]
+    path = files[0] if len(files) == 1 else files
+    if isinstance(said["calibration"], dict):
+        said["calibration"]["path"] = path
+    else:
+        said["calibration"] = path

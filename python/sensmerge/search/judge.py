@@ -185,6 +185,8 @@ class Judge:
         numbers = b""
         if measured is not None:
             numbers = measured.sensitivity.tobytes() + measured.alignment.tobytes()
+            of_base = measured.activations
+            numbers += b"" if of_base is None else of_base.fingerprint.encode()
         return {
             "recipe": {key: said for key, said in self.recipe.source.items() if key != "models"},
             "models": [model.fingerprint() for model in self._models.all],

@@ -190,6 +190,11 @@ def _check(recipe: Recipe) -> None:
             "sensitivity: coefficients depend on which experts are merged; choose experts with "
             "plain weights, and measure coefficients for those that are kept"
         )
+    if recipe.aim is not None:
+        raise InputError(
+            "aim: the base's activations are measured for the experts that are merged; choose "
+            "experts without the section, and damp the merge of those that are kept"
+        )
     if recipe.wanted_tokenizer.source == UNION:
         raise InputError(
             "tokenizer: a united vocabulary depends on which experts are merged; name one of them"

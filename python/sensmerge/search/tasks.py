@@ -16,8 +16,9 @@ import torch
 
 from sensmerge.calibration import loading
 from sensmerge.calibration import samples as calibration_samples
-from sensmerge.calibration.run import open_sources, readings
+from sensmerge.calibration.run import readings
 from sensmerge.calibration.sensitivity import loss
+from sensmerge.calibration.sources import open_sources
 from sensmerge.calibration.vocabularies import Vocabulary, translated
 from sensmerge.errors import InputError
 from sensmerge.models.vocabulary.output import output_vocabulary

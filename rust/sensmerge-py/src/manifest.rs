@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use pyo3::prelude::*;
@@ -7,8 +7,8 @@ use sensmerge_core::checkpoint::layout::layout;
 use sensmerge_core::engine::Inputs;
 use sensmerge_core::error::{Error, Result};
 use sensmerge_core::manifest::{
-    self, Builder, Change, Content, Missing, Numbers, OutDtype, Part, Patch, Reordered, Selection,
-    View,
+    self, Activations, Builder, Change, Content, Missing, Numbers, OutDtype, Part, Patch,
+    Reordered, Selection, View,
 };
 use sensmerge_core::method::Semantics;
 use serde::Deserialize;
@@ -86,6 +86,9 @@ struct Request {
     parts: Vec<RequestedPart>,
     #[serde(default)]
     missing: Missing,
+    /// Given if task vectors are damped by the base's activations.
+    #[serde(default)]
+    omega: Option<f64>,
     seed: u64,
     out_dtype: Option<OutDtype>,
     /// Whether merged tensors are left unquantised where `out_dtype` says nothing.
@@ -129,6 +132,9 @@ pub(crate) struct RequestedView {
     /// What was measured of the model.
     #[serde(default)]
     statistics: Option<RequestedStatistics>,
+    /// What was measured of the model's activations.
+    #[serde(default)]
+    activations: Option<RequestedActivations>,
 }
 
 /// What was measured of a model, tensor by tensor.
@@ -139,6 +145,16 @@ struct RequestedStatistics {
     checkpoint: usize,
     /// The name there of what was measured of every stored tensor.
     tensors: BTreeMap<String, String>,
+}
+
+/// What was measured of a model's activations.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RequestedActivations {
+    /// Index of the checkpoint that holds it.
+    checkpoint: usize,
+    /// The stored tensors whose inputs are rows.
+    transposed: BTreeSet<String>,
 }
 
 /// A change to a tensor by an adapter; the other names are those of the adapter's tensors.
@@ -187,6 +203,9 @@ impl Request {
         if self.dequantised {
             builder = builder.dequantised();
         }
+        if let Some(omega) = self.omega {
+            builder = builder.omega(omega);
+        }
         for (name, on) in self.switches {
             builder = builder.switch(name, on);
         }
@@ -234,6 +253,10 @@ impl RequestedView {
         if let Some(RequestedStatistics { checkpoint, tensors }) = self.statistics {
             view = view.statistics(numbered(checkpoints, checkpoint)?, tensors);
         }
+        if let Some(RequestedActivations { checkpoint, transposed }) = self.activations {
+            let checkpoint = numbered(checkpoints, checkpoint)?;
+            view = view.activations(Activations { checkpoint, transposed });
+        }
         for (name, patches) in self.patches {
             for patch in patches {
                 view = view.patch(&name, patch.build(checkpoints)?);
@@ -274,10 +297,12 @@ impl Manifest {
     ///
     /// Args:
     ///     request: JSON: ``method``, ``semantics``, ``switches``, ``seed``, ``out_dtype``,
-    ///         ``dequantised``, ``notes``, ``missing`` (``error``, ``base`` or ``skip``: what becomes of
+    ///         ``dequantised``, ``notes``, ``omega`` (with it, merged task vectors are damped
+    ///         by the base's activations), ``missing`` (``error``, ``base`` or ``skip``: what becomes of
     ///         tensors that only some models have) and ``parts``, which are output tensors that are merged from the same models: ``base`` (or
     ///         null), ``models`` (the index of the ``checkpoint`` of each, and rules for its tensors:
-    ///         ``names``, ``aliases``, ``rows``, ``orders``, ``patches``, ``statistics``), and ``tensors``: the numbers of every output tensor,
+    ///         ``names``, ``aliases``, ``rows``, ``orders``, ``patches``, ``statistics``,
+    ///         ``activations``), and ``tensors``: the numbers of every output tensor,
     ///         by parameter.
     ///     checkpoints: The checkpoints that the request names by their index.
     ///

@@ -6,6 +6,7 @@ use super::reduce::Buffer;
 use super::stage::{Decided, Stage, carried};
 use super::write::{Combination, read};
 use crate::error::{Error, Result};
+use crate::kernel::weighted_sum::multiply_by;
 use crate::program::sweep::Chunk;
 use crate::program::{Computed, Operand};
 
@@ -25,17 +26,23 @@ pub(super) fn derivatives<T: Computed>(
         return Err(Error::setting("merge_method", reason));
     }
     gradient.check_length("gradient", tensor.elements())?;
-    let combination = Combination::new(stage.job, tensor, &decided.found[place]);
+    let combination = Combination::new(stage.job, tensor, &decided.found[place])?;
     let of_chunk = |chunk: &Chunk| {
         stage.job.monitor.check()?;
         stage.scratch.lend(|worker| {
             let mut carried = carried(&decided.steps, place, chunk.place);
             let mut wide = Vec::new();
+            let mut damped = Vec::new();
             let mut sums = Vec::new();
             worker.block.activate(|_| true);
             for entries in stage.blocks(chunk) {
                 wide.resize(entries.len(), T::ZERO);
                 gradient.read(entries.start, &mut wide);
+                if let Some(factors) = &combination.factors {
+                    damped.resize(entries.len(), T::ZERO);
+                    factors.fill(&entries, &mut damped);
+                    multiply_by(&damped, &mut wide);
+                }
                 read(
                     stage,
                     decided,

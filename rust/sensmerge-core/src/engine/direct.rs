@@ -58,6 +58,7 @@ impl<'t> Direct<'t> {
             && inputs.experts.len() <= MOST_MODELS
             && inputs.base.is_some() == based
             && tensor.matrices.is_none()
+            && combination.factors.is_none()
             && stage.division == Blocks::Flat;
         let plain = based || (decided.steps.is_empty() && matches!(form, Form::Sum { .. }));
         if !served || !plain {

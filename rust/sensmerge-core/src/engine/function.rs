@@ -4,11 +4,10 @@ use std::ops::Range;
 
 use super::stage::{Decided, Stage};
 use super::tensor::Tensor;
-use super::write::{TakeBlock, read};
+use super::write::{Combination, TakeBlock, read};
 use crate::error::{Error, Result};
 use crate::kernel::finite::{all_finite, has_nan};
-use crate::kernel::weighted_sum::scale_and_add;
-use crate::program::block::{Block, Parts};
+use crate::program::block::Block;
 use crate::program::function::{Call, Called};
 use crate::program::sweep::Chunk;
 use crate::program::{Computed, Operand};
@@ -18,7 +17,7 @@ pub(super) fn merge_blocks<T: Computed>(
     stage: &Stage<T>,
     decided: &Decided<T>,
     called: &Called,
-    (lambda, chunk): (T, &Chunk),
+    (combination, chunk): (&Combination<T>, &Chunk),
     block: &mut Block<T>,
     take: TakeBlock<T>,
 ) -> Result<()> {
@@ -52,9 +51,8 @@ pub(super) fn merge_blocks<T: Computed>(
         let parts = block.parts();
         parts.out.copy_from_slice(&merged[place.clone()]);
         if let Some(base) = &base {
-            let Parts { base: block_base, out, .. } = parts;
-            block_base.copy_from_slice(&base[place]);
-            scale_and_add(block_base, lambda, out);
+            parts.base.copy_from_slice(&base[place]);
+            combination.add_to_base(block);
         }
         take(&entries, block)?;
     }

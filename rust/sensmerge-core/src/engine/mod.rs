@@ -16,6 +16,7 @@ mod average;
 mod card;
 mod columns;
 mod copy;
+mod damping;
 mod derivative;
 mod destination;
 pub mod difference;

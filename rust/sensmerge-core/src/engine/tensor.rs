@@ -7,7 +7,7 @@ use super::inputs::Inputs;
 use crate::dtype::{Float, Real};
 use crate::error::Result;
 use crate::kernel::task_vector::{subtract, subtract_stored};
-use crate::manifest::{Content, Manifest, Merge, Output};
+use crate::manifest::{Content, Damping, Manifest, Merge, Output};
 use crate::program::Subject;
 use crate::program::block::{BLOCK, Block};
 
@@ -45,6 +45,8 @@ pub(super) struct Tensor<'m> {
     base: Option<Entries<'m>>,
     experts: Vec<Entries<'m>>,
     statistics: Vec<Entries<'m>>,
+    /// The activations that damp it, and their number.
+    activations: Option<(Entries<'m>, usize)>,
     /// Whether statistics have the tensor's shape.
     statistics_are_alike: bool,
     /// Size in bytes of one entry in all inputs together, for reporting progress.
@@ -72,6 +74,11 @@ impl<'m> Tensor<'m> {
         let base = merge.base.as_ref().map(of).transpose()?;
         let experts = merge.experts.iter().map(of).collect::<Result<Vec<_>>>()?;
         let statistics = merge.statistics.iter().map(of).collect::<Result<Vec<_>>>()?;
+        let of_damping = |damping: &'m Damping| -> Result<_> {
+            let count = damping.activations.shape().iter().product();
+            Ok((of(&damping.activations)?, count))
+        };
+        let activations = merge.damping.as_ref().map(of_damping).transpose()?;
         let mut sources = merge.base.iter().chain(&merge.experts);
         let double = sources.any(|source| source.dtype() == Some(Float::F64));
         let alike = merge.statistics.iter().all(|source| source.shape() == output.shape);
@@ -91,6 +98,7 @@ impl<'m> Tensor<'m> {
             base,
             experts,
             statistics,
+            activations,
             statistics_are_alike: alike,
         }))
     }
@@ -153,6 +161,14 @@ impl<'m> Tensor<'m> {
         out: &mut [T],
     ) {
         self.statistics[expert].read(entries, out);
+    }
+
+    /// The activations that damp it; none if it is not damped.
+    pub(super) fn activations(&self) -> Vec<f64> {
+        let Some((entries, count)) = &self.activations else { return Vec::new() };
+        let mut found = vec![0.0; *count];
+        entries.read(0..*count, &mut found);
+        found
     }
 
     /// Read an expert's row of a block: its task vector, if there is a base, which is read already.

@@ -4,7 +4,7 @@
 //! for every chunk, in parallel, and every block of it, in order:
 //!     read the block of the base and of every expert, and subtract the base
 //!     apply the program's steps (drop, trim, rescale) to the task vectors
-//!     combine them into one row, scale it by λ and add it to the base
+//!     combine them into one row, scale it by λ, damp it where activations are strong, and add it to the base
 //!     round it once to the output's dtype; refuse values that are not finite
 //! write the chunk
 //! ```
@@ -14,10 +14,12 @@
 //! unless a value is not finite.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use super::Job;
+use super::damping::Factors;
 use super::destination::{Destination, Slot};
 use super::direct::Direct;
 use super::function;
@@ -28,7 +30,7 @@ use super::window::chunk_entries;
 use crate::dtype::{Code, Float, Real};
 use crate::error::{Error, Hint, Result};
 use crate::kernel::finite::{all_finite, has_infinite, has_nan};
-use crate::kernel::weighted_sum::scale_and_add;
+use crate::kernel::weighted_sum::{scale_and_add, scale_damp_and_add};
 use crate::manifest::{Packing, Source, Stored};
 use crate::program::block::{BLOCK, Block, Parts};
 use crate::program::function::Form;
@@ -36,18 +38,35 @@ use crate::program::matrix;
 use crate::program::sweep::Chunk;
 use crate::program::{Computed, Join, Operand};
 
-/// The combination of one tensor's rows: its join and λ.
+/// The combination of one tensor's rows: its join, λ, and the factors that damp it.
 pub(super) struct Combination<T: Real> {
     pub(super) join: Box<dyn Join<T>>,
     pub(super) lambda: T,
+    pub(super) factors: Option<Arc<Factors<T>>>,
 }
 
 impl<T: Computed> Combination<T> {
-    pub(super) fn new(job: &Job, tensor: &Tensor, found: &[f64]) -> Self {
+    /// # Errors
+    /// Those of [`Factors::of`].
+    pub(super) fn new(job: &Job, tensor: &Tensor, found: &[f64]) -> Result<Self> {
         let subject = tensor.subject();
-        Self {
+        Ok(Self {
             join: T::combine(&*job.program.combine).bind(&subject, found),
             lambda: T::from_f64(subject.number_or("lambda", 1.0)),
+            factors: Factors::of(job, tensor)?.map(Arc::new),
+        })
+    }
+
+    /// Scale a block's combined task vectors, damp them, and add them to the base.
+    pub(super) fn add_to_base(&self, block: &mut Block<T>) {
+        let entries = block.entries();
+        let Parts { base, signs: room, out, .. } = block.parts();
+        match &self.factors {
+            None => scale_and_add(base, self.lambda, out),
+            Some(factors) => {
+                factors.fill(&entries, room);
+                scale_damp_and_add(base, self.lambda, room, out);
+            }
         }
     }
 }
@@ -68,7 +87,7 @@ pub(super) fn write<T: Computed>(
 ) -> Result<()> {
     let combinations: Vec<Combination<T>> = (stage.tensors.iter().zip(&decided.found))
         .map(|(tensor, found)| Combination::new(stage.job, tensor, found))
-        .collect();
+        .collect::<Result<_>>()?;
     let mut found = Vec::with_capacity(stage.chunks.len());
     for tensor in stage.tensors {
         found.extend(targets(stage, tensor, destination)?);
@@ -80,8 +99,8 @@ pub(super) fn write<T: Computed>(
         match (&stage.job.program.matrices, tensor.matrices) {
             (Some(combine), Some(_)) => {
                 let whole = matrices::merged(stage.job, tensor, chunk, &**combine)?;
-                let lambda = combination.lambda;
-                let combination = Combination { join: Box::new(whole), lambda };
+                let (lambda, factors) = (combination.lambda, combination.factors.clone());
+                let combination = Combination { join: Box::new(whole), lambda, factors };
                 merge_chunk(stage, decided, &combination, chunk, target)
             }
             _ => merge_chunk(stage, decided, combination, chunk, target),
@@ -210,15 +229,13 @@ fn merge_blocks<T: Computed>(
     let mut carried = carried(&decided.steps, chunk.tensor, chunk.place);
     block.activate(|_| true);
     if let Some(called) = stage.job.program.combine.called() {
-        let lambda = combination.lambda;
-        return function::merge_blocks(stage, decided, called, (lambda, chunk), block, take);
+        return function::merge_blocks(stage, decided, called, (combination, chunk), block, take);
     }
     for entries in stage.blocks(chunk) {
         read(stage, decided, (chunk.tensor, chunk.tensor), &entries, &mut carried, block)?;
         combination.join.join(block);
         if stage.job.program.operand == Operand::TaskVectors {
-            let Parts { base, out, .. } = block.parts();
-            scale_and_add(base, combination.lambda, out);
+            combination.add_to_base(block);
         }
         take(&entries, block)?;
     }

@@ -56,10 +56,36 @@ widest! {
 }
 
 widest! {
+    /// `sum_j ← θ_j + λ f_j sum_j`: the same where every entry has a factor of its own.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn scale_damp_and_add<T: Real>(base: &[T], lambda: T, factors: &[T], sum: &mut [T]) {
+        assert_eq!((base.len(), factors.len()), (sum.len(), sum.len()));
+        for ((sum, &base), &factor) in sum.iter_mut().zip(base).zip(factors) {
+            *sum = base + lambda * *sum * factor;
+        }
+    }
+}
+
+widest! {
     /// Divide every entry by `divisor`.
     pub fn divide<T: Real>(values: &mut [T], divisor: T) {
         for value in values {
             *value = *value / divisor;
+        }
+    }
+}
+
+widest! {
+    /// Multiply every entry by a factor of its own.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn multiply_by<T: Real>(factors: &[T], values: &mut [T]) {
+        assert_eq!(factors.len(), values.len());
+        for (value, &factor) in values.iter_mut().zip(factors) {
+            *value = *value * factor;
         }
     }
 }

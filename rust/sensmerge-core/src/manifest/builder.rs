@@ -85,6 +85,7 @@ pub struct Builder {
     numbers: Numbers,
     seed: u64,
     missing: Missing,
+    omega: Option<f64>,
     format: OutFormat,
     notes: Vec<String>,
 }
@@ -102,6 +103,7 @@ impl Builder {
             numbers: Numbers::new(),
             seed: 0,
             missing: Missing::default(),
+            omega: None,
             format: OutFormat::default(),
             notes: Vec::new(),
         }
@@ -192,6 +194,14 @@ impl Builder {
         self
     }
 
+    /// Damp merged task vectors by `1 − s (1 − ω)`, where `s` is what was measured of the activations of
+    /// the base ([`View::activations`]).
+    #[must_use]
+    pub fn omega(mut self, omega: f64) -> Self {
+        self.omega = Some(omega);
+        self
+    }
+
     /// The dtype of merged tensors; by default that of the base's tensor (or of the first model's),
     /// and where that is quantised, quantised likewise.
     #[must_use]
@@ -248,6 +258,13 @@ impl Builder {
         };
         let program = method.program(&settings);
         let operand = program.operand;
+        if self.omega.is_some() && operand != Operand::TaskVectors {
+            let reason = format!(
+                "{} merges no task vectors here, so that none can be damped; remove the section",
+                schema.name
+            );
+            return Err(Error::setting("aim", reason));
+        }
         let given = std::mem::take(&mut self.checkpoints);
         let checkpoints = Checkpoints::new(given, parts.iter().flat_map(Part::views));
         let mut built = Manifest {
@@ -307,7 +324,8 @@ impl Builder {
             manifest.notes.extend(note);
         }
         let mut matcher =
-            Matcher::new(base.as_ref(), &renamed, checkpoints, self.missing, schema.statistic);
+            Matcher::new(base.as_ref(), &renamed, checkpoints, self.missing, schema.statistic)
+                .damped(self.omega);
         let outputs = matcher.matches(operand == Operand::TaskVectors, self.format)?;
         let (identical, notes) = matcher.findings();
         manifest.identical.extend(identical);
@@ -315,10 +333,10 @@ impl Builder {
         for Matched { name, shape, dtype, packing, content } in outputs {
             let own = numbers.remove(&name);
             let content = match content {
-                Ok(Inputs { base, experts, statistics }) => {
+                Ok(Inputs { base, experts, statistics, damping }) => {
                     let own = own.unwrap_or_default();
                     let numbers = self.numbers_of(schema, &name, own, experts.len())?;
-                    Content::Merge(Merge { base, experts, statistics, numbers })
+                    Content::Merge(Merge { base, experts, statistics, damping, numbers })
                 }
                 Err(stored) => Content::Copy(stored),
             };

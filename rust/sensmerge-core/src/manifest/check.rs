@@ -51,6 +51,7 @@ pub(super) fn check(manifest: &Manifest) -> Result<()> {
             return Err(Error::setting(&output.name, reason));
         }
         check_statistics(schema.statistic, output, merge)?;
+        check_damping(output, merge)?;
         if let Some(packing) = &output.packing {
             packing.check(&output.name, &output.shape)?;
         }
@@ -74,6 +75,16 @@ fn check_statistics(statistic: Option<Statistic>, output: &Output, merge: &Merge
     }
     let reason = "has statistics that the method does not read, or of other models or shapes";
     Err(Error::setting(&output.name, reason))
+}
+
+/// Refuse damping where no task vector is merged, or by activations of other channels.
+fn check_damping(output: &Output, merge: &Merge) -> Result<()> {
+    let Some(damping) = &merge.damping else { return Ok(()) };
+    let mismatch = match merge.base {
+        None => Some("is damped, and no task vector is merged".to_owned()),
+        Some(_) => damping.mismatch(&output.shape),
+    };
+    mismatch.map_or(Ok(()), |reason| Err(Error::setting(&output.name, reason)))
 }
 
 fn unknown(settings: &Settings) -> Error {

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::advice::{advice, not_floats};
+use super::damping::{Damping, damping};
 use super::packing::{OutFormat, Packing};
 use super::source::{Source, Stored};
 use super::view::{Checkpoints, View};
@@ -47,6 +48,7 @@ pub(super) struct Inputs {
     pub(super) base: Option<Source>,
     pub(super) experts: Vec<Source>,
     pub(super) statistics: Vec<Source>,
+    pub(super) damping: Option<Damping>,
 }
 
 /// Matches the tensors of a part's models with those of the first: the base, where there is one.
@@ -58,6 +60,8 @@ pub(super) struct Matcher<'v> {
     checkpoints: &'v Checkpoints,
     missing: Missing,
     statistic: Option<Statistic>,
+    /// Given if task vectors are damped by the base's activations.
+    omega: Option<f64>,
     identical: Vec<[Stored; 2]>,
     notes: BTreeSet<String>,
     /// Tensors that a model lacks, and those that only it has, by the model's path.
@@ -82,11 +86,18 @@ impl<'v> Matcher<'v> {
             checkpoints,
             missing,
             statistic,
+            omega: None,
             identical: Vec::new(),
             notes: BTreeSet::new(),
             lacking: BTreeMap::new(),
             left_out: BTreeMap::new(),
         }
+    }
+
+    /// Damp merged task vectors by the base's activations.
+    pub(super) fn damped(mut self, omega: Option<f64>) -> Self {
+        self.omega = omega;
+        self
     }
 
     /// What is left to verify and to tell once every tensor is matched.
@@ -154,7 +165,13 @@ impl<'v> Matcher<'v> {
                 let base = with_base.then_some(first);
                 packing = format.packing(self.template.checkpoint(), name, tensor);
                 let statistics = self.statistics(name, &shape)?;
-                (format.dtype(float), Ok(Inputs { base, experts: sources, statistics }))
+                let omega = self.omega.filter(|_| with_base);
+                let damping = omega
+                    .map(|omega| damping(self.template, name, tensor, omega, self.checkpoints))
+                    .transpose()?
+                    .flatten();
+                let inputs = Inputs { base, experts: sources, statistics, damping };
+                (format.dtype(float), Ok(inputs))
             }
             (None, Some(_)) if shape != tensor.shape => {
                 let (path, checkpoint) = (self.template.path(), self.template.checkpoint());

@@ -10,6 +10,7 @@
 mod advice;
 mod builder;
 mod check;
+mod damping;
 mod matching;
 mod matrices;
 mod packing;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use builder::{Builder, Part};
+pub use damping::{Activations, Damping};
 pub use matching::Missing;
 pub use packing::{OutDtype, Packing};
 pub use patch::{Change, Patch};
@@ -123,6 +125,9 @@ pub struct Merge {
     /// tensors of which nothing was measured.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub statistics: Vec<Source>,
+    /// By how much the merged task vector is damped, entry by entry; `None` leaves it as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damping: Option<Damping>,
     /// The number of every parameter of the method.
     pub numbers: Numbers,
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::damping::Activations;
 use super::patch::Patch;
 use super::selection::Selection;
 use super::source::{Source, Stored};
@@ -26,6 +27,8 @@ pub struct View {
     reordered: BTreeMap<String, Reordered>,
     /// What was measured of it, and the tensors of that by the names of stored tensors.
     statistics: Option<(Arc<Checkpoint>, BTreeMap<String, String>)>,
+    /// What was measured of its activations.
+    activations: Option<Activations>,
     /// By the names of stored tensors.
     patches: BTreeMap<String, Vec<Patch>>,
 }
@@ -42,6 +45,7 @@ impl View {
             constants: BTreeMap::new(),
             reordered: BTreeMap::new(),
             statistics: None,
+            activations: None,
             patches: BTreeMap::new(),
         }
     }
@@ -103,6 +107,18 @@ impl View {
     ) -> Self {
         self.statistics = Some((checkpoint, names));
         self
+    }
+
+    /// Take what was measured of the model's activations, for [`Builder::omega`](super::Builder::omega).
+    #[must_use]
+    pub fn activations(mut self, activations: Activations) -> Self {
+        self.activations = Some(activations);
+        self
+    }
+
+    /// What was measured of its activations, if anything was.
+    pub(super) fn measured_activations(&self) -> Option<&Activations> {
+        self.activations.as_ref()
     }
 
     /// What was measured of the stored tensor `name`; `None` if nothing was.
@@ -169,11 +185,12 @@ impl View {
         Some(Source::Constant { value: *value, shape: shape.clone() })
     }
 
-    /// Its checkpoint, those of its patches, and that of what was measured.
+    /// Its checkpoint, those of its patches, and those of what was measured.
     pub(crate) fn checkpoints(&self) -> impl Iterator<Item = &Arc<Checkpoint>> {
         let adapters = self.patches.values().flatten().map(Patch::adapter);
         let measured = self.statistics.iter().map(|(checkpoint, _)| checkpoint);
-        std::iter::once(&self.checkpoint).chain(adapters).chain(measured)
+        let activations = self.activations.iter().map(|found| &found.checkpoint);
+        std::iter::once(&self.checkpoint).chain(adapters).chain(measured).chain(activations)
     }
 
     /// The entries of the stored tensor `name`, with its changes, by tensors of `checkpoints`; and the

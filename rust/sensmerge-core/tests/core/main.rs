@@ -3,6 +3,7 @@
 
 mod adapters;
 mod chunks;
+mod damping;
 mod files;
 mod hostile;
 mod matrices;

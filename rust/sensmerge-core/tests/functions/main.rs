@@ -2,13 +2,13 @@
 //! registered stays.
 #![expect(clippy::unwrap_used, reason = "a test that cannot set up its input has failed")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use sensmerge_core::checkpoint::{Checkpoint, MemoryTensor};
 use sensmerge_core::dtype::Dtype;
 use sensmerge_core::engine::{Inputs, Monitor, Options, Prepared, execute_into};
-use sensmerge_core::manifest::{Builder, Manifest, Number, View};
+use sensmerge_core::manifest::{Activations, Builder, Manifest, Number, View};
 use sensmerge_core::method::{
     Base, Call, Count, Failure, Foreign, Form, Function, Owner, Package, Parameter, Range, Schema,
     register,
@@ -136,6 +136,31 @@ fn chunks_threads_and_memory_do_not_change_what_is_merged() {
             }
         }
     }
+}
+
+#[test]
+fn what_a_function_merges_is_damped() {
+    let method = registered("damped", Form::Entries);
+    let (base, one) = (model("base", Dtype::F32, 1.0), model("one", Dtype::F32, 1.5));
+    // Every other channel is as active as any.
+    let measured = (0..ENTRIES).flat_map(|place| ((place % 2) as f32).to_le_bytes());
+    let bytes = Box::new(measured.collect::<Vec<u8>>());
+    let (name, shape) = ("w".to_owned(), vec![ENTRIES]);
+    let tensor = MemoryTensor { name, dtype: Dtype::F32, shape, bytes };
+    let checkpoint = Arc::new(Checkpoint::from_memory("activations", vec![tensor]).unwrap());
+    let activations = Activations { checkpoint: checkpoint.clone(), transposed: BTreeSet::new() };
+    let view = View::new(base.clone()).activations(activations);
+    let builder = Builder::new(method).base(view).model(View::new(one.clone()));
+    let manifest = builder.numbers("factor", &[4.0]).omega(0.0).build().unwrap();
+    let inputs = Inputs::of(&manifest, vec![base, checkpoint, one]).unwrap();
+    let mut bytes = vec![0; 4 * ENTRIES];
+    let buffers = BTreeMap::from([("w".to_owned(), bytes.as_mut_slice())]);
+    execute_into(&manifest, &inputs, buffers, &Options::default(), &Monitor::new()).unwrap();
+    let wanted = (0..ENTRIES).map(|place| {
+        let change = if place % 2 == 0 { 2.0 * place as f64 } else { 0.0 };
+        place as f64 + change
+    });
+    assert_eq!(values(Dtype::F32, &bytes), wanted.collect::<Vec<_>>());
 }
 
 #[test]
