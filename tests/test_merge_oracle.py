@@ -149,8 +149,8 @@ def test_merges_are_the_references(
         # float64's own rounding decides the reference.
         assert (found == rounded).mean() >= (0.99 if method == "linear" else 0.999)
     else:
-        # Sums of task vectors that are rescaled by up to 1 / 0.3 round by more than the parameters do. In
-        # float64 the reference's own sums are no more exact than ours.
+        # Sums of task vectors that are rescaled by up to 1 / 0.3 round by more than the parameters
+        # do. In float64 the reference's own sums are no more exact than ours.
         bits, units = (24, 8) if dtype == "float32" else (53, 64)
         apart = np.abs(found - wanted) > units * spacing(
             np.maximum(largest, np.abs(wanted)), bits, 1e-38

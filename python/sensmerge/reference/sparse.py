@@ -109,8 +109,8 @@ def keep_mask(
 
     The format, which never changes, is described in ``rust/sensmerge-core/src/random.rs``: an entry
     is decided by one byte of a Philox stream or, if the byte ties with the density's, by a word of
-    a second stream. The bits of the byte lie in eight blocks if there is one density, and side by side
-    otherwise.
+    a second stream. The bits of the byte lie in eight blocks if there is one density, and side by
+    side otherwise.
     """
     mask64 = 2**64 - 1
     stream = 0xCBF29CE484222325

@@ -9,8 +9,7 @@ use super::write::Combination;
 use crate::dtype::{Float, Real};
 use crate::kernel::one_pass::{self, MOST_MODELS, Merge, Sparsity, merge};
 use crate::program::sweep::Chunk;
-use crate::program::{Blocks, Computed, Form, Known, Operand};
-use crate::random::Stream;
+use crate::program::{Blocks, Computed, Form, Kept, Known, Operand};
 
 /// A chunk of a tensor that is merged in one pass.
 pub(super) struct Direct<'t> {
@@ -29,9 +28,9 @@ enum Combined {
 /// What is done with the models' task vectors.
 enum Sparsities {
     Dense,
-    /// The random numbers and the density of every model that drops entries, and the models' factors.
+    /// What is kept of every model that drops entries, and the models' factors.
     Masked {
-        drops: Vec<Option<(Stream, f64)>>,
+        kept: Vec<Option<Kept>>,
         scales: Vec<f32>,
     },
     Trimmed {
@@ -95,13 +94,11 @@ impl<'t> Direct<'t> {
         let sparsity = match &self.sparsities {
             Sparsities::Dense => Sparsity::Dense,
             Sparsities::Trimmed { least, scales } => Sparsity::Trimmed { least, scales },
-            Sparsities::Masked { drops, scales } => {
-                masks.resize(drops.len() * entries.len(), 0);
-                for (drop, keep) in drops.iter().zip(masks.chunks_exact_mut(entries.len())) {
-                    match drop {
-                        Some((stream, density)) => {
-                            stream.keep(entries.start as u64, *density, keep);
-                        }
+            Sparsities::Masked { kept, scales } => {
+                masks.resize(kept.len() * entries.len(), 0);
+                for (kept, keep) in kept.iter().zip(masks.chunks_exact_mut(entries.len())) {
+                    match kept {
+                        Some(kept) => kept.mask(entries.start, keep),
                         None => keep.fill(1),
                     }
                 }
@@ -148,15 +145,12 @@ impl Sparsities {
 
     fn masked<T: Real>(known: &[Known<T>]) -> Option<Self> {
         let of_model = |known: &Known<T>| match *known {
-            Known::Drop { stream, density, scale } => {
-                Some((Some((stream, density)), single(scale)))
-            }
+            Known::Drop { kept, scale } => Some((Some(kept), single(scale))),
             Known::Trim { .. } => known.is_nothing().then_some((None, 1.0)),
         };
-        let models: Vec<(Option<(Stream, f64)>, f32)> =
-            known.iter().map(of_model).collect::<Option<_>>()?;
-        let (drops, scales) = models.into_iter().unzip();
-        Some(Self::Masked { drops, scales })
+        let models: Vec<(Option<Kept>, f32)> = known.iter().map(of_model).collect::<Option<_>>()?;
+        let (kept, scales) = models.into_iter().unzip();
+        Some(Self::Masked { kept, scales })
     }
 
     fn trimmed<T: Real>(known: &[Known<T>]) -> Option<Self> {

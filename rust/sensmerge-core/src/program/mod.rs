@@ -271,10 +271,8 @@ pub(crate) trait Apply<T: Real>: Send + Sync {
 pub(crate) enum Known<T: Real> {
     /// It sets entries to 0 at random, and multiplies the others by a factor.
     Drop {
-        /// The random numbers.
-        stream: Stream,
-        /// The probability of an entry to be kept.
-        density: f64,
+        /// The entries that are kept.
+        kept: Kept,
         /// The factor.
         scale: T,
     },
@@ -285,6 +283,22 @@ pub(crate) enum Known<T: Real> {
         /// The factor.
         scale: T,
     },
+}
+
+/// The entries of a row that a random drop keeps.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kept {
+    /// The random numbers.
+    pub(crate) stream: Stream,
+    /// The probability of an entry to be kept.
+    pub(crate) density: f64,
+}
+
+impl Kept {
+    /// Set `keep` to 1 for the entries from `first` on that are kept, to 0 for the others.
+    pub(crate) fn mask(&self, first: usize, keep: &mut [u8]) {
+        self.stream.keep(first as u64, self.density, keep);
+    }
 }
 
 impl<T: Real> Known<T> {

@@ -1,7 +1,7 @@
 //! Dropping entries at random, the first half of DARE (Yu et al. 2024).
 
 use super::block::Block;
-use super::{Apply, Decision, Known, Step, StepOn, Subject, Sweep};
+use super::{Apply, Decision, Kept, Known, Step, StepOn, Subject, Sweep};
 use crate::dtype::Real;
 use crate::error::Result;
 use crate::kernel::random_drop::drop_and_rescale;
@@ -32,16 +32,17 @@ impl<T: Real> StepOn<T> for RandomDrop {
         let decide = |subject: &Subject| {
             let stream = |model| Stream::new(subject.seed, model as u64, subject.name);
             let densities = subject.numbers(self.density).iter().copied();
-            let of_model = |(model, density)| (density < 1.0).then(|| (stream(model), density));
+            let of_model =
+                |(model, density)| (density < 1.0).then(|| Kept { stream: stream(model), density });
             Box::new(Dropped { models: densities.enumerate().map(of_model).collect() }) as _
         };
         Ok(sweep.subjects().iter().map(decide).collect())
     }
 }
 
-/// The random stream and the density of every model; `None` for a model that keeps all entries.
+/// What is kept of every model; `None` for a model that keeps all entries.
 struct Dropped {
-    models: Vec<Option<(Stream, f64)>>,
+    models: Vec<Option<Kept>>,
 }
 
 impl<T: Real> Apply<T> for Dropped {
@@ -54,18 +55,18 @@ impl<T: Real> Apply<T> for Dropped {
     }
 
     fn known(&self, model: usize, _: usize, scales: Option<&[T]>) -> Option<Known<T>> {
-        let Some((stream, density)) = self.models[model] else { return Some(Known::nothing()) };
+        let Some(kept) = self.models[model] else { return Some(Known::nothing()) };
         let scale = scales.map_or(T::ONE, |scales| scales[model]);
-        Some(Known::Drop { stream, density, scale })
+        Some(Known::Drop { kept, scale })
     }
 
     fn apply(&self, block: &mut Block<T>, _: &mut [u64], scales: Option<&[T]>) {
-        let first = block.entries().start as u64;
-        for (model, dropped) in self.models.iter().enumerate() {
-            if let Some((stream, density)) = dropped.filter(|_| block.is_active(model)) {
+        let first = block.entries().start;
+        for (model, kept) in self.models.iter().enumerate() {
+            if let Some(kept) = kept.filter(|_| block.is_active(model)) {
                 let scale = scales.map_or(T::ONE, |scales| scales[model]);
                 let (row, keep) = block.row_and_keep(model);
-                stream.keep(first, density, keep);
+                kept.mask(first, keep);
                 drop_and_rescale(row, keep, scale);
             }
         }

@@ -3,13 +3,12 @@
 use super::block::Block;
 use super::sweep::{Chunk, reduce_tensors};
 use super::{
-    Apply, Blocks, Computed, Decision, Known, Reduction, Scope, Step, StepOn, Subject, Sweep,
+    Apply, Blocks, Computed, Decision, Kept, Known, Reduction, Scope, Step, StepOn, Subject, Sweep,
 };
 use crate::dtype::Real;
 use crate::error::Result;
 use crate::kernel::sum::{l1, l1_of_kept};
 use crate::kernel::weighted_sum::multiply;
-use crate::random::Stream;
 
 /// If a norm, before or after the step, is below this, the entries are not rescaled.
 const SMALLEST_NORM: f64 = 1e-7;
@@ -76,10 +75,10 @@ struct Norms<'d, T: Real> {
 }
 
 impl<T: Real> Norms<'_, T> {
-    /// The random numbers and the density of every active model, if the step only drops entries at random.
-    fn streams(&self, tensor: usize, block: &Block<T>) -> Option<Vec<(usize, Stream, f64)>> {
+    /// What is kept of every active model, if the step only drops entries at random.
+    fn kept(&self, tensor: usize, block: &Block<T>) -> Option<Vec<(usize, Kept)>> {
         let of_model = |model| match self.decided[tensor].known(model, 0, None) {
-            Some(Known::Drop { stream, density, .. }) => Some((model, stream, density)),
+            Some(Known::Drop { kept, .. }) => Some((model, kept)),
             _ => None,
         };
         (0..block.models()).filter(|&model| block.is_active(model)).map(of_model).collect()
@@ -88,14 +87,14 @@ impl<T: Real> Norms<'_, T> {
 
 /// Add the norms of a block, before and after its entries are dropped.
 fn of_kept<T: Real>(
-    streams: &[(usize, Stream, f64)],
+    kept: &[(usize, Kept)],
     block: &mut Block<T>,
     by_model: &mut [Vec<(f64, f64)>],
 ) {
-    let first = block.entries().start as u64;
-    for &(model, stream, density) in streams {
-        let (row, keep) = block.row_and_keep(model);
-        stream.keep(first, density, keep);
+    let first = block.entries().start;
+    for (model, kept) in kept {
+        let (model, (row, keep)) = (*model, block.row_and_keep(*model));
+        kept.mask(first, keep);
         let [before, after] = l1_of_kept(row, keep);
         by_model[model].push((before, after));
     }
@@ -121,8 +120,8 @@ impl<T: Real> Reduction<T> for Norms<'_, T> {
 
     fn block(&self, tensor: usize, block: &mut Block<T>, partial: &mut Partial) {
         partial.by_model.resize_with(block.models(), Vec::new);
-        if let Some(streams) = self.streams(tensor, block) {
-            return of_kept(&streams, block, &mut partial.by_model);
+        if let Some(kept) = self.kept(tensor, block) {
+            return of_kept(&kept, block, &mut partial.by_model);
         }
         for (model, blocks) in partial.by_model.iter_mut().enumerate() {
             if block.is_active(model) {
