@@ -95,12 +95,12 @@ macro_rules! widest {
                 }
 
                 match $crate::processor::level() {
-                    // SAFETY: `level` has checked that the processor has these instructions.
                     $crate::processor::Level::Avx512 => {
+                        // SAFETY: `level` has checked that the processor has these instructions.
                         return unsafe { avx512::<$($($generic,)+ $($constant)?)?>($($argument),*) };
                     }
-                    // SAFETY: as above.
                     $crate::processor::Level::Avx2 => {
+                        // SAFETY: as above.
                         return unsafe { avx2::<$($($generic,)+ $($constant)?)?>($($argument),*) };
                     }
                     $crate::processor::Level::Baseline => {}
