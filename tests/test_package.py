@@ -42,6 +42,7 @@ PYTHON_ROOMS = [
     {"workflow"},
     {"demo"},
     {"cli"},
+    {"start"},
 ]
 # The oracle of the tests: it imports no room, and no room imports it.
 APART = "reference"

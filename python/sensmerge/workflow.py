@@ -54,6 +54,7 @@ def merge(
     device: str = "cpu",
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
     sync: bool = True,
+    hash_output: bool = True,
     overwrite: bool = False,
     allow_nan: bool = False,
     chunk_bytes: int | None = None,
@@ -78,6 +79,8 @@ def merge(
             ``cuda``; weights are merged on the processor.
         max_shard_size: Largest size of a weight file's data, in bytes or as text such as ``5GB``.
         sync: Flush the output to disk before returning.
+        hash_output: Hash every file that is written; a merge that was killed goes on only from
+            hashed files.
         overwrite: Replace the output of an earlier merge in ``out``; inputs are never replaced.
         allow_nan: Write NaN and infinite values instead of refusing them.
         chunk_bytes: Bytes that a thread works on at a time. The output does not depend on it.
@@ -100,7 +103,16 @@ def merge(
     asked = recipe if isinstance(recipe, Recipe | StagedRecipe) else load(recipe)
     parse_size(max_shard_size)
     how = _How(
-        threads, progress, max_shard_size, sync, overwrite, allow_nan, chunk_bytes, tokenizer, card
+        threads=threads,
+        progress=progress,
+        max_shard_size=max_shard_size,
+        sync=sync,
+        hash_output=hash_output,
+        overwrite=overwrite,
+        allow_nan=allow_nan,
+        chunk_bytes=chunk_bytes,
+        tokenizer=tokenizer,
+        card=card,
     )
     with unpickling(out, enabled=unpickle, progress=progress):
         if isinstance(asked, StagedRecipe):
@@ -117,6 +129,7 @@ class _How:
     progress: bool
     max_shard_size: str | int
     sync: bool
+    hash_output: bool
     overwrite: bool
     allow_nan: bool
     chunk_bytes: int | None
@@ -143,7 +156,8 @@ def _merge(
             asked = request(
                 _provisional(recipe), None, models, threads=how.threads, progress=how.progress
             )
-            asked.manifest()
+            tensors = asked.manifest().tensors
+            _core.check_space(str(out), sum(tensor.nbytes for tensor in tensors))
         merged_tokenizer(recipe, models)
     with _statistics_beside(recipe, Path(out), calibration) as keep:
         measured, notes = _measured(
@@ -229,7 +243,7 @@ def _merge_stages(
                 )
                 continue
             # A stage's tokenizer may be the result's; a kept folder may hold an older merge of it.
-            on_the_way = replace(how, sync=False, overwrite=kept is not None, tokenizer=True)
+            on_the_way = replace(how, sync=False, hash_output=False, overwrite=kept is not None, tokenizer=True)
             done = _merge(recipe, place, None, on_the_way, [], device)
             notes += [f"stage '{name}': {note}" for note in done.notes]
         return _merge(asked.result.placed(places), out, calibration, how, notes, device)

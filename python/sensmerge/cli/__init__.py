@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from types import FrameType
 
 import click
 
 from sensmerge import InputError, __version__
-from sensmerge.cli import comparing, converting, describing, measuring, merging, searching
+from sensmerge.cli import (
+    comparing,
+    converting,
+    describing,
+    measuring,
+    merging,
+    searching,
+    verifying,
+)
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 
 # Hints at the option that would have avoided an error, by the keyword that the error names.
 _HINTS = {
@@ -32,6 +43,7 @@ for _command in (
     merging.merge,
     merging.plan,
     converting.convert,
+    verifying.verify,
     measuring.calibrate,
     measuring.coefficients,
     searching.learn,
@@ -49,8 +61,29 @@ for _command in (
     commands.add_command(_command)
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: all that is done at Ctrl-C is done for it too."""
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def answer_signals() -> None:
+    """Raise exceptions for Ctrl-C and SIGTERM, unless they are ignored."""
+    for number, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGTERM, _terminate),
+    ):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
 def main() -> None:
-    """Run the command line; exit 0 done, 2 bad input, 130 interrupted, 1 anything else."""
+    """Run the command line.
+
+    Exits with 0 when done, 2 for bad input, 130 interrupted, 143 terminated, 1 for anything else.
+    """
     # By default, torch's idle threads spin; on a busy machine that starves the threads at work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Recipes use no pydantic plugins, and searching for them takes a tenth of a merge's start-up.
@@ -65,7 +98,9 @@ def main() -> None:
             click.echo(error.ctx.get_usage(), err=True)
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         _fail(message, EXIT_BAD_INPUT, _HINTS.get(getattr(error, "option", None) or ""))
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as error:
+        if isinstance(error, _Terminated) or isinstance(error.__cause__, _Terminated):
+            _fail("terminated", EXIT_TERMINATED)
         _fail("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
         # The reader of the output is gone, and so is the terminal for a message.

@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::files::{f32s, values, write_model};
 use sensmerge_core::checkpoint::Checkpoint;
 use sensmerge_core::checkpoint::layout::{TensorSpec, index_json, layout};
-use sensmerge_core::checkpoint::output::{OUTPUT_FILE, OutputFolder, check};
+use sensmerge_core::checkpoint::output::{OUTPUT_FILE, OutputFolder, Writing, check};
 use sensmerge_core::dtype::Dtype;
 use sensmerge_core::error::{Hint, Kind};
 use serde_json::{Value, json};
@@ -62,7 +62,7 @@ fn what_is_written_is_read_back() {
         write(&folder, max_shard_bytes);
         assert!(names(&path).contains(MARKER));
         assert!(names(&path).iter().all(|name| name.starts_with(".sensmerge-")));
-        folder.finish(true).unwrap();
+        folder.finish().unwrap();
         assert_eq!(listed(&path).len(), files);
         assert_eq!(names(&path).len(), files + 1);
         let checkpoint = Checkpoint::open(&path).unwrap();
@@ -96,7 +96,7 @@ fn what_a_killed_merge_left_is_taken_over() {
     fs::write(path.join(".sensmerge-model.safetensors.partial"), b"half").unwrap();
     let folder = OutputFolder::create(&path, false, &[]).unwrap();
     write(&folder, 1000);
-    folder.finish(false).unwrap();
+    folder.finish().unwrap();
     assert_eq!(names(&path), set(["model.safetensors", OUTPUT_FILE]));
 }
 
@@ -107,7 +107,7 @@ fn an_output_is_replaced_only_when_asked_and_only_at_the_end() {
     let folder = OutputFolder::create(&path, false, &[]).unwrap();
     write(&folder, 1000);
     folder.write("chat_template.jinja", b"old").unwrap();
-    folder.finish(true).unwrap();
+    folder.finish().unwrap();
     fs::write(path.join("notes.txt"), b"keep me").unwrap();
     fs::write(path.join("adapter_model.safetensors"), b"keep me too").unwrap();
     let before = names(&path);
@@ -124,7 +124,7 @@ fn an_output_is_replaced_only_when_asked_and_only_at_the_end() {
 
     let folder = OutputFolder::create(&path, true, &[]).unwrap();
     write(&folder, 8);
-    folder.finish(true).unwrap();
+    folder.finish().unwrap();
     let sharded = [
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
@@ -137,7 +137,7 @@ fn an_output_is_replaced_only_when_asked_and_only_at_the_end() {
 
     let folder = OutputFolder::create(&path, true, &[]).unwrap();
     write(&folder, 1000);
-    folder.finish(false).unwrap();
+    folder.finish().unwrap();
     assert_eq!(listed(&path), set(["model.safetensors"]));
     assert_eq!(names(&path), &set(["model.safetensors"]) | &strangers);
 }
@@ -194,7 +194,7 @@ fn a_failure_at_the_end_takes_back_all_or_leaves_the_mark() {
         write(&folder, 1000);
         folder.write("a.txt", b"").unwrap();
         obstruct(&path, last);
-        folder.finish(true).unwrap_err();
+        folder.finish().unwrap_err();
         assert_eq!(names(&path), set([last]), "nothing of ours");
     }
     for last in ["a.txt", "model-00002-of-00002.safetensors", "model.safetensors.index.json"] {
@@ -202,12 +202,12 @@ fn a_failure_at_the_end_takes_back_all_or_leaves_the_mark() {
         let path = root.path().join("out");
         let folder = OutputFolder::create(&path, false, &[]).unwrap();
         write(&folder, 1000);
-        folder.finish(true).unwrap();
+        folder.finish().unwrap();
         let folder = OutputFolder::create(&path, true, &[]).unwrap();
         write(&folder, 8);
         folder.write("a.txt", b"").unwrap();
         obstruct(&path, last);
-        folder.finish(true).unwrap_err();
+        folder.finish().unwrap_err();
         assert!(names(&path).contains(MARKER), "{last}");
         assert!(!names(&path).iter().any(|name| name.ends_with(".partial")));
 
@@ -219,7 +219,7 @@ fn a_failure_at_the_end_takes_back_all_or_leaves_the_mark() {
         assert!(names(&path).contains(MARKER), "{last}");
         let folder = OutputFolder::create(&path, true, &[]).unwrap();
         write(&folder, 1000);
-        folder.finish(true).unwrap();
+        folder.finish().unwrap();
         assert_eq!(names(&path), set(["model.safetensors", OUTPUT_FILE]));
     }
 }
@@ -234,14 +234,15 @@ fn a_flush_that_fails_leaves_nothing() {
         if overwrite {
             let folder = OutputFolder::create(&path, false, &[]).unwrap();
             write(&folder, 1000);
-            folder.finish(true).unwrap();
+            folder.finish().unwrap();
         }
-        let folder = OutputFolder::create(&path, overwrite, &[]).unwrap();
+        let how = Writing { overwrite, sync: true, ..Writing::default() };
+        let folder = OutputFolder::create_for(&path, &[], how).unwrap();
         write(&folder, 8);
         let partial = path.join(".sensmerge-model-00002-of-00002.safetensors.partial");
         fs::remove_file(&partial).unwrap();
         std::os::unix::fs::symlink("/dev/null", &partial).unwrap();
-        let error = folder.finish(true).unwrap_err();
+        let error = folder.finish().unwrap_err();
         assert_eq!(error.kind(), Kind::Io);
         assert!(error.to_string().contains("model-00002-of-00002"), "{error}");
         if overwrite {
@@ -309,7 +310,7 @@ fn two_merges_do_not_share_a_folder() {
     let said = OutputFolder::create(&path, true, &[]).unwrap_err().to_string();
     assert!(said.contains("another merge"), "{said}");
     write(&first, 1000);
-    first.finish(false).unwrap();
+    first.finish().unwrap();
     assert!(Checkpoint::open(&path).is_ok());
 }
 
@@ -325,4 +326,72 @@ fn odd_places_are_refused() {
     for name in ["../escape", "a/b", "..", ""] {
         assert!(folder.write(name, b"").is_err(), "{name}");
     }
+}
+
+/// A folder that a merge killed meanwhile would leave: nothing of it is taken back.
+fn killed(folder: OutputFolder) {
+    std::mem::forget(folder);
+}
+
+#[test]
+fn a_killed_merge_goes_on_from_the_files_that_it_finished() {
+    let first = "model-00001-of-00002.safetensors";
+    let of = |job: &str| Writing { hash: true, job: Some(job.into()), ..Writing::default() };
+    let shards = layout(vec![spec("a", 2), spec("b", 2)], 8);
+    let fill = |folder: &OutputFolder, shard: usize| {
+        let writer = folder.shard(&shards[shard]).unwrap();
+        writer.write_at(shards[shard].tensors[0].1, &[0; 8]).unwrap();
+        writer.wait().unwrap();
+    };
+    let root = tempdir().unwrap();
+    let path = root.path().join("out");
+    let folder = OutputFolder::create_for(&path, &[], of("one")).unwrap();
+    fill(&folder, 0);
+    folder.shard(&shards[1]).unwrap();
+    killed(folder);
+    assert!(Checkpoint::open(&path).unwrap_err().to_string().contains("unfinished"));
+
+    // Another job, and no job at all, have no right to it.
+    for job in [of("other"), Writing::default()] {
+        let refusal = OutputFolder::create_for(&path, &[], job).unwrap_err();
+        assert!(refusal.to_string().contains("unfinished merge of another"), "{refusal}");
+        assert_eq!(refusal.hint(), Some(Hint::Overwrite));
+    }
+    let folder = OutputFolder::create_for(&path, &[], of("one")).unwrap();
+    assert!(folder.has(first) && !folder.has(&shards[1].file_name));
+    killed(folder);
+
+    // A file that is not what the record says counts as not written.
+    let partial = path.join(format!(".sensmerge-{first}.partial"));
+    let whole = fs::read(&partial).unwrap();
+    let mut changed = whole.clone();
+    *changed.last_mut().unwrap() ^= 1;
+    fs::write(&partial, &changed).unwrap();
+    let folder = OutputFolder::create_for(&path, &[], of("one")).unwrap();
+    assert!(!folder.has(first) && !partial.exists());
+    fill(&folder, 0);
+    fill(&folder, 1);
+    folder.write("a.txt", b"").unwrap();
+
+    // Killed while it renamed: the rest is renamed, and what is in its place is not written again.
+    let stop = folder.finish_if(|| {
+        fs::rename(&partial, path.join(first)).unwrap();
+        fs::write(path.join(OUTPUT_FILE), json!({"sensmerge": "0", "files": [first]}).to_string())
+            .unwrap();
+        fs::copy(path.join(MARKER), root.path().join("marker")).unwrap();
+        Err(sensmerge_core::Error::Interrupted)
+    });
+    assert!(stop.is_err());
+    fs::create_dir_all(&path).unwrap();
+    fs::write(path.join(first), &whole).unwrap();
+    fs::write(path.join(OUTPUT_FILE), json!({"sensmerge": "0", "files": [first]}).to_string())
+        .unwrap();
+    fs::copy(root.path().join("marker"), path.join(MARKER)).unwrap();
+    let folder = OutputFolder::create_for(&path, &[], of("one")).unwrap();
+    assert!(folder.has(first) && !folder.has(&shards[1].file_name));
+    fill(&folder, 1);
+    folder.write("model.safetensors.index.json", index_json(&shards).as_bytes()).unwrap();
+    folder.finish().unwrap();
+    assert_eq!(names(&path).len(), 4);
+    assert_eq!(values(&Checkpoint::open(&path).unwrap(), "a"), [0.0, 0.0]);
 }
