@@ -243,7 +243,9 @@ def _merge_stages(
                 )
                 continue
             # A stage's tokenizer may be the result's; a kept folder may hold an older merge of it.
-            on_the_way = replace(how, sync=False, hash_output=False, overwrite=kept is not None, tokenizer=True)
+            on_the_way = replace(
+                how, sync=False, hash_output=False, overwrite=kept is not None, tokenizer=True
+            )
             done = _merge(recipe, place, None, on_the_way, [], device)
             notes += [f"stage '{name}': {note}" for note in done.notes]
         return _merge(asked.result.placed(places), out, calibration, how, notes, device)

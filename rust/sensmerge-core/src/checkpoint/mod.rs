@@ -66,7 +66,8 @@ impl TensorInfo {
 pub type Bytes = Box<dyn AsRef<[u8]> + Send + Sync>;
 
 /// Why a folder with a marker is refused.
-const UNFINISHED: &str = "holds an unfinished merge, and is no model yet: repeat the command that began it";
+const UNFINISHED: &str =
+    "holds an unfinished merge, and is no model yet: repeat the command that began it";
 
 /// The bytes of a shard.
 enum Storage {

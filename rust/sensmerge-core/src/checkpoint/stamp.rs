@@ -54,7 +54,8 @@ impl Stamp {
 /// # Errors
 /// [`Error::File`] for a file that was written to, truncated, replaced or removed, [`Error::Io`].
 pub(super) fn check(path: &Path, before: &Stamp, map: &Mapped) -> Result<()> {
-    const THEN: &str = "what was read is not one model: wait for whatever writes to it, and merge anew";
+    const THEN: &str =
+        "what was read is not one model: wait for whatever writes to it, and merge anew";
     let found = match std::fs::metadata(path) {
         Ok(found) => Stamp::of(&found),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {

@@ -321,7 +321,8 @@ fn run(job: &Job, mut destination: Destination) -> Result<()> {
 
     copy::verify(job)?;
     copy::write(job, &mut destination)?;
-    let whole = |stage: &&[Tensor]| stage.iter().all(|tensor| destination.is_finished(tensor.place));
+    let whole =
+        |stage: &&[Tensor]| stage.iter().all(|tensor| destination.is_finished(tensor.place));
     let stages = stages.into_iter().map(|stage| &tensors[stage]);
     let stages: Vec<&[Tensor]> = stages.filter(|stage| !whole(stage)).collect();
     stages.into_iter().try_for_each(|stage| match precision(stage) {

@@ -305,7 +305,8 @@ fn round<T: Real>(
         return Ok(());
     }
     // Infinite entries beside them are explained already.
-    let beyond = |(value, rounded): (&T, &T)| value.abs() < T::INFINITY && rounded.abs() == T::INFINITY;
+    let beyond =
+        |(value, rounded): (&T, &T)| value.abs() < T::INFINITY && rounded.abs() == T::INFINITY;
     if !out.iter().zip(&*signs).any(beyond) {
         return Ok(());
     }

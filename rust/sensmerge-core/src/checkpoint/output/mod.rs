@@ -30,8 +30,8 @@ use crate::error::{Error, Hint, Result};
 pub use place::{check, check_space};
 use place::{check_content, is_empty, missing};
 use record::{Finished, Owner, Record};
-use weights::{Finishing, sha256, sha256_of};
 pub use weights::ShardWriter;
+use weights::{Finishing, sha256, sha256_of};
 
 /// The file that lists the files of an output, itself included.
 pub const OUTPUT_FILE: &str = "sensmerge_output.json";
@@ -148,7 +148,8 @@ impl OutputFolder {
         let ours = found.is_of(how.job.as_deref());
         // A merge that ended between the check and the lock may have filled the folder.
         check_content(path, how.overwrite)?;
-        if !ours && !how.overwrite && found.owner.as_ref().is_some_and(|owner| owner.job.is_some()) {
+        if !ours && !how.overwrite && found.owner.as_ref().is_some_and(|owner| owner.job.is_some())
+        {
             return Err(Error::output(path, OTHERS).with_hint(Hint::Overwrite));
         }
         let (overwrite, replaced) = (how.overwrite, ours && !found.is_alone());

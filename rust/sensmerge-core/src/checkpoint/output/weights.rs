@@ -103,9 +103,9 @@ impl Finishing {
     /// [`Error::Io`]; [`Error::Interrupted`] after [`stop`](Self::stop).
     pub(super) fn wait(&self) -> Result<()> {
         let threads = std::mem::take(&mut *lock(&self.threads));
-        let results = threads.into_iter().map(|thread| {
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        });
+        let results = threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         // All of them, whatever the first one says: none may run on.
         results.fold(Ok(()), Result::and)
     }
@@ -153,11 +153,7 @@ pub(super) fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> std::io::R
 }
 
 #[cfg(windows)]
-pub(super) fn write_all_at(
-    file: &File,
-    mut bytes: &[u8],
-    mut offset: u64,
-) -> std::io::Result<()> {
+pub(super) fn write_all_at(file: &File, mut bytes: &[u8], mut offset: u64) -> std::io::Result<()> {
     while !bytes.is_empty() {
         let written = std::os::windows::fs::FileExt::seek_write(file, bytes, offset)?;
         if written == 0 {
