@@ -174,9 +174,11 @@ mod torn {
     }
 
     extern "C" fn handle(signal: i32, information: *mut libc::siginfo_t, _: *mut libc::c_void) {
-        // SAFETY: the system hands a valid structure over, and for this signal it has an address.
-        let (address, code) =
-            unsafe { ((*information).si_addr() as usize, (*information).si_code) };
+        // SAFETY: the system hands a valid structure over.
+        let found = unsafe { &*information };
+        // SAFETY: for this signal it has an address.
+        let address = unsafe { found.si_addr() } as usize;
+        let code = found.si_code;
         // Codes of 0 and less are of signals that a process sent.
         if code > 0 && fill(address) {
             return;
