@@ -540,6 +540,7 @@ def merge(
     chunk_bytes: SupportsIndex | None = None,
     sync: bool = True,
     hash: bool = True,
+    resume: bool = True,
     overwrite: bool = False,
     allow_nan: bool = False,
     progress: collections.abc.Callable[[int, int], object] | None = None,
@@ -559,6 +560,7 @@ def merge(
         chunk_bytes: Bytes that a thread works on at a time; does not change the output.
         sync: Flush the output to disk before returning.
         hash: Hash every file that is written; a merge that was killed goes on only from hashed files.
+        resume: Whether the same merge may go on if it is killed; not where inputs are temporary.
         overwrite: Replace the output of an earlier merge in the folder.
         allow_nan: Write NaN and infinite values instead of refusing them.
         progress: Called several times a second with the bytes read and the expected bytes to read.

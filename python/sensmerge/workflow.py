@@ -108,6 +108,7 @@ def merge(
         max_shard_size=max_shard_size,
         sync=sync,
         hash_output=hash_output,
+        resume=True,
         overwrite=overwrite,
         allow_nan=allow_nan,
         chunk_bytes=chunk_bytes,
@@ -130,6 +131,7 @@ class _How:
     max_shard_size: str | int
     sync: bool
     hash_output: bool
+    resume: bool
     overwrite: bool
     allow_nan: bool
     chunk_bytes: int | None
@@ -160,6 +162,9 @@ def _merge(
             _core.check_space(str(out), sum(tensor.nbytes for tensor in tensors))
         merged_tokenizer(recipe, models)
     with _statistics_beside(recipe, Path(out), calibration) as keep:
+        if keep is not None or any(copy != path for path, copy in pickled.copies.items()):
+            # What is merged is gone once this process is.
+            how = replace(how, resume=False)
         measured, notes = _measured(
             recipe, models, calibration, device, keep, threads=how.threads, progress=how.progress
         )
@@ -233,6 +238,7 @@ def _merge_stages(
     }
     _core.check_output(str(out), sorted(inputs), how.overwrite)
     places, notes = dict[str, Path](), list(asked.notes)
+    how = replace(how, resume=kept is not None)
     with stage_folders(out, kept) as folder:
         for stage in asked.stages[:-1]:
             place, name = folder_of(stage, folder), str(stage.name)

@@ -75,6 +75,7 @@ def write(
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
     sync: bool = True,
     hash_output: bool = True,
+    resume: bool = True,
     overwrite: bool = False,
     allow_nan: bool = False,
     chunk_bytes: int | None = None,
@@ -96,6 +97,7 @@ def write(
         sync: Flush the output to disk before returning.
         hash_output: Hash every file that is written; a merge that was killed goes on only from
             hashed files.
+        resume: Whether the same merge may go on if it is killed; not where inputs are temporary.
         overwrite: Replace the output of an earlier merge in ``out``; inputs are never replaced.
         allow_nan: Write NaN and infinite values instead of refusing them.
         chunk_bytes: Bytes that a thread works on at a time.
@@ -133,6 +135,7 @@ def write(
         progress=progress,
         sync=sync,
         hash_output=hash_output,
+        resume=resume,
         overwrite=overwrite,
         allow_nan=allow_nan,
         chunk_bytes=chunk_bytes,
@@ -153,6 +156,7 @@ def carry_out(
     progress: bool,
     sync: bool,
     hash_output: bool = True,
+    resume: bool = True,
     overwrite: bool,
     allow_nan: bool,
     chunk_bytes: int | None = None,
@@ -172,6 +176,7 @@ def carry_out(
         sync: Flush the output to disk before returning.
         hash_output: Hash every file that is written; a merge that was killed goes on only from
             hashed files.
+        resume: Whether the same merge may go on if it is killed; not where inputs are temporary.
         overwrite: Replace the output of an earlier merge.
         allow_nan: Write NaN and infinite values instead of refusing them.
         chunk_bytes: Bytes that a thread works on at a time.
@@ -191,6 +196,7 @@ def carry_out(
                 chunk_bytes=chunk_bytes,
                 sync=sync,
                 hash=hash_output,
+                resume=resume,
                 overwrite=overwrite,
                 allow_nan=allow_nan,
                 progress=report,

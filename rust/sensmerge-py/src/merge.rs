@@ -22,6 +22,7 @@ use crate::manifest::{Manifest, inputs, opened};
 ///     chunk_bytes: Bytes that a thread works on at a time; does not change the output.
 ///     sync: Flush the output to disk before returning.
 ///     hash: Hash every file that is written; a merge that was killed goes on only from hashed files.
+///     resume: Whether the same merge may go on if it is killed; not where inputs are temporary.
 ///     overwrite: Replace the output of an earlier merge in the folder.
 ///     allow_nan: Write NaN and infinite values instead of refusing them.
 ///     progress: Called several times a second with the bytes read and the expected bytes to read.
@@ -41,7 +42,8 @@ use crate::manifest::{Manifest, inputs, opened};
     texts: "collections.abc.Sequence[tuple[str, str]]" = Vec::new(),
     cards: "collections.abc.Sequence[tuple[str, str]]" = Vec::new(),
     notes: "collections.abc.Sequence[str]" = Vec::new(),
-    threads = None, chunk_bytes = None, sync = true, hash = true, overwrite = false, allow_nan = false,
+    threads = None, chunk_bytes = None, sync = true, hash = true, resume = true, overwrite = false,
+    allow_nan = false,
     progress: "collections.abc.Callable[[int, int], object] | None" = None
 ))]
 #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
@@ -59,6 +61,7 @@ pub(crate) fn merge(
     chunk_bytes: Option<usize>,
     sync: bool,
     hash: bool,
+    resume: bool,
     overwrite: bool,
     allow_nan: bool,
     progress: Option<&Bound<'_, PyAny>>,
@@ -75,6 +78,7 @@ pub(crate) fn merge(
         max_shard_bytes,
         sync,
         hash,
+        resume,
         overwrite,
         allow_nan,
         ..Options::default()

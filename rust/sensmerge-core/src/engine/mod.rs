@@ -82,6 +82,9 @@ pub struct Options {
     /// Hash every file that is written, and list the hashes. A merge that was killed goes on only from
     /// weight files that were hashed.
     pub hash: bool,
+    /// Whether the same merge may go on from there if it is killed. Not where inputs lie in places that
+    /// are gone by then.
+    pub resume: bool,
     /// Replace the output of an earlier merge in the output folder.
     pub overwrite: bool,
     /// Write NaN and infinite values instead of refusing NaN in inputs and merges that overflow.
@@ -99,6 +102,7 @@ impl Default for Options {
             max_shard_bytes: 5_000_000_000,
             sync: true,
             hash: true,
+            resume: true,
             overwrite: false,
             allow_nan: false,
             matrix_bytes: None,

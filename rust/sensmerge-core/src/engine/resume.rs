@@ -6,14 +6,14 @@ use crate::manifest::Manifest;
 
 /// A digest of all that decides the bytes of the weight files: this program's version, the manifest, the
 /// state of every input file, and the layout of the output. `None` where inputs lie in memory, whose state
-/// nobody knows later.
+/// nobody knows later, or where nobody is to go on.
 pub(super) fn digest(
     manifest: &Manifest,
     inputs: &Inputs,
     shards: &[ShardLayout],
     options: &Options,
 ) -> Option<String> {
-    if inputs.checkpoints.iter().any(|checkpoint| checkpoint.in_memory()) {
+    if !options.resume || inputs.checkpoints.iter().any(|checkpoint| checkpoint.in_memory()) {
         return None;
     }
     let mut hasher = blake3::Hasher::new();
