@@ -118,7 +118,9 @@ fn an_output_is_replaced_only_when_asked_and_only_at_the_end() {
 
     let folder = OutputFolder::create(&path, true, &[]).unwrap();
     write(&folder, 8);
-    assert_eq!(values(&Checkpoint::open(&path).unwrap(), "a"), [1.0, 1.0]);
+    let older = Checkpoint::open(&path.join("model.safetensors")).unwrap();
+    assert_eq!(values(&older, "a"), [1.0, 1.0]);
+    assert!(Checkpoint::open(&path).unwrap_err().to_string().contains("unfinished"));
     drop(folder);
     assert_eq!(names(&path), before);
 
@@ -326,72 +328,4 @@ fn odd_places_are_refused() {
     for name in ["../escape", "a/b", "..", ""] {
         assert!(folder.write(name, b"").is_err(), "{name}");
     }
-}
-
-/// A folder that a merge killed meanwhile would leave: nothing of it is taken back.
-fn killed(folder: OutputFolder) {
-    std::mem::forget(folder);
-}
-
-#[test]
-fn a_killed_merge_goes_on_from_the_files_that_it_finished() {
-    let first = "model-00001-of-00002.safetensors";
-    let of = |job: &str| Writing { hash: true, job: Some(job.into()), ..Writing::default() };
-    let shards = layout(vec![spec("a", 2), spec("b", 2)], 8);
-    let fill = |folder: &OutputFolder, shard: usize| {
-        let writer = folder.shard(&shards[shard]).unwrap();
-        writer.write_at(shards[shard].tensors[0].1, &[0; 8]).unwrap();
-        writer.wait().unwrap();
-    };
-    let root = tempdir().unwrap();
-    let path = root.path().join("out");
-    let folder = OutputFolder::create_for(&path, &[], of("one")).unwrap();
-    fill(&folder, 0);
-    folder.shard(&shards[1]).unwrap();
-    killed(folder);
-    assert!(Checkpoint::open(&path).unwrap_err().to_string().contains("unfinished"));
-
-    // Another job, and no job at all, have no right to it.
-    for job in [of("other"), Writing::default()] {
-        let refusal = OutputFolder::create_for(&path, &[], job).unwrap_err();
-        assert!(refusal.to_string().contains("unfinished merge of another"), "{refusal}");
-        assert_eq!(refusal.hint(), Some(Hint::Overwrite));
-    }
-    let folder = OutputFolder::create_for(&path, &[], of("one")).unwrap();
-    assert!(folder.has(first) && !folder.has(&shards[1].file_name));
-    killed(folder);
-
-    // A file that is not what the record says counts as not written.
-    let partial = path.join(format!(".sensmerge-{first}.partial"));
-    let whole = fs::read(&partial).unwrap();
-    let mut changed = whole.clone();
-    *changed.last_mut().unwrap() ^= 1;
-    fs::write(&partial, &changed).unwrap();
-    let folder = OutputFolder::create_for(&path, &[], of("one")).unwrap();
-    assert!(!folder.has(first) && !partial.exists());
-    fill(&folder, 0);
-    fill(&folder, 1);
-    folder.write("a.txt", b"").unwrap();
-
-    // Killed while it renamed: the rest is renamed, and what is in its place is not written again.
-    let stop = folder.finish_if(|| {
-        fs::rename(&partial, path.join(first)).unwrap();
-        fs::write(path.join(OUTPUT_FILE), json!({"sensmerge": "0", "files": [first]}).to_string())
-            .unwrap();
-        fs::copy(path.join(MARKER), root.path().join("marker")).unwrap();
-        Err(sensmerge_core::Error::Interrupted)
-    });
-    assert!(stop.is_err());
-    fs::create_dir_all(&path).unwrap();
-    fs::write(path.join(first), &whole).unwrap();
-    fs::write(path.join(OUTPUT_FILE), json!({"sensmerge": "0", "files": [first]}).to_string())
-        .unwrap();
-    fs::copy(root.path().join("marker"), path.join(MARKER)).unwrap();
-    let folder = OutputFolder::create_for(&path, &[], of("one")).unwrap();
-    assert!(folder.has(first) && !folder.has(&shards[1].file_name));
-    fill(&folder, 1);
-    folder.write("model.safetensors.index.json", index_json(&shards).as_bytes()).unwrap();
-    folder.finish().unwrap();
-    assert_eq!(names(&path).len(), 4);
-    assert_eq!(values(&Checkpoint::open(&path).unwrap(), "a"), [0.0, 0.0]);
 }

@@ -46,14 +46,6 @@ impl ShardWriter {
         }
         Ok(())
     }
-
-    /// Wait until the files of the folder that are whole are hashed and flushed.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn wait(&self) -> Result<()> {
-        self.finishing.wait()
-    }
 }
 
 /// The weight files that are whole, and the threads that see to it.
