@@ -19,6 +19,7 @@ __all__ = [
     "Quantised",
     "TensorInfo",
     "check_output",
+    "check_space",
     "differences",
     "match_units",
     "merge",
@@ -58,6 +59,14 @@ class Checkpoint:
         Raises:
             InputError: The file is truncated or malformed, or of another format.
             OSError: It cannot be read.
+        """
+
+    def check_unchanged(self, /) -> None:
+        """Refuse the checkpoint if one of its files is no longer what it was when it was opened.
+
+        Raises:
+            InputError: A file was written to, truncated, replaced or removed.
+            OSError: A file cannot be examined.
         """
 
     def fingerprint(self, /) -> str:
@@ -444,7 +453,19 @@ def check_output(
     Raises:
         InputError: The path is not a folder; the folder is not empty (without ``overwrite``), holds
             weights that no earlier merge listed, or is, contains or lies in an input.
-        OSError: The folder or an input cannot be examined.
+        OSError: The folder or an input cannot be examined, or nothing can be written there.
+    """
+
+def check_space(output: str | PathLike[str], needed: SupportsIndex) -> None:
+    """Refuse an output folder whose file system has too little space left.
+
+    Args:
+        output: The folder.
+        needed: Bytes of the files to write.
+
+    Raises:
+        InputError: There is less.
+        OSError: The folder cannot be examined.
     """
 
 def differences(
@@ -518,6 +539,8 @@ def merge(
     threads: SupportsIndex | None = None,
     chunk_bytes: SupportsIndex | None = None,
     sync: bool = True,
+    hash: bool = True,
+    resume: bool = True,
     overwrite: bool = False,
     allow_nan: bool = False,
     progress: collections.abc.Callable[[int, int], object] | None = None,
@@ -536,6 +559,8 @@ def merge(
         threads: Threads to use; all cores by default.
         chunk_bytes: Bytes that a thread works on at a time; does not change the output.
         sync: Flush the output to disk before returning.
+        hash: Hash every file that is written; a merge that was killed goes on only from hashed files.
+        resume: Whether the same merge may go on if it is killed; not where inputs are temporary.
         overwrite: Replace the output of an earlier merge in the folder.
         allow_nan: Write NaN and infinite values instead of refusing them.
         progress: Called several times a second with the bytes read and the expected bytes to read.

@@ -55,6 +55,7 @@ def merge(
     device: str = "cpu",
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
     sync: bool = True,
+    hash_output: bool = True,
     overwrite: bool = False,
     allow_nan: bool = False,
     chunk_bytes: int | None = None,
@@ -79,6 +80,8 @@ def merge(
             ``cuda``; weights are merged on the processor.
         max_shard_size: Largest size of a weight file's data, in bytes or as text such as ``5GB``.
         sync: Flush the output to disk before returning.
+        hash_output: Hash every file that is written; a merge that was killed goes on only from
+            hashed files.
         overwrite: Replace the output of an earlier merge in ``out``; inputs are never replaced.
         allow_nan: Write NaN and infinite values instead of refusing them.
         chunk_bytes: Bytes that a thread works on at a time. The output does not depend on it.
@@ -101,7 +104,17 @@ def merge(
     asked = recipe if isinstance(recipe, Recipe | StagedRecipe) else load(recipe)
     parse_size(max_shard_size)
     how = _How(
-        threads, progress, max_shard_size, sync, overwrite, allow_nan, chunk_bytes, tokenizer, card
+        threads=threads,
+        progress=progress,
+        max_shard_size=max_shard_size,
+        sync=sync,
+        hash_output=hash_output,
+        resume=True,
+        overwrite=overwrite,
+        allow_nan=allow_nan,
+        chunk_bytes=chunk_bytes,
+        tokenizer=tokenizer,
+        card=card,
     )
     with unpickling(out, enabled=unpickle, progress=progress):
         if isinstance(asked, StagedRecipe):
@@ -118,6 +131,8 @@ class _How:
     progress: bool
     max_shard_size: str | int
     sync: bool
+    hash_output: bool
+    resume: bool
     overwrite: bool
     allow_nan: bool
     chunk_bytes: int | None
@@ -143,9 +158,13 @@ def _merge(
         if recipe.method.statistic is None:
             sketched = _undamped(_provisional(recipe))
             asked = request(sketched, None, models, threads=how.threads, progress=how.progress)
-            asked.manifest()
+            tensors = asked.manifest().tensors
+            _core.check_space(str(out), sum(tensor.nbytes for tensor in tensors))
         merged_tokenizer(recipe, models)
     with _statistics_beside(recipe, Path(out), calibration) as keep:
+        if keep is not None or any(copy != path for path, copy in pickled.copies.items()):
+            # What is merged is gone once this process is.
+            how = replace(how, resume=False)
         measured, notes = _measured(
             recipe, models, calibration, device, keep, threads=how.threads, progress=how.progress
         )
@@ -219,6 +238,7 @@ def _merge_stages(
     }
     _core.check_output(str(out), sorted(inputs), how.overwrite)
     places, notes = dict[str, Path](), list(asked.notes)
+    how = replace(how, resume=kept is not None)
     with stage_folders(out, kept) as folder:
         for stage in asked.stages[:-1]:
             place, name = folder_of(stage, folder), str(stage.name)
@@ -229,7 +249,9 @@ def _merge_stages(
                 )
                 continue
             # A stage's tokenizer may be the result's; a kept folder may hold an older merge of it.
-            on_the_way = replace(how, sync=False, overwrite=kept is not None, tokenizer=True)
+            on_the_way = replace(
+                how, sync=False, hash_output=False, overwrite=kept is not None, tokenizer=True
+            )
             done = _merge(recipe, place, None, on_the_way, [], device)
             notes += [f"stage '{name}': {note}" for note in done.notes]
         return _merge(asked.result.placed(places), out, calibration, how, notes, device)

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 import click
 
 from sensmerge import InputError, __version__
-from sensmerge.cli import comparing, converting, describing, measuring, merging, printing, searching
+from sensmerge.cli import (
+    comparing,
+    converting,
+    describing,
+    measuring,
+    merging,
+    printing,
+    searching,
+    verifying,
+)
 from sensmerge.reading import is_no_name
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 
 # Hints at the option that would have avoided an error, by the keyword that the error names.
 _HINTS = {
@@ -34,6 +46,7 @@ for _command in (
     merging.merge,
     merging.plan,
     converting.convert,
+    verifying.verify,
     measuring.calibrate,
     measuring.coefficients,
     searching.learn,
@@ -51,8 +64,29 @@ for _command in (
     commands.add_command(_command)
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: all that is done at Ctrl-C is done for it too."""
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def answer_signals() -> None:
+    """Raise exceptions for Ctrl-C and SIGTERM, unless they are ignored."""
+    for number, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGTERM, _terminate),
+    ):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
 def main() -> None:
-    """Run the command line; exit 0 done, 2 bad input, 130 interrupted, 1 anything else."""
+    """Run the command line.
+
+    Exits with 0 when done, 2 for bad input, 130 interrupted, 143 terminated, 1 for anything else.
+    """
     # By default, torch's idle threads spin; on a busy machine that starves the threads at work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Recipes use no pydantic plugins, and searching for them takes a tenth of a merge's start-up.
@@ -68,7 +102,9 @@ def main() -> None:
         if isinstance(error, click.UsageError) and error.ctx is not None:
             click.echo(error.ctx.get_usage(), err=True)
         _fail(error.format_message().splitlines(), EXIT_BAD_INPUT)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as error:
+        if isinstance(error, _Terminated) or isinstance(error.__cause__, _Terminated):
+            _fail(["terminated"], EXIT_TERMINATED)
         _fail(["interrupted"], EXIT_INTERRUPTED)
     except BrokenPipeError:
         # The reader of the output is gone, and so is the terminal for a message.

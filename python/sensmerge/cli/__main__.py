@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from sensmerge.cli import main
+from sensmerge.start import main
 
 main()

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 @threads_option
 @shard_option
 @click.option("--no-sync", is_flag=True, help="Do not flush the output to disk.")
+@click.option("--no-hash", is_flag=True, help="Do not hash the output; it cannot be verified then.")
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan; write nothing.")
 @force_option
 @click.option("--allow-nan", is_flag=True, help="Write NaN and infinity instead of refusing them.")
@@ -56,6 +57,7 @@ def merge(
     calibration: Path | None,
     max_shard_size: str | int,
     no_sync: bool,
+    no_hash: bool,
     dry_run: bool,
     force: bool,
     unpickle: bool,
@@ -97,6 +99,7 @@ def merge(
         progress=not quiet,
         max_shard_size=size,
         sync=not no_sync,
+        hash_output=not no_hash,
         overwrite=force,
         unpickle=unpickle,
         tokenizer=copy_tokenizer,

@@ -74,6 +74,8 @@ def write(
     progress: bool = True,
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
     sync: bool = True,
+    hash_output: bool = True,
+    resume: bool = True,
     overwrite: bool = False,
     allow_nan: bool = False,
     chunk_bytes: int | None = None,
@@ -93,6 +95,9 @@ def write(
         progress: Show a progress bar on a terminal and plain lines elsewhere.
         max_shard_size: Largest size of a weight file's data, in bytes or as text such as ``5GB``.
         sync: Flush the output to disk before returning.
+        hash_output: Hash every file that is written; a merge that was killed goes on only from
+            hashed files.
+        resume: Whether the same merge may go on if it is killed; not where inputs are temporary.
         overwrite: Replace the output of an earlier merge in ``out``; inputs are never replaced.
         allow_nan: Write NaN and infinite values instead of refusing them.
         chunk_bytes: Bytes that a thread works on at a time.
@@ -129,6 +134,8 @@ def write(
         threads=threads,
         progress=progress,
         sync=sync,
+        hash_output=hash_output,
+        resume=resume,
         overwrite=overwrite,
         allow_nan=allow_nan,
         chunk_bytes=chunk_bytes,
@@ -148,6 +155,8 @@ def carry_out(
     threads: int | None,
     progress: bool,
     sync: bool,
+    hash_output: bool = True,
+    resume: bool = True,
     overwrite: bool,
     allow_nan: bool,
     chunk_bytes: int | None = None,
@@ -165,6 +174,9 @@ def carry_out(
         threads: Threads to use; all cores by default.
         progress: Show progress.
         sync: Flush the output to disk before returning.
+        hash_output: Hash every file that is written; a merge that was killed goes on only from
+            hashed files.
+        resume: Whether the same merge may go on if it is killed; not where inputs are temporary.
         overwrite: Replace the output of an earlier merge.
         allow_nan: Write NaN and infinite values instead of refusing them.
         chunk_bytes: Bytes that a thread works on at a time.
@@ -183,6 +195,8 @@ def carry_out(
                 threads=threads,
                 chunk_bytes=chunk_bytes,
                 sync=sync,
+                hash=hash_output,
+                resume=resume,
                 overwrite=overwrite,
                 allow_nan=allow_nan,
                 progress=report,

@@ -33,6 +33,8 @@ CALIBRATION_FILE = "sensmerge_calibration.json"
 UNITS_FILE = "sensmerge_units.json"
 # The core writes it: what the folder holds, and the notes of the merge.
 OUTPUT_FILE = "sensmerge_output.json"
+# The core writes it where a merge is under way, and removes it at the end.
+UNFINISHED_MARKER = ".sensmerge-unfinished"
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sensmerge.errors import InputError
-from sensmerge.merging.sidecars import OUTPUT_FILE, RECIPE_FILE, Sidecars
+from sensmerge.merging.sidecars import OUTPUT_FILE, RECIPE_FILE, UNFINISHED_MARKER, Sidecars
 from sensmerge.models.dtypes import STORED
+from sensmerge.models.folders import mode_of
 from sensmerge.reading import content
 from sensmerge.terminal import plain
 
@@ -70,7 +71,9 @@ def folder_of(stage: Stage, folder: Path) -> Path:
 def is_merged(recipe: Recipe, folder: Path) -> bool:
     """Whether a folder holds the complete model of a stage, merged by the same recipe."""
     written = folder / RECIPE_FILE
-    if not (written.is_file() and (folder / OUTPUT_FILE).is_file()):
+    # A merge that was killed may have put these in place, and leaves a marker.
+    complete = mode_of(folder / UNFINISHED_MARKER) is None
+    if not (complete and mode_of(written) and mode_of(folder / OUTPUT_FILE)):
         return False
     return content(written) == recipe.to_yaml().encode()
 

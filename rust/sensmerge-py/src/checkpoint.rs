@@ -226,6 +226,15 @@ impl Checkpoint {
         self.inner.tensors().map(info).collect()
     }
 
+    /// Refuse the checkpoint if one of its files is no longer what it was when it was opened.
+    ///
+    /// Raises:
+    ///     InputError: A file was written to, truncated, replaced or removed.
+    ///     OSError: A file cannot be examined.
+    fn check_unchanged(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.inner.check_unchanged()).map_err(to_python)
+    }
+
     /// A short digest of the weights: names, dtypes, shapes and sampled bytes.
     ///
     /// The distribution of tensors over files does not matter.

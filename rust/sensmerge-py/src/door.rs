@@ -4,6 +4,7 @@
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
+use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use sensmerge_core::engine::Monitor;
 use sensmerge_core::{Error, Result};
@@ -14,7 +15,8 @@ use crate::error::to_python;
 const TICK: Duration = Duration::from_millis(50);
 
 /// Run `work`, which `monitor` can cancel, and call `progress(done, total)` every [`TICK`] and at the
-/// end. An exception of `progress` or a signal cancels the work and is raised once it has stopped.
+/// end. An exception of `progress` or a signal cancels the work and is raised once it has stopped; a
+/// signal that comes once the work is committed is dropped.
 pub(crate) fn enter<R: Send>(
     py: Python<'_>,
     monitor: &Monitor,
@@ -44,6 +46,12 @@ pub(crate) fn enter<R: Send>(
         }
         let result = worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         match (raised, result) {
+            // Too late: a signal that came when nothing could be taken back any more changes nothing.
+            (Some(raised), Ok(result))
+                if monitor.is_committed() && !raised.is_instance_of::<PyException>(py) =>
+            {
+                Ok(result)
+            }
             // The exception, rather than "interrupted": it caused the cancellation.
             (Some(raised), Ok(_) | Err(Error::Interrupted)) => Err(raised),
             (_, Err(error)) => Err(to_python(error)),

@@ -46,7 +46,7 @@ mod _core {
     #[pymodule_export]
     use crate::methods::methods;
     #[pymodule_export]
-    use crate::output::check_output;
+    use crate::output::{check_output, check_space};
     #[pymodule_export]
     use crate::pickle_files::pickle_files;
     #[pymodule_export]

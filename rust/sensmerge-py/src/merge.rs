@@ -21,6 +21,8 @@ use crate::manifest::{Manifest, inputs, opened};
 ///     threads: Threads to use; all cores by default.
 ///     chunk_bytes: Bytes that a thread works on at a time; does not change the output.
 ///     sync: Flush the output to disk before returning.
+///     hash: Hash every file that is written; a merge that was killed goes on only from hashed files.
+///     resume: Whether the same merge may go on if it is killed; not where inputs are temporary.
 ///     overwrite: Replace the output of an earlier merge in the folder.
 ///     allow_nan: Write NaN and infinite values instead of refusing them.
 ///     progress: Called several times a second with the bytes read and the expected bytes to read.
@@ -40,10 +42,15 @@ use crate::manifest::{Manifest, inputs, opened};
     texts: "collections.abc.Sequence[tuple[str, str]]" = Vec::new(),
     cards: "collections.abc.Sequence[tuple[str, str]]" = Vec::new(),
     notes: "collections.abc.Sequence[str]" = Vec::new(),
-    threads = None, chunk_bytes = None, sync = true, overwrite = false, allow_nan = false,
+    threads = None, chunk_bytes = None, sync = true, hash = true, resume = true, overwrite = false,
+    allow_nan = false,
     progress: "collections.abc.Callable[[int, int], object] | None" = None
 ))]
-#[expect(clippy::too_many_arguments, reason = "keywords in Python")]
+#[expect(
+    clippy::too_many_arguments,
+    clippy::fn_params_excessive_bools,
+    reason = "keywords in Python"
+)]
 pub(crate) fn merge(
     py: Python<'_>,
     manifest: PyRef<'_, Manifest>,
@@ -57,6 +64,8 @@ pub(crate) fn merge(
     threads: Option<usize>,
     chunk_bytes: Option<usize>,
     sync: bool,
+    hash: bool,
+    resume: bool,
     overwrite: bool,
     allow_nan: bool,
     progress: Option<&Bound<'_, PyAny>>,
@@ -72,6 +81,8 @@ pub(crate) fn merge(
         chunk_bytes,
         max_shard_bytes,
         sync,
+        hash,
+        resume,
         overwrite,
         allow_nan,
         ..Options::default()

@@ -15,7 +15,7 @@ use crate::error::to_python;
 /// Raises:
 ///     InputError: The path is not a folder; the folder is not empty (without ``overwrite``), holds
 ///         weights that no earlier merge listed, or is, contains or lies in an input.
-///     OSError: The folder or an input cannot be examined.
+///     OSError: The folder or an input cannot be examined, or nothing can be written there.
 #[pyfunction]
 #[pyo3(signature = (
     output, inputs: "collections.abc.Sequence[str | os.PathLike[str]]", overwrite
@@ -23,4 +23,18 @@ use crate::error::to_python;
 pub(crate) fn check_output(output: PathBuf, inputs: Vec<PathBuf>, overwrite: bool) -> PyResult<()> {
     let inputs: Vec<&Path> = inputs.iter().map(PathBuf::as_path).collect();
     output::check(&output, overwrite, &inputs).map_err(to_python)
+}
+
+/// Refuse an output folder whose file system has too little space left.
+///
+/// Args:
+///     output: The folder.
+///     needed: Bytes of the files to write.
+///
+/// Raises:
+///     InputError: There is less.
+///     OSError: The folder cannot be examined.
+#[pyfunction]
+pub(crate) fn check_space(output: PathBuf, needed: u64) -> PyResult<()> {
+    output::check_space(&output, needed).map_err(to_python)
 }

@@ -95,12 +95,9 @@ class Vocabularies:
 
 
 def _content(folder: Path, name: str) -> bytes:
-    """A file's content; empty if it is missing or cannot be read."""
+    """A file's content; empty if it is missing."""
     path = own_file(folder, name)
-    try:
-        return b"" if path is None else content(path, LARGE)
-    except OSError:
-        return b""
+    return b"" if path is None else content(path, LARGE)
 
 
 def _vocabulary(name: str, written: bytes) -> tuple[dict[str, int], dict[str, dict[str, bool]]]:

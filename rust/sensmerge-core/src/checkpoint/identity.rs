@@ -14,8 +14,8 @@ impl Checkpoint {
     /// memory.
     #[must_use]
     pub fn identities(&self) -> Vec<(PathBuf, u64, String)> {
-        let identity = |(path, storage): (&PathBuf, &super::Bytes)| {
-            let bytes = (**storage).as_ref();
+        let identity = |(path, storage): (&PathBuf, &super::Storage)| {
+            let bytes = storage.bytes();
             let length = bytes.first_chunk::<LENGTH_BYTES>().map_or(0, |length| {
                 usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX)
             });

@@ -83,7 +83,7 @@ impl<'de> Visitor<'de> for WeightMapVisitor {
 /// is not a bare file name, [`Error::Io`].
 pub(super) fn read(path: &Path) -> Result<Index> {
     let text = mapping::map_small(path, LARGEST)?;
-    let Text { weight_map: WeightMap(files), .. } = serde_json::from_slice(&text)
+    let Text { weight_map: WeightMap(files), .. } = serde_json::from_slice(text.as_ref())
         .map_err(|error| Error::file(path, format!("the index is malformed: {error}")))?;
     if files.is_empty() {
         return Err(Error::file(path, "the index names no tensor"));

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::header::byte_size;
-use super::{Bytes, Checkpoint, TensorInfo};
+use super::{Bytes, Checkpoint, Storage, TensorInfo};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 
@@ -61,7 +61,7 @@ pub(super) fn checkpoint(path: &Path, tensors: Vec<MemoryTensor>) -> Result<Chec
         let shard = storages.len();
         let info = TensorInfo { name: name.clone(), dtype, shape, shard, start: 0, end };
         infos.insert(name, Arc::new(info));
-        storages.push(bytes);
+        storages.push(Storage::Memory(bytes));
     }
     let path = path.to_path_buf();
     Ok(Checkpoint { path, storages, tensors: infos, tied, ..Checkpoint::default() })

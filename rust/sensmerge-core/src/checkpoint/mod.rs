@@ -15,6 +15,7 @@ mod origin;
 pub mod output;
 mod quantised;
 mod select;
+mod stamp;
 mod suspicion;
 
 use std::collections::BTreeMap;
@@ -65,6 +66,26 @@ impl TensorInfo {
 /// Bytes at a fixed address: a mapped file, or memory that the boxed value keeps alive.
 pub type Bytes = Box<dyn AsRef<[u8]> + Send + Sync>;
 
+/// Why a folder with a marker is refused.
+const UNFINISHED: &str =
+    "holds an unfinished merge, and is no model yet: repeat the command that began it";
+
+/// The bytes of a shard.
+enum Storage {
+    /// A file, and its state when it was opened.
+    File(mapping::Mapped, stamp::Stamp),
+    Memory(Bytes),
+}
+
+impl Storage {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::File(map, _) => map.as_ref(),
+            Self::Memory(bytes) => (**bytes).as_ref(),
+        }
+    }
+}
+
 /// A checkpoint, opened: its headers are checked, and its data is mapped or in memory.
 #[derive(Default)]
 pub struct Checkpoint {
@@ -72,7 +93,7 @@ pub struct Checkpoint {
     /// The file of every shard; empty for a checkpoint in memory.
     files: Vec<PathBuf>,
     /// The bytes of every shard.
-    storages: Vec<Bytes>,
+    storages: Vec<Storage>,
     tensors: BTreeMap<String, Arc<TensorInfo>>,
     quantised: Option<Quantised>,
     /// How quantised tensors are stored, by their names.
@@ -95,6 +116,9 @@ impl Checkpoint {
     pub fn open(path: &Path) -> Result<Self> {
         let kind = std::fs::metadata(path).map_err(Error::io(path))?;
         if kind.is_dir() {
+            if select::names(path)?.contains(output::MARKER) {
+                return Err(Error::file(path, UNFINISHED));
+            }
             let select::Selection { files, index, notes } = select::select(path)?;
             let checkpoint = Self::from_files(path, files, index.as_ref(), notes)?;
             return checkpoint.shown(path);
@@ -132,12 +156,13 @@ impl Checkpoint {
         index: Option<&Index>,
         notes: Vec<String>,
     ) -> Result<Self> {
-        let mut storages = Vec::<Bytes>::with_capacity(files.len());
+        let mut storages = Vec::with_capacity(files.len());
         let mut tensors = BTreeMap::new();
         let mut twice = Vec::new();
         for (shard, file) in files.iter().enumerate() {
-            let map = if file == path { mapping::map_named(file) } else { mapping::map(file) }?;
-            for tensor in header::read(file, &map, shard)? {
+            let mapped = if file == path { mapping::map_named(file) } else { mapping::map(file) };
+            let (map, stamp) = mapped?;
+            for tensor in header::read(file, map.as_ref(), shard)? {
                 if index.is_some_and(|index| index.places_elsewhere(&tensor.name, file)) {
                     twice.push(tensor.name);
                     continue;
@@ -150,7 +175,7 @@ impl Checkpoint {
                 let reason = format!("the files hold more than {} tensors", index::MOST_TENSORS);
                 return Err(Error::file(file, reason));
             }
-            storages.push(Box::new(map));
+            storages.push(Storage::File(map, stamp));
         }
         let path = path.to_path_buf();
         let mut checkpoint = Self { path, files, storages, tensors, notes, ..Self::default() };
@@ -303,7 +328,28 @@ impl Checkpoint {
     /// If the tensor is of another checkpoint and its range lies outside this one's data.
     #[must_use]
     pub fn bytes(&self, tensor: &TensorInfo) -> &[u8] {
-        &(*self.storages[tensor.shard]).as_ref()[tensor.start..tensor.end]
+        &self.storages[tensor.shard].bytes()[tensor.start..tensor.end]
+    }
+
+    /// Refuse the checkpoint if one of its files is no longer what it was when it was opened.
+    ///
+    /// # Errors
+    /// [`Error::File`] for a file that was written to, truncated, replaced or removed, [`Error::Io`].
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.files.iter().zip(&self.storages).try_for_each(|(path, storage)| match storage {
+            Storage::File(map, stamp) => stamp::check(path, stamp, map),
+            Storage::Memory(_) => Ok(()),
+        })
+    }
+
+    /// The state of every file when it was opened, as text; empty for a checkpoint in memory.
+    #[must_use]
+    pub fn stamps(&self) -> Vec<String> {
+        let stamp = |storage: &Storage| match storage {
+            Storage::File(_, stamp) => Some(stamp.text()),
+            Storage::Memory(_) => None,
+        };
+        self.storages.iter().filter_map(stamp).collect()
     }
 
     /// A short digest of the weights: names, dtypes, shapes and sampled bytes.

@@ -114,6 +114,24 @@ fn entry(folder: &Path, names: &BTreeSet<String>) -> Result<(String, bool)> {
 }
 
 /// The names of a folder's entries.
+///
+/// Not by `std::fs::read_dir`, which panics where the system cannot close a folder.
+#[cfg(unix)]
+pub(super) fn names(folder: &Path) -> Result<BTreeSet<String>> {
+    use rustix::fs::{Dir, Mode, OFlags};
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let entries = rustix::fs::open(folder, flags, Mode::empty()).and_then(Dir::new);
+    let failed = |error: rustix::io::Errno| Error::io(folder)(error.into());
+    let name = |entry: rustix::io::Result<rustix::fs::DirEntry>| {
+        Ok(entry.map_err(failed)?.file_name().to_string_lossy().into_owned())
+    };
+    let names = entries.map_err(failed)?.map(name);
+    let real = |name: &Result<String>| !matches!(name.as_deref(), Ok("." | ".."));
+    names.filter(real).collect()
+}
+
+/// The names of a folder's entries.
+#[cfg(not(unix))]
 pub(super) fn names(folder: &Path) -> Result<BTreeSet<String>> {
     let entries = std::fs::read_dir(folder).map_err(Error::io(folder))?;
     let name = |entry: std::io::Result<std::fs::DirEntry>| {

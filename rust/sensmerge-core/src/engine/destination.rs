@@ -16,9 +16,9 @@ pub(super) struct Destination<'o> {
 
 /// The places of the tensors that are written, in the order of [`Manifest::specs`].
 enum Places<'o> {
-    /// One writer per shard, and for every tensor: its shard, the offset of its first byte in the file,
+    /// One writer per shard, none for those that are whole already, and for every tensor: its shard, the offset of its first byte in the file,
     /// and its size in bytes.
-    Files(&'o [ShardWriter], Vec<(usize, u64, usize)>),
+    Files(&'o [Option<ShardWriter>], Vec<(usize, u64, usize)>),
     /// The buffer of every tensor; `None` once it is taken.
     Memory(Vec<Option<&'o mut [u8]>>),
 }
@@ -34,13 +34,15 @@ pub(super) enum Slot<'o> {
     },
     /// The caller's memory.
     Memory(&'o mut [u8]),
+    /// A file that is whole already.
+    Finished,
 }
 
 impl<'o> Destination<'o> {
     /// The files of an output folder. The layout lists the manifest's tensors in their order.
     pub(super) fn files(
         manifest: &Manifest,
-        writers: &'o [ShardWriter],
+        writers: &'o [Option<ShardWriter>],
         shards: &[ShardLayout],
     ) -> Self {
         let places = shards.iter().enumerate().flat_map(|(shard, layout)| {
@@ -79,6 +81,13 @@ impl<'o> Destination<'o> {
         }
     }
 
+    /// Whether the tensor at index `place` of the manifest lies in files that are whole already.
+    pub(super) fn is_finished(&self, place: usize) -> bool {
+        let Places::Files(writers, places) = &self.places else { return false };
+        let end = self.firsts.get(place + 1).copied().unwrap_or(places.len());
+        places[self.firsts[place]..end].iter().all(|(shard, ..)| writers[*shard].is_none())
+    }
+
     /// The destinations of the pieces, of `size` bytes each, of the `part`-th tensor that the tensor at
     /// index `place` is written as; the last piece may be shorter. May be called once for each: memory
     /// is handed out then.
@@ -87,9 +96,11 @@ impl<'o> Destination<'o> {
         match &mut self.places {
             Places::Files(writers, places) => {
                 let (shard, start, bytes) = places[place];
-                let writer = &writers[shard];
-                let offsets = (0..bytes).step_by(size);
-                offsets.map(|offset| Slot::File { writer, offset: start + offset as u64 }).collect()
+                let slot = |offset| match &writers[shard] {
+                    Some(writer) => Slot::File { writer, offset: start + offset as u64 },
+                    None => Slot::Finished,
+                };
+                (0..bytes).step_by(size).map(slot).collect()
             }
             Places::Memory(buffers) => {
                 let bytes = buffers[place].take().unwrap_or_default();
@@ -117,6 +128,7 @@ impl Slot<'_> {
                 memory.copy_from_slice(bytes);
                 Ok(())
             }
+            Self::Finished => Ok(()),
         }
     }
 }

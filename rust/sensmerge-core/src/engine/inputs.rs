@@ -52,6 +52,14 @@ impl Inputs {
         Ok(Self::new(checkpoints))
     }
 
+    /// Refuse inputs whose files are no longer what they were when they were opened.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::check_unchanged`].
+    pub(super) fn check_unchanged(&self) -> Result<()> {
+        self.checkpoints.iter().try_for_each(|checkpoint| checkpoint.check_unchanged())
+    }
+
     /// The checkpoint of a stored tensor.
     ///
     /// # Errors

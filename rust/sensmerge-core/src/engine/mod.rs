@@ -32,6 +32,7 @@ mod pool;
 mod prepare;
 mod read;
 pub mod reduce;
+mod resume;
 mod scaled;
 mod stage;
 mod tensor;
@@ -42,13 +43,13 @@ mod write;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
 use crate::checkpoint::INDEX_FILE;
 use crate::checkpoint::layout::{index_json, layout};
-use crate::checkpoint::output::OutputFolder;
+use crate::checkpoint::output::{Input, OutputFolder, Writing, check_space};
 use crate::error::{Error, Result};
 use crate::manifest::Manifest;
 use crate::method::{Form, find};
@@ -70,6 +71,7 @@ pub const DEFAULT_CHUNK_BYTES: usize = 1 << 20;
 
 /// Options of a merge. None of them changes the value of a merged entry.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "they are independent switches")]
 pub struct Options {
     /// Number of threads; `None` uses every core.
     pub threads: Option<usize>,
@@ -80,6 +82,12 @@ pub struct Options {
     pub max_shard_bytes: u64,
     /// Flush files and folder to the disk before returning.
     pub sync: bool,
+    /// Hash every file that is written, and list the hashes. A merge that was killed goes on only from
+    /// weight files that were hashed.
+    pub hash: bool,
+    /// Whether the same merge may go on from there if it is killed. Not where inputs lie in places that
+    /// are gone by then.
+    pub resume: bool,
     /// Replace the output of an earlier merge in the output folder.
     pub overwrite: bool,
     /// Write NaN and infinite values instead of refusing NaN in inputs and merges that overflow.
@@ -96,6 +104,8 @@ impl Default for Options {
             chunk_bytes: DEFAULT_CHUNK_BYTES,
             max_shard_bytes: 5_000_000_000,
             sync: true,
+            hash: true,
+            resume: true,
             overwrite: false,
             allow_nan: false,
             matrix_bytes: None,
@@ -156,7 +166,7 @@ struct Job<'e> {
     output: &'e Path,
     options: &'e Options,
     monitor: &'e Monitor,
-    notes: Mutex<BTreeSet<String>>,
+    notes: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl<'e> Job<'e> {
@@ -171,7 +181,7 @@ impl<'e> Job<'e> {
             let name = &manifest.method.name;
             Error::setting("merge_method", format!("'{name}' is not a known method"))
         })?;
-        let notes = Mutex::default();
+        let notes = Arc::default();
         Ok(Self { manifest, inputs, program, output, options, monitor, notes })
     }
 
@@ -204,11 +214,12 @@ fn program(manifest: &Manifest) -> Option<Program> {
 ///
 /// The folder is complete when this returns `Ok`. On an error, or when `monitor` is cancelled, the
 /// written files are removed; only if some already replace those of an older output does the folder
-/// stay, marked as unfinished. A killed process leaves a folder marked as unfinished, too.
+/// stay, marked as unfinished. A killed process leaves a folder marked as unfinished, too; the same merge
+/// then goes on from the weight files that are whole.
 ///
 /// # Errors
 /// [`Error::Output`] for a folder that cannot be written to as asked, [`Error::Tensor`] for data
-/// that cannot be merged, [`Error::Setting`] for an unknown method or threads that cannot be started,
+/// that cannot be merged, [`Error::File`] for an input that changed meanwhile, [`Error::Setting`] for an unknown method or threads that cannot be started,
 /// [`Error::File`] for a sidecar that is not a regular file, [`Error::Io`], [`Error::Interrupted`].
 pub fn execute(
     manifest: &Manifest,
@@ -220,14 +231,22 @@ pub fn execute(
     monitor: &Monitor,
 ) -> Result<Summary> {
     let start = std::time::Instant::now();
-    let job = Job::new(manifest, inputs, output, options, monitor)?;
+    let mut job = Job::new(manifest, inputs, output, options, monitor)?;
     let protected = manifest.inputs();
     let protected: Vec<&Path> = protected.iter().map(PathBuf::as_path).collect();
     let shards = layout(manifest.specs(), options.max_shard_bytes);
     let pool = pool(options.threads)?;
-    let mut folder = OutputFolder::create(output, options.overwrite, &protected)?;
+    let digest = resume::digest(manifest, inputs, &shards, options);
+    let Options { overwrite, sync, hash, .. } = *options;
+    let how = Writing { overwrite, sync, hash, job: digest };
+    let mut folder = OutputFolder::create_for(output, &protected, how)?;
+    job.notes = folder.found();
+    let missing = shards.iter().filter(|shard| !folder.has(&shard.file_name));
+    check_space(output, missing.map(|shard| shard.file_bytes).sum())?;
     pool.install(|| {
-        let writers = shards.iter().map(|shard| folder.shard(shard));
+        let writers = shards.iter().map(|shard| {
+            if folder.has(&shard.file_name) { Ok(None) } else { folder.shard(shard).map(Some) }
+        });
         let writers = writers.collect::<Result<Vec<_>>>()?;
         run(&job, Destination::files(manifest, &writers, &shards))
     })?;
@@ -236,7 +255,13 @@ pub fn execute(
     }
     let notes = job.all_notes(notes);
     let origins = manifest.models.iter().filter_map(|model| model.origin.clone());
-    folder.note(&notes, origins.collect());
+    let files = manifest.models.iter().flat_map(|model| &model.files);
+    let files = files.map(|file| Input {
+        path: file.path.clone(),
+        bytes: file.bytes,
+        header: file.header.clone(),
+    });
+    folder.note(&notes, origins.collect(), files.collect());
     for sidecar in sidecars {
         match sidecar {
             Sidecar::Copy { name, from } => folder.copy(name, from)?,
@@ -246,8 +271,10 @@ pub fn execute(
             }
         }
     }
-    monitor.check()?;
-    folder.finish(options.sync)?;
+    folder.finish_if(|| {
+        inputs.check_unchanged()?;
+        monitor.commit()
+    })?;
     Ok(Summary {
         output: output.to_path_buf(),
         tensors: manifest.tensors.len(),
@@ -277,6 +304,7 @@ pub fn execute_into(
     let destination = Destination::memory(manifest, buffers)?;
     let job = Job::new(manifest, inputs, Path::new("output"), options, monitor)?;
     pool(options.threads)?.install(|| run(&job, destination))?;
+    inputs.check_unchanged()?;
     Ok(job.all_notes(&[]))
 }
 
@@ -299,7 +327,11 @@ fn run(job: &Job, mut destination: Destination) -> Result<()> {
 
     copy::verify(job)?;
     copy::write(job, &mut destination)?;
-    stages.into_iter().map(|stage| &tensors[stage]).try_for_each(|stage| match precision(stage) {
+    let whole =
+        |stage: &&[Tensor]| stage.iter().all(|tensor| destination.is_finished(tensor.place));
+    let stages = stages.into_iter().map(|stage| &tensors[stage]);
+    let stages: Vec<&[Tensor]> = stages.filter(|stage| !whole(stage)).collect();
+    stages.into_iter().try_for_each(|stage| match precision(stage) {
         Precision::Single => run_stage::<f32>(job, stage, &mut destination),
         Precision::Double => run_stage::<f64>(job, stage, &mut destination),
     })

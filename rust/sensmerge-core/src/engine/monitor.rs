@@ -1,6 +1,6 @@
 //! Progress and cancellation of a running merge, shared with the thread that waits for it.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
 
@@ -10,8 +10,13 @@ use crate::error::{Error, Result};
 pub struct Monitor {
     total: AtomicU64,
     done: AtomicU64,
-    cancelled: AtomicBool,
+    /// One of the three below.
+    state: AtomicU8,
 }
+
+const RUNNING: u8 = 0;
+const CANCELLED: u8 = 1;
+const COMMITTED: u8 = 2;
 
 impl Monitor {
     /// A monitor with no progress, not cancelled.
@@ -31,7 +36,22 @@ impl Monitor {
     /// Ask the merge to stop. It then returns [`Error::Interrupted`]. A merge that is already renaming
     /// its files finishes.
     pub fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Relaxed);
+        let _ = self.change(CANCELLED);
+    }
+
+    /// Whether the merge is past the point at which it could be cancelled.
+    #[must_use]
+    pub fn is_committed(&self) -> bool {
+        self.state.load(Ordering::Acquire) == COMMITTED
+    }
+
+    /// From here on the merge cannot be cancelled; an error if it is already.
+    pub(super) fn commit(&self) -> Result<()> {
+        self.change(COMMITTED).map(|_| ()).map_err(|_| Error::Interrupted)
+    }
+
+    fn change(&self, state: u8) -> std::result::Result<u8, u8> {
+        self.state.compare_exchange(RUNNING, state, Ordering::AcqRel, Ordering::Acquire)
     }
 
     pub(super) fn expect(&self, bytes: u64) {
@@ -45,6 +65,9 @@ impl Monitor {
     /// Return an error if the merge is cancelled. Called between chunks, so that a merge stops within
     /// milliseconds.
     pub(super) fn check(&self) -> Result<()> {
-        if self.cancelled.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+        match self.state.load(Ordering::Relaxed) {
+            CANCELLED => Err(Error::Interrupted),
+            _ => Ok(()),
+        }
     }
 }

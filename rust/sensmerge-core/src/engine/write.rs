@@ -79,6 +79,17 @@ enum Target<'o> {
     Codes(Slot<'o>, Slot<'o>),
 }
 
+impl Target<'_> {
+    fn is_finished(&self) -> bool {
+        match self {
+            Self::Entries(slot) => matches!(slot, Slot::Finished),
+            Self::Codes(values, scales) => {
+                matches!((values, scales), (Slot::Finished, Slot::Finished))
+            }
+        }
+    }
+}
+
 /// Merge the tensors of a stage into their destination.
 pub(super) fn write<T: Computed>(
     stage: &Stage<T>,
@@ -95,6 +106,10 @@ pub(super) fn write<T: Computed>(
     let pieces: Vec<(&Chunk, Target)> = stage.chunks.iter().zip(found).collect();
     let merge = |(chunk, target): (&Chunk, Target)| {
         let tensor = &stage.tensors[chunk.tensor];
+        if target.is_finished() {
+            stage.job.monitor.advance(tensor.entry_bytes * chunk.entries.len() as u64);
+            return Ok(());
+        }
         let combination = &combinations[chunk.tensor];
         match (&stage.job.program.matrices, tensor.matrices) {
             (Some(combine), Some(_)) => {
@@ -190,7 +205,7 @@ fn merge_chunk<T: Computed>(
         };
         match target {
             Target::Entries(Slot::Memory(bytes)) => into(bytes),
-            Target::Entries(slot @ Slot::File { .. }) => {
+            Target::Entries(slot) => {
                 bytes.resize(chunk.entries.len() * tensor.dtype.size(), 0);
                 into(bytes)?;
                 slot.put(bytes)
@@ -289,31 +304,44 @@ fn round<T: Real>(
     bytes: &mut [u8],
 ) -> Result<()> {
     let dtype = tensor.dtype;
-    let Parts { out, signs, .. } = block.parts();
+    let Parts { out, .. } = block.parts();
     T::narrow(out, dtype, bytes);
     if !all_finite(out) {
-        return explain(job, tensor, entries, block);
-    }
-    if job.options.allow_nan {
-        return Ok(());
+        explain(job, tensor, entries, block)?;
     }
     // Only where the dtype's range is narrower than that of the type that is computed in. (bfloat16's
     // ends a hair below float32's.)
     let narrower =
         dtype == Float::F16 || (dtype != Float::F64 && size_of::<T>() > size_of::<f32>());
-    if narrower {
-        T::widen(dtype, bytes, signs);
-        if has_infinite(signs) {
-            let (name, wider) = match dtype {
-                Float::F16 => ("float16", "bfloat16"),
-                Float::Bf16 => ("bfloat16", "float64"),
-                Float::F32 | Float::F64 => ("float32", "float64"),
-            };
-            let reason = format!("merged values are beyond {name}'s range; use out_dtype: {wider}");
-            return Err(unusable(job, tensor, &reason));
-        }
+    if !narrower {
+        return Ok(());
     }
-    Ok(())
+    let Parts { out, signs, .. } = block.parts();
+    T::widen(dtype, bytes, signs);
+    if !has_infinite(signs) {
+        return Ok(());
+    }
+    // Infinite entries beside them are explained already.
+    let beyond =
+        |(value, rounded): (&T, &T)| value.abs() < T::INFINITY && rounded.abs() == T::INFINITY;
+    if !out.iter().zip(&*signs).any(beyond) {
+        return Ok(());
+    }
+    let (name, wider) = match dtype {
+        Float::F16 => ("float16", "bfloat16"),
+        Float::Bf16 => ("bfloat16", "float64"),
+        Float::F32 | Float::F64 => ("float32", "float64"),
+    };
+    if job.options.allow_nan {
+        let output = &tensor.output.name;
+        job.note(format!(
+            "tensor '{output}' of the merged model holds infinite entries: merged values are beyond \
+             {name}'s range"
+        ));
+        return Ok(());
+    }
+    let reason = format!("merged values are beyond {name}'s range; use out_dtype: {wider}");
+    Err(unusable(job, tensor, &reason))
 }
 
 /// Refuse combined entries that cannot be coded: NaN and infinite ones, unless they are let through and

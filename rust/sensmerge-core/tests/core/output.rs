@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::files::{f32s, values, write_model};
 use sensmerge_core::checkpoint::Checkpoint;
 use sensmerge_core::checkpoint::layout::{TensorSpec, index_json, layout};
-use sensmerge_core::checkpoint::output::{OUTPUT_FILE, OutputFolder, check};
+use sensmerge_core::checkpoint::output::{OUTPUT_FILE, OutputFolder, Writing, check};
 use sensmerge_core::dtype::Dtype;
 use sensmerge_core::error::{Hint, Kind};
 use serde_json::{Value, json};
@@ -62,7 +62,7 @@ fn what_is_written_is_read_back() {
         write(&folder, max_shard_bytes);
         assert!(names(&path).contains(MARKER));
         assert!(names(&path).iter().all(|name| name.starts_with(".sensmerge-")));
-        folder.finish(true).unwrap();
+        folder.finish().unwrap();
         assert_eq!(listed(&path).len(), files);
         assert_eq!(names(&path).len(), files + 1);
         let checkpoint = Checkpoint::open(&path).unwrap();
@@ -96,7 +96,7 @@ fn what_a_killed_merge_left_is_taken_over() {
     fs::write(path.join(".sensmerge-model.safetensors.partial"), b"half").unwrap();
     let folder = OutputFolder::create(&path, false, &[]).unwrap();
     write(&folder, 1000);
-    folder.finish(false).unwrap();
+    folder.finish().unwrap();
     assert_eq!(names(&path), set(["model.safetensors", OUTPUT_FILE]));
 }
 
@@ -107,7 +107,7 @@ fn an_output_is_replaced_only_when_asked_and_only_at_the_end() {
     let folder = OutputFolder::create(&path, false, &[]).unwrap();
     write(&folder, 1000);
     folder.write("chat_template.jinja", b"old").unwrap();
-    folder.finish(true).unwrap();
+    folder.finish().unwrap();
     fs::write(path.join("notes.txt"), b"keep me").unwrap();
     fs::write(path.join("adapter_model.safetensors"), b"keep me too").unwrap();
     let before = names(&path);
@@ -118,13 +118,15 @@ fn an_output_is_replaced_only_when_asked_and_only_at_the_end() {
 
     let folder = OutputFolder::create(&path, true, &[]).unwrap();
     write(&folder, 8);
-    assert_eq!(values(&Checkpoint::open(&path).unwrap(), "a"), [1.0, 1.0]);
+    let older = Checkpoint::open(&path.join("model.safetensors")).unwrap();
+    assert_eq!(values(&older, "a"), [1.0, 1.0]);
+    assert!(Checkpoint::open(&path).unwrap_err().to_string().contains("unfinished"));
     drop(folder);
     assert_eq!(names(&path), before);
 
     let folder = OutputFolder::create(&path, true, &[]).unwrap();
     write(&folder, 8);
-    folder.finish(true).unwrap();
+    folder.finish().unwrap();
     let sharded = [
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
@@ -137,7 +139,7 @@ fn an_output_is_replaced_only_when_asked_and_only_at_the_end() {
 
     let folder = OutputFolder::create(&path, true, &[]).unwrap();
     write(&folder, 1000);
-    folder.finish(false).unwrap();
+    folder.finish().unwrap();
     assert_eq!(listed(&path), set(["model.safetensors"]));
     assert_eq!(names(&path), &set(["model.safetensors"]) | &strangers);
 }
@@ -194,7 +196,7 @@ fn a_failure_at_the_end_takes_back_all_or_leaves_the_mark() {
         write(&folder, 1000);
         folder.write("a.txt", b"").unwrap();
         obstruct(&path, last);
-        folder.finish(true).unwrap_err();
+        folder.finish().unwrap_err();
         assert_eq!(names(&path), set([last]), "nothing of ours");
     }
     for last in ["a.txt", "model-00002-of-00002.safetensors", "model.safetensors.index.json"] {
@@ -202,12 +204,12 @@ fn a_failure_at_the_end_takes_back_all_or_leaves_the_mark() {
         let path = root.path().join("out");
         let folder = OutputFolder::create(&path, false, &[]).unwrap();
         write(&folder, 1000);
-        folder.finish(true).unwrap();
+        folder.finish().unwrap();
         let folder = OutputFolder::create(&path, true, &[]).unwrap();
         write(&folder, 8);
         folder.write("a.txt", b"").unwrap();
         obstruct(&path, last);
-        folder.finish(true).unwrap_err();
+        folder.finish().unwrap_err();
         assert!(names(&path).contains(MARKER), "{last}");
         assert!(!names(&path).iter().any(|name| name.ends_with(".partial")));
 
@@ -219,7 +221,7 @@ fn a_failure_at_the_end_takes_back_all_or_leaves_the_mark() {
         assert!(names(&path).contains(MARKER), "{last}");
         let folder = OutputFolder::create(&path, true, &[]).unwrap();
         write(&folder, 1000);
-        folder.finish(true).unwrap();
+        folder.finish().unwrap();
         assert_eq!(names(&path), set(["model.safetensors", OUTPUT_FILE]));
     }
 }
@@ -234,14 +236,15 @@ fn a_flush_that_fails_leaves_nothing() {
         if overwrite {
             let folder = OutputFolder::create(&path, false, &[]).unwrap();
             write(&folder, 1000);
-            folder.finish(true).unwrap();
+            folder.finish().unwrap();
         }
-        let folder = OutputFolder::create(&path, overwrite, &[]).unwrap();
+        let how = Writing { overwrite, sync: true, ..Writing::default() };
+        let folder = OutputFolder::create_for(&path, &[], how).unwrap();
         write(&folder, 8);
         let partial = path.join(".sensmerge-model-00002-of-00002.safetensors.partial");
         fs::remove_file(&partial).unwrap();
         std::os::unix::fs::symlink("/dev/null", &partial).unwrap();
-        let error = folder.finish(true).unwrap_err();
+        let error = folder.finish().unwrap_err();
         assert_eq!(error.kind(), Kind::Io);
         assert!(error.to_string().contains("model-00002-of-00002"), "{error}");
         if overwrite {
@@ -329,7 +332,7 @@ fn two_merges_do_not_share_a_folder() {
     let said = OutputFolder::create(&path, true, &[]).unwrap_err().to_string();
     assert!(said.contains("another merge"), "{said}");
     write(&first, 1000);
-    first.finish(false).unwrap();
+    first.finish().unwrap();
     assert!(Checkpoint::open(&path).is_ok());
 }
 

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 /// [`Error::File`] for what is not a regular file; [`Error::Io`].
 pub(super) fn open(path: &Path) -> Result<File> {
     // Creating a new file follows no link.
-    match OpenOptions::new().write(true).create_new(true).open(path) {
+    match OpenOptions::new().read(true).write(true).create_new(true).open(path) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
         created => return created.map_err(Error::io(path)),
     }
@@ -26,5 +26,5 @@ pub(super) fn open(path: &Path) -> Result<File> {
             "is not a regular file, and no merge made it; remove it, or name another folder";
         return Err(Error::file(path, reason));
     }
-    OpenOptions::new().write(true).open(path).map_err(Error::io(path))
+    OpenOptions::new().read(true).write(true).open(path).map_err(Error::io(path))
 }

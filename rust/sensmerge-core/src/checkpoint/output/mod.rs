@@ -1,35 +1,44 @@
 //! The output folder as a transaction: absent, marked as unfinished, or complete.
 //!
-//! Every file is written under a temporary name in the folder itself, flushed if the caller asks for
-//! it, and renamed; the file that makes the folder a model (the index, or the only weight file) is
-//! renamed last. Until then a marker says that the folder is unfinished, and a lock on the marker
-//! keeps other merges out. The files that an older output listed and the new one does not write are
-//! removed.
+//! Every file is written under a temporary name in the folder itself, hashed and flushed if the caller
+//! asks for it, and renamed; the file that makes the folder a model (the index, or the only weight file)
+//! is renamed last. Until then a marker says that the folder is unfinished and whose it is, and a lock on
+//! the marker keeps other merges out. The marker also lists weight files that are whole, so that after a
+//! kill the same merge goes on from them. The files that an older output listed and the new one does not
+//! write are removed.
 
 mod marker;
 mod ours;
 mod place;
+mod record;
+mod weights;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::index::{INDEX_FILE, is_bare};
 use crate::checkpoint::layout::ShardLayout;
 use crate::checkpoint::mapping;
 use crate::checkpoint::origin::Origin;
-use crate::checkpoint::select::names;
-use crate::error::{Error, Result};
-pub use place::check;
+use crate::checkpoint::select::{SINGLE_FILE, names};
+use crate::error::{Error, Hint, Result};
+pub use place::{check, check_space};
 use place::{check_content, is_empty, missing};
+use record::{Finished, Owner, Record};
+pub use weights::ShardWriter;
+use weights::{Finishing, sha256, sha256_of};
 
 /// The file that lists the files of an output, itself included.
 pub const OUTPUT_FILE: &str = "sensmerge_output.json";
 
 /// The marker: a file that is in the folder while it is being written.
-const MARKER: &str = ".sensmerge-unfinished";
+pub(super) const MARKER: &str = ".sensmerge-unfinished";
 
 const TEMPORARY_PREFIX: &str = ".sensmerge-";
 const TEMPORARY_SUFFIX: &str = ".partial";
@@ -41,6 +50,24 @@ enum Before {
     Files,
     /// Files, and the marker of a merge that was killed while it renamed them.
     Unfinished,
+}
+
+/// Why an unfinished merge of another job is refused.
+const OTHERS: &str = "holds an unfinished merge of another recipe, of other options, or of inputs that \
+                      have changed since: finish it by the command that began it, name another folder, \
+                      or set overwrite to start anew";
+
+/// How the files of an output are written.
+#[derive(Clone, Debug, Default)]
+pub struct Writing {
+    /// Replace the output of an earlier merge.
+    pub overwrite: bool,
+    /// Flush files to the disk.
+    pub sync: bool,
+    /// Hash files, and list the hashes; a merge that was killed goes on only from hashed files.
+    pub hash: bool,
+    /// A digest of all that decides the bytes of the weight files; `None` if there is none.
+    pub job: Option<String>,
 }
 
 /// An output folder being written.
@@ -55,16 +82,34 @@ pub struct OutputFolder {
     before: Before,
     /// Whether any file has been renamed or removed yet.
     touched: bool,
-    marker: File,
     /// Final names of the files that are written but not renamed yet.
     files: Mutex<BTreeSet<String>>,
     /// Names of the files that are in place.
     placed: Vec<String>,
-    /// The inputs that came from the Hub, kept beside the list of files.
-    origins: Vec<Origin>,
-    /// Notes for the user, kept there too.
-    notes: Vec<String>,
+    /// Weight files that are whole, those of a killed merge too.
+    finishing: Arc<Finishing>,
+    /// What is kept beside the list of files.
+    described: Described,
     finished: bool,
+}
+
+/// What an output's list holds beside the files.
+#[derive(Debug, Default)]
+struct Described {
+    origins: Vec<Origin>,
+    notes: Vec<String>,
+    inputs: Vec<Input>,
+}
+
+/// A file that was merged, as an output's list names it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Input {
+    /// Its path.
+    pub path: PathBuf,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// Digest of its header.
+    pub header: String,
 }
 
 impl OutputFolder {
@@ -72,10 +117,19 @@ impl OutputFolder {
     /// killed merge, or, with `overwrite`, one that holds other files.
     ///
     /// # Errors
-    /// [`Error::Output`] for a folder that [`check`] refuses or that another merge is writing;
-    /// [`Error::Io`].
+    /// As [`OutputFolder::create_for`].
     pub fn create(path: &Path, overwrite: bool, inputs: &[&Path]) -> Result<Self> {
-        check(path, overwrite, inputs)?;
+        Self::create_for(path, inputs, Writing { overwrite, ..Writing::default() })
+    }
+
+    /// The same; where the marker of a killed merge names the same job, its finished weight files are
+    /// kept.
+    ///
+    /// # Errors
+    /// [`Error::Output`] for a folder that [`check`] refuses, that holds an unfinished merge of another
+    /// job, or that another merge is writing; [`Error::Io`].
+    pub fn create_for(path: &Path, inputs: &[&Path], how: Writing) -> Result<Self> {
+        check(path, how.overwrite, inputs)?;
         let made = missing(path)?;
         std::fs::create_dir_all(path).map_err(Error::io(path))?;
         let was_unfinished = names(path)?.contains(MARKER);
@@ -88,45 +142,123 @@ impl OutputFolder {
             // Some network file systems have no locks: there, only the marker protects the folder.
             Ok(()) | Err(TryLockError::Error(_)) => {}
         }
-        let folder = Self {
+        let found = record::read(&marker, &marker_path)?;
+        let ours = found.is_of(how.job.as_deref());
+        // A merge that ended between the check and the lock may have filled the folder.
+        check_content(path, how.overwrite)?;
+        if !ours && !how.overwrite && found.owner.as_ref().is_some_and(|owner| owner.job.is_some())
+        {
+            return Err(Error::output(path, OTHERS).with_hint(Hint::Overwrite));
+        }
+        let (overwrite, replaced) = (how.overwrite, ours && !found.is_alone());
+        let finishing = Finishing {
+            how,
+            marker,
+            marker_path,
+            notes: Arc::default(),
+            hashes: Mutex::default(),
+            threads: Mutex::default(),
+            stopped: AtomicBool::new(false),
+        };
+        let mut folder = Self {
             path: path.to_path_buf(),
             made,
-            before: match is_empty(path)? {
-                true => Before::Nothing,
-                false if was_unfinished => Before::Unfinished,
-                false => Before::Files,
-            },
+            before: Before::Nothing,
             touched: false,
-            marker,
             files: Mutex::default(),
             placed: Vec::new(),
-            origins: Vec::new(),
-            notes: Vec::new(),
+            finishing: Arc::new(finishing),
+            described: Described::default(),
             finished: false,
         };
-        // A merge that ended between the check and the lock may have filled the folder.
-        check_content(path, overwrite)?;
+        // Until what a killed merge left is known, nothing may remove its marker.
+        folder.before = if was_unfinished { Before::Unfinished } else { Before::Files };
+        let kept = if ours { folder.take_back(&found)? } else { BTreeMap::new() };
+        folder.before = match is_empty(path)? {
+            true if !replaced => Before::Nothing,
+            _ if was_unfinished => Before::Unfinished,
+            _ => Before::Files,
+        };
         for name in names(path)?.iter().filter(|name| is_temporary(name)) {
-            let stale = path.join(name);
-            std::fs::remove_file(&stale).map_err(Error::io(&stale))?;
+            if !kept.keys().any(|kept| temporary(kept) == *name) {
+                let stale = path.join(name);
+                std::fs::remove_file(&stale).map_err(Error::io(&stale))?;
+            }
         }
+        let has_older = folder.before != Before::Nothing && (overwrite || replaced);
+        folder.begin(kept, has_older)?;
         Ok(folder)
     }
 
-    /// Keep notes for the user, and the inputs that came from the Hub, beside the list of files.
-    pub fn note(&mut self, notes: &[String], origins: Vec<Origin>) {
-        self.notes.extend_from_slice(notes);
-        self.origins.extend(origins);
+    /// Bring what a killed merge of the same job left back to the state before files were renamed, and
+    /// find the weight files that are whole.
+    fn take_back(&mut self, found: &Record) -> Result<BTreeMap<String, Finished>> {
+        let mut kept = BTreeMap::new();
+        for (name, finished) in found.finished.iter().filter(|(name, _)| is_bare(name)) {
+            let (aside, placed) = (self.path.join(temporary(name)), self.path.join(name));
+            if !is_whole(&aside, finished)? {
+                if !is_whole(&placed, finished)? {
+                    continue;
+                }
+                self.touched = true;
+                std::fs::rename(&placed, &aside).map_err(Error::io(&placed))?;
+            }
+            kept.insert(name.clone(), finished.clone());
+        }
+        if found.is_alone() {
+            // Nothing was there before: all that the list names was written by that merge.
+            for name in ours::listed(&self.path)?.iter().filter(|name| *name != OUTPUT_FILE) {
+                self.remove(name)?;
+            }
+            self.remove(OUTPUT_FILE)?;
+        }
+        Ok(kept)
     }
 
-    /// Create a weight file and write its header; the caller writes the data.
+    /// Write the marker, and count what is kept as written.
+    fn begin(&mut self, kept: BTreeMap<String, Finished>, replaces: bool) -> Result<()> {
+        let finishing = &self.finishing;
+        for (name, finished) in &kept {
+            lock(&self.files).insert(name.clone());
+            lock(&finishing.hashes).insert(name.clone(), finished.sha256.clone());
+            lock(&finishing.notes).extend(finished.notes.iter().cloned());
+        }
+        let sensmerge = env!("CARGO_PKG_VERSION").to_owned();
+        let owner = Some(Owner { sensmerge, job: finishing.how.job.clone(), replaces });
+        record::begin(&finishing.marker, &Record { owner, finished: kept })
+            .map_err(Error::io(&finishing.marker_path))
+    }
+
+    /// Whether a weight file is whole already.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        lock(&self.files).contains(name)
+    }
+
+    /// The place for notes that are found while weights are written; those of a killed merge are in it.
+    #[must_use]
+    pub fn found(&self) -> Arc<Mutex<BTreeSet<String>>> {
+        Arc::clone(&self.finishing.notes)
+    }
+
+    /// Keep notes for the user, the inputs' files, and those that came from the Hub, beside the list of
+    /// files.
+    pub fn note(&mut self, notes: &[String], origins: Vec<Origin>, inputs: Vec<Input>) {
+        self.described.notes.extend_from_slice(notes);
+        self.described.origins.extend(origins);
+        self.described.inputs.extend(inputs);
+    }
+
+    /// Create a weight file and write its header; the caller writes the data, every byte once.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn shard(&self, layout: &ShardLayout) -> Result<ShardWriter> {
         let (file, path) = self.start(&layout.file_name)?;
         file.set_len(layout.file_bytes).map_err(Error::io(&path))?;
-        let writer = ShardWriter { file, path };
+        let (name, finishing) = (layout.file_name.clone(), Arc::clone(&self.finishing));
+        let left = AtomicU64::new(layout.file_bytes);
+        let writer = ShardWriter { file, path, name, left, finishing };
         writer.write_at(0, &layout.header)?;
         Ok(writer)
     }
@@ -137,7 +269,11 @@ impl OutputFolder {
     /// [`Error::Io`].
     pub fn write(&self, name: &str, content: &[u8]) -> Result<()> {
         let (file, path) = self.start(name)?;
-        ShardWriter { file, path }.write_at(0, content)
+        weights::write_all_at(&file, content, 0).map_err(Error::io(&path))?;
+        if self.finishing.how.hash && name != OUTPUT_FILE {
+            lock(&self.finishing.hashes).insert(name.to_owned(), sha256_of(content));
+        }
+        Ok(())
     }
 
     /// Copy a small file, byte for byte.
@@ -149,39 +285,54 @@ impl OutputFolder {
         self.write(name, &mapping::read(from, u64::MAX)?)
     }
 
+    /// Put all files in place; see [`OutputFolder::finish_if`].
+    ///
+    /// # Errors
+    /// As [`OutputFolder::finish_if`].
+    pub fn finish(self) -> Result<()> {
+        self.finish_if(|| Ok(()))
+    }
+
     /// Put all files in place. In this order:
     ///
     /// ```text
     /// write the list of the files of this output and of the older one
-    /// flush every file, if `sync` is set
+    /// flush every file, if asked for
+    /// ask `ready`: from here on nothing is taken back
     /// rename the list, so that a merge killed from here on leaves no file that is not listed
-    /// remove the older output's index, so that the folder is not a sharded model meanwhile
-    /// rename the sidecars, then the weights
+    /// remove the older output's index and only weight file, so that the folder is not a model meanwhile
+    /// rename the sidecars, then the shards
     /// remove the files that only the older output listed, and list the new files alone
-    /// rename the index
+    /// rename the index or the only weight file
     /// remove the marker
     /// ```
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::File`] for an older output's list that is malformed. The files written
-    /// are then removed or, where some already replace those of an older output, the folder keeps the
-    /// marker.
-    pub fn finish(mut self, sync: bool) -> Result<()> {
+    /// [`Error::Io`]; [`Error::File`] for an older output's list that is malformed; those of `ready`. The
+    /// files written are then removed or, where some already replace those of an older output, the folder
+    /// keeps the marker.
+    pub fn finish_if(mut self, ready: impl FnOnce() -> Result<()>) -> Result<()> {
+        let sync = self.finishing.how.sync;
+        self.finishing.wait()?;
         let mut files = lock(&self.files).clone();
         files.insert(OUTPUT_FILE.to_owned());
         let old = ours::listed(&self.path)?;
         let all: BTreeSet<String> = old.union(&files).cloned().collect();
-        self.write(OUTPUT_FILE, &ours::listing(&all, &self.origins, &self.notes))?;
+        self.write(OUTPUT_FILE, &self.listing(&all))?;
         if sync {
             files.iter().try_for_each(|name| self.sync(name))?;
         }
+        ready()?;
         self.place(OUTPUT_FILE)?;
         self.remove(INDEX_FILE)?;
-        let weights = |name: &&String| name.ends_with(".safetensors") || *name == INDEX_FILE;
+        self.remove(SINGLE_FILE)?;
+        self.sync_folder()?;
+        let is_weight = |name: &&String| name.ends_with(".safetensors") || *name == INDEX_FILE;
         let others = files.iter().filter(|name| *name != OUTPUT_FILE);
-        let (last, first): (Vec<&String>, Vec<&String>) = others.partition(weights);
-        let (index, shards): (Vec<&String>, Vec<&String>) =
-            last.into_iter().partition(|name| *name == INDEX_FILE);
+        let (weights, first): (Vec<&String>, Vec<&String>) = others.partition(is_weight);
+        let makes_a_model = |name: &&String| [INDEX_FILE, SINGLE_FILE].contains(&name.as_str());
+        let (last, shards): (Vec<&String>, Vec<&String>) =
+            weights.into_iter().partition(makes_a_model);
         for name in first.into_iter().chain(shards) {
             self.place(name)?;
         }
@@ -189,24 +340,27 @@ impl OutputFolder {
             self.remove(name)?;
         }
         if all != files {
-            self.write(OUTPUT_FILE, &ours::listing(&files, &self.origins, &self.notes))?;
+            self.write(OUTPUT_FILE, &self.listing(&files))?;
             if sync {
                 self.sync(OUTPUT_FILE)?;
             }
             self.place(OUTPUT_FILE)?;
         }
-        for name in index {
+        self.sync_folder()?;
+        for name in last {
             self.place(name)?;
         }
-        if sync {
-            self.sync_folder()?;
-        }
+        self.sync_folder()?;
         self.remove(MARKER)?;
-        if sync {
-            self.sync_folder()?;
-        }
+        self.sync_folder()?;
         self.finished = true;
         Ok(())
+    }
+
+    /// The list of an output that has these files.
+    fn listing(&self, files: &BTreeSet<String>) -> Vec<u8> {
+        let hashes = lock(&self.finishing.hashes).clone();
+        ours::listing(files, hashes, self.finishing.how.job.as_deref(), &self.described)
     }
 
     /// Flush a file that is not in place yet.
@@ -244,9 +398,9 @@ impl OutputFolder {
         remove(&path).map_err(Error::io(&path))
     }
 
-    /// Make the renamings durable. Only on Unix can a folder be flushed.
+    /// Make the renamings durable, if asked for. Only on Unix can a folder be flushed.
     fn sync_folder(&self) -> Result<()> {
-        if cfg!(unix) {
+        if cfg!(unix) && self.finishing.how.sync {
             let folder = File::open(&self.path).and_then(|folder| folder.sync_all());
             folder.map_err(Error::io(&self.path))?;
         }
@@ -261,6 +415,7 @@ impl Drop for OutputFolder {
         if self.finished {
             return;
         }
+        self.finishing.stop();
         let mut clean = true;
         for name in lock(&self.files).iter() {
             clean &= remove(&self.path.join(temporary(name))).is_ok();
@@ -275,46 +430,21 @@ impl Drop for OutputFolder {
         if mixed || !clean {
             // Created again, since `finish` may have failed after it removed the marker.
             let _ = marker::open(&marker);
-        } else if self.before != Before::Unfinished && self.marker.unlock().is_ok() {
+        } else if self.before != Before::Unfinished && self.finishing.marker.unlock().is_ok() {
             let _ = remove(&marker);
             remove_folders(&self.made);
         }
     }
 }
 
-/// A weight file being written, by any number of threads at once.
-#[derive(Debug)]
-pub struct ShardWriter {
-    file: File,
-    path: PathBuf,
-}
-
-impl ShardWriter {
-    /// Write `bytes` at `offset` of the file.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        write_all_at(&self.file, bytes, offset).map_err(Error::io(&self.path))
+/// Whether a file holds what a record says.
+fn is_whole(path: &Path, finished: &Finished) -> Result<bool> {
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::io(path)(error)),
+        Ok(found) if !found.is_file() || found.len() != finished.bytes => Ok(false),
+        Ok(_) => Ok(sha256(path, &AtomicBool::new(false))? == finished.sha256),
     }
-}
-
-#[cfg(unix)]
-fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> std::io::Result<()> {
-    std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
-}
-
-#[cfg(windows)]
-fn write_all_at(file: &File, mut bytes: &[u8], mut offset: u64) -> std::io::Result<()> {
-    while !bytes.is_empty() {
-        let written = std::os::windows::fs::FileExt::seek_write(file, bytes, offset)?;
-        if written == 0 {
-            return Err(std::io::ErrorKind::WriteZero.into());
-        }
-        bytes = &bytes[written..];
-        offset += written as u64;
-    }
-    Ok(())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -4,12 +4,12 @@
 //! Every output has a list of its files, the list itself included. While one output replaces another,
 //! the list names the files of both, so that after a killed merge the next one still recognises them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::OUTPUT_FILE;
+use super::{Described, Input, OUTPUT_FILE};
 use crate::checkpoint::index::{INDEX_FILE, is_bare};
 use crate::checkpoint::mapping;
 use crate::checkpoint::origin::Origin;
@@ -23,6 +23,15 @@ const LARGEST: u64 = 4_000_000;
 struct Listing {
     sensmerge: String,
     files: BTreeSet<String>,
+    /// A digest of all that decides the weights' bytes: plan, inputs' files and layout.
+    #[serde(default)]
+    job: Option<String>,
+    /// Hashes of the files, but for the list itself.
+    #[serde(default)]
+    sha256: BTreeMap<String, String>,
+    /// The files that were merged.
+    #[serde(default)]
+    inputs: Vec<Input>,
     /// The inputs that came from the Hub.
     #[serde(default)]
     origins: Vec<Origin>,
@@ -31,11 +40,22 @@ struct Listing {
     notes: Vec<String>,
 }
 
-/// The text of a list: `files`, the inputs that came from the Hub, and the notes for the user.
-pub(super) fn listing(files: &BTreeSet<String>, origins: &[Origin], notes: &[String]) -> Vec<u8> {
-    let sensmerge = env!("CARGO_PKG_VERSION").to_owned();
-    let (files, origins, notes) = (files.clone(), origins.to_vec(), notes.to_vec());
-    let listing = Listing { sensmerge, files, origins, notes };
+/// The text of a list of `files`, with the hashes that are known.
+pub(super) fn listing(
+    files: &BTreeSet<String>,
+    sha256: BTreeMap<String, String>,
+    job: Option<&str>,
+    described: &Described,
+) -> Vec<u8> {
+    let listing = Listing {
+        sensmerge: env!("CARGO_PKG_VERSION").to_owned(),
+        files: files.clone(),
+        job: job.map(str::to_owned),
+        sha256,
+        inputs: described.inputs.clone(),
+        origins: described.origins.clone(),
+        notes: described.notes.clone(),
+    };
     format!("{:#}\n", serde_json::json!(listing)).into_bytes()
 }
 

@@ -4,6 +4,7 @@
 use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
+use super::record::{self, Record};
 use super::{MARKER, OUTPUT_FILE, is_temporary, ours};
 use crate::checkpoint::foreign::enumerate;
 use crate::checkpoint::select::names;
@@ -35,11 +36,76 @@ pub fn check(path: &Path, overwrite: bool, inputs: &[&Path]) -> Result<()> {
         return Err(Error::output(path, reason));
     }
     match std::fs::symlink_metadata(path) {
-        Err(error) if is_absence(&error) => Ok(()),
+        Err(error) if is_absence(&error) => check_writable(path),
         Err(error) => Err(Error::io(path)(error)),
         Ok(_) if !is_folder(path)? => Err(Error::output(path, "exists and is not a folder")),
-        Ok(_) => check_content(path, overwrite),
+        Ok(_) => {
+            check_content(path, overwrite)?;
+            check_writable(path)
+        }
     }
+}
+
+/// Refuse a folder in which no file can be made, or the nearest one above that exists.
+fn check_writable(path: &Path) -> Result<()> {
+    let absolute = std::path::absolute(path).map_err(Error::io(path))?;
+    for folder in absolute.ancestors() {
+        match std::fs::metadata(folder) {
+            Err(error) if is_absence(&error) => {}
+            Err(error) => return Err(Error::io(folder)(error)),
+            Ok(found) if !found.is_dir() => {
+                let reason = format!("cannot be made: {} is not a folder", folder.display());
+                return Err(Error::output(path, reason));
+            }
+            Ok(_) => return may_write(folder).map_err(Error::io(folder)),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(unix)]
+fn may_write(folder: &Path) -> std::io::Result<()> {
+    use rustix::fs::Access;
+    Ok(rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK)?)
+}
+
+#[cfg(not(unix))]
+fn may_write(_: &Path) -> std::io::Result<()> {
+    Ok(())
+}
+
+/// Refuse a folder whose file system has fewer than `needed` bytes left. What an older output takes counts
+/// as taken: it is removed only once the new one is whole.
+///
+/// # Errors
+/// [`Error::Output`], with both figures; [`Error::Io`].
+pub fn check_space(path: &Path, needed: u64) -> Result<()> {
+    let absolute = std::path::absolute(path).map_err(Error::io(path))?;
+    let mut folders = absolute.ancestors();
+    let Some(folder) = folders.find(|folder| folder.is_dir()) else { return Ok(()) };
+    match free_bytes(folder).map_err(Error::io(folder))? {
+        Some(free) if free < needed => {
+            let reason = format!(
+                "the weights take {needed} bytes, and its file system has {free} left; free {} more, or \
+                 name a folder elsewhere",
+                needed - free
+            );
+            Err(Error::output(path, reason))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The bytes that are left to this user on a folder's file system; `None` where it does not say.
+#[cfg(unix)]
+fn free_bytes(folder: &Path) -> std::io::Result<Option<u64>> {
+    let found = rustix::fs::statvfs(folder)?;
+    Ok((found.f_blocks > 0).then(|| found.f_bavail.saturating_mul(found.f_frsize)))
+}
+
+#[cfg(not(unix))]
+fn free_bytes(_: &Path) -> std::io::Result<Option<u64>> {
+    Ok(None)
 }
 
 /// Refuse a folder whose content may not be replaced.
@@ -47,8 +113,10 @@ pub(super) fn check_content(path: &Path, overwrite: bool) -> Result<()> {
     if is_empty(path)? {
         return Ok(());
     }
-    if !overwrite {
-        let unfinished = names(path)?.contains(MARKER);
+    let unfinished = names(path)?.contains(MARKER);
+    // Whose it is will be seen once the merge is planned.
+    let taken_over = overwrite || (unfinished && marked(path)?.is_alone());
+    if !taken_over {
         let state = if unfinished { "holds an unfinished merge" } else { "is not empty" };
         let reason = format!("{state}; name another folder, or set overwrite to replace it");
         return Err(Error::output(path, reason).with_hint(Hint::Overwrite));
@@ -65,6 +133,13 @@ pub(super) fn check_content(path: &Path, overwrite: bool) -> Result<()> {
              {names}; move or delete them, or name another folder"
         ),
     ))
+}
+
+/// What the marker of a folder says.
+fn marked(path: &Path) -> Result<Record> {
+    let path = path.join(MARKER);
+    let marker = std::fs::File::open(&path).map_err(Error::io(&path))?;
+    record::read(&marker, &path)
 }
 
 /// Whether a folder holds at most the marker and temporary files of an unfinished merge.
