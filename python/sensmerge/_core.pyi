@@ -211,10 +211,12 @@ class Manifest:
 
         Args:
             request: JSON: ``method``, ``semantics``, ``switches``, ``seed``, ``out_dtype``,
-                ``dequantised``, ``notes``, ``missing`` (``error``, ``base`` or ``skip``: what becomes of
+                ``dequantised``, ``notes``, ``omega`` (with it, merged task vectors are damped
+                by the base's activations), ``missing`` (``error``, ``base`` or ``skip``: what becomes of
                 tensors that only some models have) and ``parts``, which are output tensors that are merged from the same models: ``base`` (or
                 null), ``models`` (the index of the ``checkpoint`` of each, and rules for its tensors:
-                ``names``, ``aliases``, ``rows``, ``orders``, ``patches``, ``statistics``), and ``tensors``: the numbers of every output tensor,
+                ``names``, ``aliases``, ``rows``, ``orders``, ``patches``, ``statistics``,
+                ``activations``), and ``tensors``: the numbers of every output tensor,
                 by parameter.
             checkpoints: The checkpoints that the request names by their index.
 
