@@ -12,8 +12,9 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from sensmerge.errors import InputError
 
@@ -108,7 +109,7 @@ def _blobs(home: Path) -> list[Path]:
 
 
 @contextmanager
-def opened(path: Path, most: int = SMALL) -> Iterator[tuple[BinaryIO, int]]:
+def opened(path: Path, most: int = SMALL) -> Iterator[tuple[BufferedReader, int]]:
     """Open a regular file.
 
     Args:

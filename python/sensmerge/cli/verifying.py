@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from sensmerge.cli import printing
 from sensmerge.cli.options import FILE, FOLDER, load_recipe, quiet_option, threads_option
 from sensmerge.errors import InputError
 
@@ -27,10 +28,10 @@ def verify(out: Path, recipe: Path | None, threads: int | None, quiet: bool) -> 
     if recipe is not None and not faults:
         faults += verification.check(out, load_recipe(recipe, None), threads=threads)
     if faults:
-        raise InputError("\n".join(faults))
+        raise InputError(faults)
     if quiet:
         return
     if found.unlisted:
-        click.echo(f"note: not written by the merge: {', '.join(found.unlisted)}", err=True)
+        printing.note(f"not written by the merge: {', '.join(found.unlisted)}")
     again = "" if recipe is None else f"; merged again from {recipe}: the same"
-    click.echo(f"{out}: {found.files} files, {human_size(found.bytes)}, as written{again}")
+    printing.show(f"{out}: {found.files} files, {human_size(found.bytes)}, as written{again}")

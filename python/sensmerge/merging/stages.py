@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sensmerge.errors import InputError
 from sensmerge.merging.sidecars import OUTPUT_FILE, RECIPE_FILE, UNFINISHED_MARKER, Sidecars
 from sensmerge.models.dtypes import STORED
-from sensmerge.models.folders import mode_of
-from sensmerge.reading import content
+from sensmerge.reading import content, mode_of
 from sensmerge.terminal import plain
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from sensmerge.errors import InputError
 from sensmerge.merging.manifest import request
 from sensmerge.merging.sidecars import CALIBRATION_FILE, OUTPUT_FILE, UNFINISHED_MARKER
 from sensmerge.models import open_models
-from sensmerge.models.folders import mode_of, own_file
+from sensmerge.reading import mode_of, object_of, opened, own_file
 from sensmerge.scaling.required import with_measurements
 
 if TYPE_CHECKING:
@@ -57,11 +57,11 @@ def verify(folder: str | Path, *, threads: int | None = None) -> Verification:
     path = own_file(folder, OUTPUT_FILE)
     if path is None:
         raise InputError(f"{folder}: has no {OUTPUT_FILE}: no merge of this version wrote it")
+    listing = object_of(path)
     try:
-        listing = json.loads(path.read_text(encoding="utf-8"))
         files = [str(name) for name in listing["files"]]
         hashes = {str(name): str(digest) for name, digest in listing["sha256"].items()}
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: cannot be read as a list of files with hashes: {error!r}"
         ) from None
@@ -88,9 +88,8 @@ def _hash(path: Path) -> tuple[str, int] | None:
     """A file's SHA-256 and size; None if there is none."""
     if mode_of(path) is None:
         return None
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return digest, file.tell()
+    with opened(path, sys.maxsize) as (file, size):
+        return hashlib.file_digest(file, "sha256").hexdigest(), size
 
 
 def check(folder: str | Path, recipe: Recipe, *, threads: int | None = None) -> list[str]:
