@@ -83,7 +83,8 @@ def check_differences(problem: Problem, rel: float = 1e-3) -> None:
             near[place] += step
             ends.append(np.mean(problem.differentiate(near)[0]))
         expected = (ends[0] - ends[1]) / 6e-3
-        assert gradient[place] == pytest.approx(expected, rel=rel, abs=2e-5)
+        # Of losses in float32, the last place over the distance of the two.
+        assert gradient[place] == pytest.approx(expected, rel=rel, abs=8e-5)
 
 
 @pytest.mark.parametrize("device", DEVICES)
