@@ -20,6 +20,7 @@ Said = pytest.CaptureFixture[str]
 
 DOCUMENTATION = ROOT / "docs" / "methods" / "README.md"
 BEGIN, END = "<!-- methods:begin -->", "<!-- methods:end -->"
+MEASURED = ROOT / "benches" / "records" / "merge-1b-methods-2026-11-26.md"
 
 KEEP = Range(above=0.0, most=1.0)
 FRACTION = Parameter("kept", "fraction kept", "model", "number", 1.0, KEEP, by_tensor=True)
@@ -111,6 +112,43 @@ def test_the_documentation_has_the_table() -> None:
     assert between.strip() == tables.as_markdown().strip(), (
         f"write into {DOCUMENTATION}, between its markers:\n\n{tables.as_markdown()}"
     )
+
+
+def measured() -> dict[str, list[str]]:
+    """Seconds, their ratio to the floor, and memory, of the first work of every measured method."""
+    from works import WORKS
+
+    rows = MEASURED.read_text(encoding="utf-8").splitlines()
+    found = {cells[0]: cells for row in rows if len(cells := row.strip("| ").split(" | ")) == 7}
+    return {
+        work.method: [found[work.name][1].split()[0], found[work.name][2], found[work.name][6]]
+        for work in reversed(WORKS)
+        if work.name in found
+    }
+
+
+def properties() -> str:
+    """What each method can do and costs, as a Markdown table."""
+    lines = [
+        "| method | in mergekit | weights by layer | weights learned | reads of samples | "
+        "seconds | over the floor | memory |",
+        "|---|---|---|---|---|---:|---:|---:|",
+    ]
+    costs = measured()
+    for method in methods.every():
+        whole = method.parameter("matrices") is not None
+        cost = costs.get(method.name, ["", "", "of the largest matrices" if whole else ""])
+        marks = [method.in_mergekit, method.coefficients, method.learnable]
+        cells = ["yes" if mark else "" for mark in marks]
+        lines.append("| " + " | ".join([method.name, *cells, method.statistic or "", *cost]) + " |")
+    return "\n".join(lines)
+
+
+def test_the_documentation_has_the_table_of_properties() -> None:
+    text = DOCUMENTATION.read_text(encoding="utf-8")
+    between = text.partition("<!-- properties:begin -->")[2].partition("<!-- properties:end -->")[0]
+    assert between.strip() == properties(), f"write into {DOCUMENTATION}:\n\n{properties()}"
+    assert set(measured()) <= set(methods.names())
 
 
 def test_the_table_of_the_documentation_has_every_default() -> None:
