@@ -75,6 +75,7 @@ def merge(folder: Path, data: dict[str, Any]) -> measure.Taken:
         out,
         "--quiet",
         "--no-sync",
+        "--no-hash",
     ]
     try:
         return measure.run(command)

@@ -102,7 +102,8 @@ class Bench:
             Path(sys.executable).parent / "sensmerge", "merge", recipe, self._out, "--quiet",
         ]  # fmt: skip
         if not self._options.sync:
-            command.append("--no-sync")
+            # The floor does neither.
+            command += ["--no-sync", "--no-hash"]
         if threads:
             command += ["--threads", str(threads)]
         if work.sensitivity or work.statistics:
@@ -382,7 +383,7 @@ def _scaling(options: argparse.Namespace, family: Bench, works: list[Work]) -> s
 def _heading(options: argparse.Namespace, title: str) -> list[str]:
     threads = options.threads or "all"
     state = "page cache cold" if options.cold else "page cache warm"
-    flushed = "output flushed to the disk" if options.sync else "output not flushed"
+    flushed = "output flushed and hashed" if options.sync else "output neither flushed nor hashed"
     flushed += f", in {options.output}" if options.output else ""
     return [
         f"# {title}",
