@@ -34,7 +34,7 @@ use sensmerge_core::kernel::task_vector::{subtract, subtract_stored};
 use sensmerge_core::kernel::trim::{count_equal, drop_exact, trim, trim_exact};
 use sensmerge_core::kernel::variance::{keep_scored, variance};
 use sensmerge_core::kernel::weighted_sum::{
-    add_product, divide, multiply, scale_and_add, weighted_sum,
+    add_product, divide, multiply, scale_and_add, scale_damp_and_add, weighted_sum,
 };
 use sensmerge_core::processor::level;
 use sensmerge_core::random::{Stream, chance};
@@ -161,6 +161,9 @@ const KERNELS: &[(&str, Kernel)] = &[
     }),
     ("weighted_sum", |b| weighted_sum(&b.rows, &b.weights, &mut b.out)),
     ("scale_and_add", |b| scale_and_add(&b.base, b.factor, &mut b.delta)),
+    ("scale_damp_and_add", |b| {
+        scale_damp_and_add(&b.base, b.factor, &b.signs, &mut b.delta);
+    }),
     ("sum_abs_product", |b| keep_result(sum_abs_product(&b.base, &b.delta))),
     ("sum_abs_product, bfloat16", |b| {
         keep_result(sum_abs_product_stored::<f32>(Float::Bf16, &b.bfloat16, &b.bfloat16));

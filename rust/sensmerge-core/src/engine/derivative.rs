@@ -6,7 +6,7 @@ use super::reduce::Buffer;
 use super::stage::{Decided, Stage, carried};
 use super::write::{Combination, read};
 use crate::error::{Error, Result};
-use crate::kernel::weighted_sum::multiply_by;
+use crate::kernel::low_rank::multiply_each;
 use crate::program::sweep::Chunk;
 use crate::program::{Computed, Operand};
 
@@ -41,7 +41,7 @@ pub(super) fn derivatives<T: Computed>(
                 if let Some(factors) = &combination.factors {
                     damped.resize(entries.len(), T::ZERO);
                     factors.fill(&entries, &mut damped);
-                    multiply_by(&damped, &mut wide);
+                    multiply_each(&mut wide, &damped);
                 }
                 read(
                     stage,

@@ -78,19 +78,6 @@ widest! {
 }
 
 widest! {
-    /// Multiply every entry by a factor of its own.
-    ///
-    /// # Panics
-    /// If the lengths differ.
-    pub fn multiply_by<T: Real>(factors: &[T], values: &mut [T]) {
-        assert_eq!(factors.len(), values.len());
-        for (value, &factor) in values.iter_mut().zip(factors) {
-            *value = *value * factor;
-        }
-    }
-}
-
-widest! {
     /// Multiply every entry by `factor`.
     pub fn multiply<T: Real>(values: &mut [T], factor: T) {
         for value in values {
