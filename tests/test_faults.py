@@ -207,6 +207,27 @@ def test_signals_at_any_moment_leave_nothing_or_everything(
             assert not out.exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_once_the_output_is_committed_changes_nothing(
+    recipe: Path, whole: dict[str, str], tmp_path: Path, number: signal.Signals
+) -> None:
+    """Sent by the process itself, before the first rename and as the command ends."""
+    out = tmp_path / "out"
+    script = (
+        "import os, sys\n"
+        "from sensmerge.cli import signals\n"
+        "from sensmerge.start import main\n"
+        "drop, ignore = signals.drop, signals.ignore\n"
+        f"signals.drop = lambda: (drop(), os.kill(os.getpid(), {int(number)}))\n"
+        f"signals.ignore = lambda: (ignore(), os.kill(os.getpid(), {int(number)}))\n"
+        "main()\n"
+    )
+    arguments = [sys.executable, "-c", script, "merge", str(recipe), str(out), *OPTIONS]
+    done = subprocess.run(arguments, check=False, timeout=60, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert hashes(out) == whole
+
+
 def test_what_a_merge_wrote_is_verified(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

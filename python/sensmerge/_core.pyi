@@ -546,6 +546,7 @@ def merge(
     overwrite: bool = False,
     allow_nan: bool = False,
     progress: collections.abc.Callable[[int, int], object] | None = None,
+    committed: collections.abc.Callable[[], object] | None = None,
 ) -> str:
     """Carry a manifest out and write the model.
 
@@ -566,6 +567,7 @@ def merge(
         overwrite: Replace the output of an earlier merge in the folder.
         allow_nan: Write NaN and infinite values instead of refusing them.
         progress: Called several times a second with the bytes read and the expected bytes to read.
+        committed: Called once, on another thread, when Ctrl-C cannot cancel the merge any more.
 
     Returns:
         JSON that describes the written model: ``output``, ``tensors``, ``parameters``, ``bytes``,

@@ -14,8 +14,9 @@ def main() -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _leave)
     from sensmerge import cli
+    from sensmerge.cli import signals
 
-    cli.answer_signals()
+    signals.answer()
     cli.main()
 
 

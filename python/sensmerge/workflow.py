@@ -6,7 +6,7 @@ The rooms that do the work do not depend on the order of the steps; it is set he
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -64,6 +64,7 @@ def merge(
     card: bool = True,
     stages: str | Path | None = None,
     reuse: bool = True,
+    committed: Callable[[], object] | None = None,
 ) -> MergeResult:
     """Merge the models of a recipe into a Hugging Face model folder.
 
@@ -92,6 +93,8 @@ def merge(
         stages: A folder in which the models of earlier stages stay; None: they are removed at the
             end.
         reuse: Take a model of an earlier stage that lies there already, merged by the same recipe.
+        committed: Called once, on another thread, when all is written under temporary names and
+            Ctrl-C cannot cancel the merge any more.
 
     Returns:
         A description of the written model.
@@ -115,6 +118,7 @@ def merge(
         chunk_bytes=chunk_bytes,
         tokenizer=tokenizer,
         card=card,
+        committed=committed,
     )
     with unpickling(out, enabled=unpickle, progress=progress):
         if isinstance(asked, StagedRecipe):
@@ -138,6 +142,7 @@ class _How:
     chunk_bytes: int | None
     tokenizer: bool
     card: bool
+    committed: Callable[[], object] | None
 
 
 def _merge(
@@ -250,7 +255,12 @@ def _merge_stages(
                 continue
             # A stage's tokenizer may be the result's; a kept folder may hold an older merge of it.
             on_the_way = replace(
-                how, sync=False, hash_output=False, overwrite=kept is not None, tokenizer=True
+                how,
+                sync=False,
+                hash_output=False,
+                overwrite=kept is not None,
+                tokenizer=True,
+                committed=None,
             )
             done = _merge(recipe, place, None, on_the_way, [], device)
             notes += [f"stage '{name}': {note}" for note in done.notes]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 
 import click
 
@@ -19,6 +17,7 @@ from sensmerge.cli import (
     merging,
     printing,
     searching,
+    signals,
     verifying,
 )
 from sensmerge.reading import is_no_name
@@ -64,24 +63,6 @@ for _command in (
     commands.add_command(_command)
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM: all that is done at Ctrl-C is done for it too."""
-
-
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise _Terminated
-
-
-def answer_signals() -> None:
-    """Raise exceptions for Ctrl-C and SIGTERM, unless they are ignored."""
-    for number, handler in (
-        (signal.SIGINT, signal.default_int_handler),
-        (signal.SIGTERM, _terminate),
-    ):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, handler)
-
-
 def main() -> None:
     """Run the command line.
 
@@ -103,7 +84,7 @@ def main() -> None:
             click.echo(error.ctx.get_usage(), err=True)
         _fail(error.format_message().splitlines(), EXIT_BAD_INPUT)
     except (KeyboardInterrupt, click.Abort) as error:
-        if isinstance(error, _Terminated) or isinstance(error.__cause__, _Terminated):
+        if isinstance(error, signals.Terminated) or isinstance(error.__cause__, signals.Terminated):
             _fail(["terminated"], EXIT_TERMINATED)
         _fail(["interrupted"], EXIT_INTERRUPTED)
     except BrokenPipeError:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from sensmerge.cli import printing
+from sensmerge.cli import printing, signals
 from sensmerge.cli.options import (
     FOLDER,
     force_option,
@@ -61,7 +61,9 @@ def convert(
         overwrite=force,
         allow_nan=allow_nan,
         unpickle=unpickle,
+        committed=signals.drop,
     )
+    signals.ignore()
     if not quiet:
         printing.note(*result.notes)
         printing.show(result.describe())

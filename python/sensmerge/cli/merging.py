@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sensmerge.cli import mergekit, printing
+from sensmerge.cli import mergekit, printing, signals
 from sensmerge.cli.options import (
     FILE,
     FOLDER,
@@ -102,11 +102,13 @@ def merge(
         hash_output=not no_hash,
         overwrite=force,
         unpickle=unpickle,
+        committed=signals.drop,
         tokenizer=copy_tokenizer,
         card=write_model_card,
         reuse=lazy,
         **same,
     )
+    signals.ignore()
     if not quiet:
         printing.note(*result.notes)
         printing.show(result.describe())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -37,6 +38,7 @@ def convert(
     overwrite: bool = False,
     allow_nan: bool = False,
     unpickle: bool = False,
+    committed: Callable[[], object] | None = None,
 ) -> MergeResult:
     """Write a model in another form: as safetensors, in another dtype, with adapters merged.
 
@@ -56,6 +58,7 @@ def convert(
         allow_nan: Write NaN and infinite values instead of refusing them.
         unpickle: Read a model that is stored as pickles (``pytorch_model.bin``) in a process of its
             own, through a temporary copy beside ``out``. Needs torch.
+        committed: Called once, on another thread, when Ctrl-C cannot cancel it any more.
 
     Returns:
         A description of the written model.
@@ -99,6 +102,7 @@ def convert(
             sync=sync,
             overwrite=overwrite,
             allow_nan=allow_nan,
+            committed=committed,
         )
 
 

@@ -19,6 +19,8 @@ from sensmerge.models.inspection import human_size
 from sensmerge.progress import bytes_bar
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sensmerge.calibration import Calibration
     from sensmerge.models import Models
     from sensmerge.recipe import Recipe
@@ -81,6 +83,7 @@ def write(
     chunk_bytes: int | None = None,
     tokenizer: bool = True,
     card: bool = True,
+    committed: Callable[[], object] | None = None,
 ) -> MergeResult:
     """Merge the models of a recipe without ``auto`` values; see :func:`sensmerge.merge`.
 
@@ -103,6 +106,7 @@ def write(
         chunk_bytes: Bytes that a thread works on at a time.
         tokenizer: Write the tokenizer's files beside the weights.
         card: Write the model card.
+        committed: Called once, on another thread, when Ctrl-C cannot cancel the merge any more.
 
     Raises:
         InputError: Recipe, checkpoints or output folder cannot be used as they are.
@@ -139,6 +143,7 @@ def write(
         overwrite=overwrite,
         allow_nan=allow_nan,
         chunk_bytes=chunk_bytes,
+        committed=committed,
     )
     return replace(result, calibration=measured, coefficients=found)
 
@@ -160,6 +165,7 @@ def carry_out(
     overwrite: bool,
     allow_nan: bool,
     chunk_bytes: int | None = None,
+    committed: Callable[[], object] | None = None,
 ) -> MergeResult:
     """Carry a manifest out; see :func:`write` for most arguments.
 
@@ -180,6 +186,7 @@ def carry_out(
         overwrite: Replace the output of an earlier merge.
         allow_nan: Write NaN and infinite values instead of refusing them.
         chunk_bytes: Bytes that a thread works on at a time.
+        committed: Called once, on another thread, when Ctrl-C cannot cancel the merge any more.
     """
     with bytes_bar(action, enabled=progress) as report:
         written = json.loads(
@@ -200,6 +207,7 @@ def carry_out(
                 overwrite=overwrite,
                 allow_nan=allow_nan,
                 progress=report,
+                committed=committed,
             )
         )
     return MergeResult(

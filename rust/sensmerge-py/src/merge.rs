@@ -26,6 +26,7 @@ use crate::manifest::{Manifest, inputs, opened};
 ///     overwrite: Replace the output of an earlier merge in the folder.
 ///     allow_nan: Write NaN and infinite values instead of refusing them.
 ///     progress: Called several times a second with the bytes read and the expected bytes to read.
+///     committed: Called once, on another thread, when Ctrl-C cannot cancel the merge any more.
 ///
 /// Returns:
 ///     JSON that describes the written model: ``output``, ``tensors``, ``parameters``, ``bytes``,
@@ -44,7 +45,8 @@ use crate::manifest::{Manifest, inputs, opened};
     notes: "collections.abc.Sequence[str]" = Vec::new(),
     threads = None, chunk_bytes = None, sync = true, hash = true, resume = true, overwrite = false,
     allow_nan = false,
-    progress: "collections.abc.Callable[[int, int], object] | None" = None
+    progress: "collections.abc.Callable[[int, int], object] | None" = None,
+    committed: "collections.abc.Callable[[], object] | None" = None
 ))]
 #[expect(
     clippy::too_many_arguments,
@@ -69,6 +71,7 @@ pub(crate) fn merge(
     overwrite: bool,
     allow_nan: bool,
     progress: Option<&Bound<'_, PyAny>>,
+    committed: Option<Py<PyAny>>,
 ) -> PyResult<String> {
     let (manifest, models) = (manifest.inner(), models.map(|models| opened(&models)));
     let copies = copies.into_iter().map(|(name, from)| Sidecar::Copy { name, from });
@@ -87,10 +90,22 @@ pub(crate) fn merge(
         allow_nan,
         ..Options::default()
     };
-    let monitor = Monitor::new();
+    let monitor = committed.map_or_else(Monitor::new, |call| Monitor::with_committed(told(call)));
     let summary = enter(py, &monitor, progress, || {
         let inputs = inputs(&manifest, models)?;
         execute(&manifest, &inputs, &output, &sidecars, &notes, &options, &monitor)
     })?;
     Ok(serde_json::json!(summary).to_string())
+}
+
+/// A call of a Python function by the merging thread. Too late for an exception of it to stop the merge:
+/// it is reported as one that nobody catches.
+fn told(call: Py<PyAny>) -> impl Fn() + Send + Sync {
+    move || {
+        Python::attach(|py| {
+            if let Err(error) = call.call0(py) {
+                error.write_unraisable(py, Some(call.bind(py)));
+            }
+        });
+    }
 }

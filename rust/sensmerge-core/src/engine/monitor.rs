@@ -1,17 +1,19 @@
 //! Progress and cancellation of a running merge, shared with the thread that waits for it.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
 
 /// The progress of a merge, and the request to cancel it. Share it between the merging thread and a
 /// waiting one.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Monitor {
     total: AtomicU64,
     done: AtomicU64,
     /// One of the three below.
     state: AtomicU8,
+    committed: Option<Box<dyn Fn() + Send + Sync>>,
 }
 
 const RUNNING: u8 = 0;
@@ -23,6 +25,13 @@ impl Monitor {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The same; `committed` is called on the merging thread once the merge cannot be cancelled any
+    /// more, before its first file is in place.
+    #[must_use]
+    pub fn with_committed(committed: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { committed: Some(Box::new(committed)), ..Self::default() }
     }
 
     /// Bytes read so far, and the expected number of bytes to read; an input counts once for every
@@ -47,7 +56,11 @@ impl Monitor {
 
     /// From here on the merge cannot be cancelled; an error if it is already.
     pub(super) fn commit(&self) -> Result<()> {
-        self.change(COMMITTED).map(|_| ()).map_err(|_| Error::Interrupted)
+        self.change(COMMITTED).map_err(|_| Error::Interrupted)?;
+        if let Some(committed) = &self.committed {
+            committed();
+        }
+        Ok(())
     }
 
     fn change(&self, state: u8) -> std::result::Result<u8, u8> {
@@ -69,5 +82,12 @@ impl Monitor {
             CANCELLED => Err(Error::Interrupted),
             _ => Ok(()),
         }
+    }
+}
+
+impl fmt::Debug for Monitor {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state.load(Ordering::Relaxed);
+        to.debug_struct("Monitor").field("state", &state).finish_non_exhaustive()
     }
 }
