@@ -43,9 +43,6 @@ const GROUP: usize = PER_BLOCK * LANES;
 const WORDS: usize = 32;
 const RUNS: usize = WORDS / 4;
 
-/// Bits of their bytes that are drawn at a time.
-const TOGETHER: usize = 2;
-
 /// The Philox4x32 generator with 7 rounds.
 #[must_use]
 pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
@@ -181,8 +178,11 @@ widest! {
     ) {
         let (coarse, planes) = threshold;
         let mut found = Compared { less: [[0; RUNS]; 4], equal: [[!0; RUNS]; 4] };
-        for plane in (0..planes).step_by(TOGETHER) {
-            found.compare(stream, first, coarse, plane);
+        for plane in (1..planes).step_by(2) {
+            found.compare::<{ 2 * RUNS }>(stream, first, coarse, plane - 1);
+        }
+        if planes % 2 == 1 {
+            found.compare::<RUNS>(stream, first, coarse, planes - 1);
         }
         for word in 0..4 {
             for run in 0..RUNS {
@@ -200,10 +200,9 @@ struct Compared {
 }
 
 impl Compared {
-    /// Compare the next bits, from `plane` on.
+    /// Compare the next bits, from `plane` on: one, or two together, for as many `BLOCKS`.
     #[inline(always)]
-    fn compare(&mut self, stream: Stream, first: u64, coarse: u8, plane: u32) {
-        const BLOCKS: usize = RUNS * TOGETHER;
+    fn compare<const BLOCKS: usize>(&mut self, stream: Stream, first: u64, coarse: u8, plane: u32) {
         let mut blocks = [0_u64; BLOCKS];
         for (lane, block) in blocks.iter_mut().enumerate() {
             let run = first.wrapping_add((lane % RUNS) as u64);
@@ -218,7 +217,7 @@ impl Compared {
             ],
             stream.key,
         );
-        for (place, plane) in (plane..).take(TOGETHER).enumerate() {
+        for (place, plane) in (plane..).take(BLOCKS / RUNS).enumerate() {
             let bit = 0_u32.wrapping_sub(u32::from(coarse >> (7 - plane)) & 1);
             for ((less, equal), drawn) in self.less.iter_mut().zip(&mut self.equal).zip(&words) {
                 let drawn = &drawn[place * RUNS..][..RUNS];
@@ -231,25 +230,27 @@ impl Compared {
     }
 }
 
-/// Write bit `skipped + j` of a mask as byte `j`, 0 or 1.
-fn spread(mask: &[u32; WORDS], skipped: usize, out: &mut [u8]) {
-    let end = skipped + out.len();
-    if skipped.is_multiple_of(32) && end.is_multiple_of(32) {
-        let words = &mask[skipped / 32..end / 32];
-        for (word, out) in words.iter().zip(out.as_chunks_mut::<32>().0) {
-            for (byte, out) in word.to_le_bytes().into_iter().zip(out.as_chunks_mut::<8>().0) {
-                *out = spread_byte(byte);
+widest! {
+    /// Write bit `skipped + j` of a mask as byte `j`, 0 or 1.
+    fn spread(mask: &[u32; WORDS], skipped: usize, out: &mut [u8]) {
+        let end = skipped + out.len();
+        if skipped.is_multiple_of(32) && end.is_multiple_of(32) {
+            let words = &mask[skipped / 32..end / 32];
+            for (word, out) in words.iter().zip(out.as_chunks_mut::<32>().0) {
+                for (byte, out) in word.to_le_bytes().into_iter().zip(out.as_chunks_mut::<8>().0) {
+                    *out = spread_byte(byte);
+                }
             }
-        }
-    } else {
-        for (place, out) in (skipped..).zip(out) {
-            *out = (mask[place / 32] >> (place % 32) & 1) as u8;
+        } else {
+            for (place, out) in (skipped..).zip(out) {
+                *out = (mask[place / 32] >> (place % 32) & 1) as u8;
+            }
         }
     }
 }
 
 /// Every bit of a byte as a byte of its own.
-#[inline]
+#[inline(always)]
 fn spread_byte(byte: u8) -> [u8; 8] {
     const ONES: u64 = 0x0101_0101_0101_0101;
     // Bit i of byte i.
