@@ -20,7 +20,7 @@ from sensmerge.errors import InputError, MethodError
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration, calibrate
     from sensmerge.comparison.differences import diff
-    from sensmerge.comparison.extraction import extract_lora
+    from sensmerge.lora.extraction import extract_lora
     from sensmerge.merging.conversion import convert
     from sensmerge.merging.disk import MergeResult
     from sensmerge.merging.memory import merge_into, merge_tensors
@@ -70,7 +70,7 @@ _HOMES = {
     "coefficients": "sensmerge.scaling.sigma",
     "convert": "sensmerge.merging.conversion",
     "diff": "sensmerge.comparison.differences",
-    "extract_lora": "sensmerge.comparison.extraction",
+    "extract_lora": "sensmerge.lora.extraction",
     "learn": "sensmerge.search.descent",
     "merge": "sensmerge.workflow",
     "merge_into": "sensmerge.merging.memory",

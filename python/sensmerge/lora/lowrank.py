@@ -36,9 +36,9 @@ class Factors:
         v: ``[rank, columns]``.
     """
 
-    u: Matrix
-    s: Matrix
-    v: Matrix
+    u: NDArray[np.floating[Any]]
+    s: NDArray[np.floating[Any]]
+    v: NDArray[np.floating[Any]]
 
     def of_rank(self, rank: int) -> Factors:
         """The leading ``rank`` of them."""
@@ -100,6 +100,14 @@ def _transposed_times(rows: Rows, shape: tuple[int, int], right: Matrix) -> Matr
     for first, last in _pieces(shape):
         result += rows(first, last).T @ right[first:last]
     return result
+
+
+def widened(stored: NDArray[np.uint8], dtype: str) -> NDArray[np.float64]:
+    """The entries of stored bytes, exactly; by the dtype's name in torch."""
+    if dtype != "bfloat16":
+        return stored.view(dtype).astype(np.float64)
+    bits = stored.view(np.uint16).astype(np.uint32) << 16
+    return bits.view(np.float32).astype(np.float64)
 
 
 def rounded(values: NDArray[Any], dtype: str) -> NDArray[Any]:
