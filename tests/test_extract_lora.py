@@ -18,7 +18,8 @@ import sensmerge
 from families import Family, llama_family
 from sensmerge import InputError
 from sensmerge.lora import lowrank
-from sensmerge.lora.lowrank import decompose, rounded
+from sensmerge.lora.lowrank import decompose
+from sensmerge.lora.stored import rounded
 from test_bad_input import run
 
 PREFIX = "base_model.model."

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,7 +82,8 @@ def _axes(changes: Sequence[LowRank]) -> Matrix:
     With ``R = Q T`` by QR, ``Δ = (L Tᵀ) Qᵀ``: the columns of ``Q`` are orthonormal, so that all
     ``L_i T_iᵀ`` beside each other have the same left singular vectors.
     """
-    triangles = [np.linalg.qr(change.right).R for change in changes]
+    # NumPy's types know no mode but the one that makes Q too.
+    triangles: list[Any] = [np.linalg.qr(change.right, mode="r") for change in changes]
     pairs = zip(changes, triangles, strict=True)
     beside = np.hstack([change.left @ triangle.T for change, triangle in pairs])
     u, s, _ = np.linalg.svd(beside, full_matrices=False)

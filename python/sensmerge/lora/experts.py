@@ -12,7 +12,7 @@ import numpy as np
 from sensmerge import _core
 from sensmerge.errors import InputError
 from sensmerge.lora.core_space import LowRank, Matrix
-from sensmerge.lora.lowrank import widened
+from sensmerge.lora.stored import mapped, same, widened
 from sensmerge.models.adapters import Adapter, Change
 from sensmerge.models.dtypes import STORED
 from sensmerge.recipe.places import parts_of
@@ -171,6 +171,8 @@ def experts_of(recipe: Recipe, models: Models) -> Experts:
         _check_base(name, model, base)
         found: dict[str, list[Change]] = {}
         for change in model.changes[len(base.changes) :]:
+            if _is_of_base(change, base):
+                continue
             _check_change(name, change, base)
             found.setdefault(change.tensor, []).append(change)
         changes.append(found)
@@ -207,6 +209,24 @@ def _check_base(name: str, model: Model, base: Model) -> None:
             f"model '{name}': is not the base {base.name} with a further adapter; write "
             f"{base.name}+ADAPTER"
         )
+
+
+def _is_of_base(change: Change, base: Model) -> bool:
+    """Whether a change puts the base's own tensor in its place.
+
+    PEFT stores an embedding whole beside its factors.
+    """
+    changed = {each.tensor for each in base.changes}
+    if change.plain["kind"] != "whole" or change.tensor in changed:
+        return False
+    files = ((change.checkpoint, change.plain["tensor"]), (base.checkpoint, change.tensor))
+    tensors = [
+        (file, next(tensor for tensor in file.tensors if tensor.name == name))
+        for file, name in files
+    ]
+    if tensors[0][1].dtype != tensors[1][1].dtype or tensors[1][1].code is not None:
+        return False
+    return same(*(mapped(*each) for each in tensors))
 
 
 def _check_change(name: str, change: Change, base: Model) -> None:

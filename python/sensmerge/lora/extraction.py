@@ -17,6 +17,7 @@ from sensmerge.errors import InputError
 from sensmerge.lora.adapter_file import AdapterFile, adapter_file
 from sensmerge.lora.lowrank import Factors, Matrix, decompose
 from sensmerge.lora.peft import DTYPES, WEIGHT, add_factors, named, names_of, targets, write_config
+from sensmerge.lora.stored import mapped
 from sensmerge.models.adapters import WEIGHTS_FILE, WRAPPER
 from sensmerge.models.folders import read_config
 from sensmerge.models.inspection import human_size
@@ -278,10 +279,7 @@ class _Task:
     def _save(self, name: str, shape: tuple[int, ...], file: AdapterFile) -> None:
         """Write the expert's tensor as it is stored."""
         found = next(tensor for tensor in self.expert.tensors if tensor.name == name)
-        path = Path(self.expert.path)
-        path = path / found.file if path.is_dir() else path
-        content = np.memmap(path, np.uint8, "r", found.start, (found.nbytes,))
-        file.add(WRAPPER + name, found.dtype, content, shape)
+        file.add(WRAPPER + name, found.dtype, mapped(self.expert, found), shape)
 
 
 def _told(left: dict[str, float], found: Extraction, config: dict[str, Any]) -> list[str]:

@@ -100,20 +100,3 @@ def _transposed_times(rows: Rows, shape: tuple[int, int], right: Matrix) -> Matr
     for first, last in _pieces(shape):
         result += rows(first, last).T @ right[first:last]
     return result
-
-
-def widened(stored: NDArray[np.uint8], dtype: str) -> NDArray[np.float64]:
-    """The entries of stored bytes, exactly; by the dtype's name in torch."""
-    if dtype != "bfloat16":
-        return stored.view(dtype).astype(np.float64)
-    bits = stored.view(np.uint16).astype(np.uint32) << 16
-    return bits.view(np.float32).astype(np.float64)
-
-
-def rounded(values: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """Values as a dtype, by its name in torch; bfloat16 as uint16 of the same bits."""
-    if dtype != "bfloat16":
-        return values.astype(dtype)
-    bits = values.astype(np.float32).view(np.uint32)
-    # To nearest, ties to even; factors are finite.
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)

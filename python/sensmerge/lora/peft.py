@@ -12,7 +12,8 @@ import numpy as np
 from sensmerge import _core
 from sensmerge.files import write_atomically
 from sensmerge.lora.adapter_file import AdapterFile
-from sensmerge.lora.lowrank import Factors, rounded
+from sensmerge.lora.lowrank import Factors
+from sensmerge.lora.stored import rounded
 from sensmerge.models.adapters import CONFIG_FILE, WRAPPER
 from sensmerge.models.dtypes import TORCH
 
