@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,37 @@ from test_merge_lora import SHAPES, Family, module
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
     return Family(tmp_path_factory.mktemp("models"))
+
+
+def test_the_reader_of_models_adds_what_was_merged(family: Family) -> None:
+    found = family.merge(family.recipe("dare_ties", parameters={"density": 0.6}))
+    alone = {"merge_method": "linear", "models": [{"model": "base+out"}], "dtype": "float32"}
+    tensors = sensmerge.merge_tensors(Recipe.from_dict(alone, folder=family.folder))
+    for name, base in family.base.items():
+        expected = base + found.get(name, 0.0)
+        np.testing.assert_allclose(np.asarray(tensors[name]), expected, rtol=0, atol=3e-7)
+
+
+def test_no_matrix_of_the_weights_size_is_formed(tmp_path: Path) -> None:
+    rows, columns, rank = 1500, 2000, 4
+    name = "model.layers.0.q_proj"
+    tensor_family(tmp_path, experts=0, dtype="bfloat16", shapes={f"{name}.weight": (rows, columns)})
+    draw = np.random.default_rng(0)
+    for place in range(2):
+        written = Written()
+        written.factors(draw, name, rows, columns, rank)
+        written.save(tmp_path / f"l{place}")
+    models = [{"model": f"base+l{place}"} for place in range(2)]
+    data = {"merge_method": "ties", "base_model": "base", "models": models}
+    recipe = Recipe.from_dict(data, folder=tmp_path)
+    tracemalloc.start()
+    try:
+        sensmerge.merge_lora(recipe, tmp_path / "out", progress=False)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    factors = 2 * rank * (rows + columns) * 8
+    assert factors < peak < 12 * factors < rows * columns
 
 
 def test_dtypes(family: Family, tmp_path: Path) -> None:
