@@ -279,7 +279,7 @@ def _notes(recipe: Recipe, experts: Experts) -> list[str]:
     notes = []
     idle = [key for key in _WITHOUT_EFFECT if key in recipe.source]
     if idle:
-        notes.append(f"{', '.join(idle)}: without effect; an adapter has neither of these")
+        notes.append(f"{', '.join(idle)}: without effect; an adapter has none")
     if experts.base.adapters:
         notes.append(
             f"the merged adapter is for {experts.base.name}, whose own adapters are not in it: add "
