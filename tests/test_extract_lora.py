@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 import sensmerge
 from families import Family, llama_family
 from sensmerge import InputError
-from sensmerge.comparison import lowrank
-from sensmerge.comparison.lowrank import decompose, rounded
+from sensmerge.lora import lowrank
+from sensmerge.lora.lowrank import decompose
+from sensmerge.lora.stored import rounded
 from test_bad_input import run
 
 PREFIX = "base_model.model."

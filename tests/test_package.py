@@ -37,6 +37,7 @@ PYTHON_ROOMS = [
     {"scaling"},
     {"merging"},
     {"comparison"},
+    {"lora"},
     {"report"},
     {"search"},
     {"workflow"},

@@ -99,6 +99,7 @@ def test_tables_hold_no_more_than_their_rows(
         ("merge", recipe, out, "--dry-run"),
         ("explain", recipe),
         ("merge", recipe, out, "--no-sync"),
+        ("merge-lora", recipe, str(folder / "lora"), "--rank", "2"),
         ("extract-lora", str(folder / "e0"), base, "-o", str(folder / "lora"), "--rank", "2"),
         ("extract-lora", base, base, "-o", str(folder / f"lora{EVIL[:9]}"), "--rank", "2"),
     ):

@@ -20,7 +20,8 @@ from sensmerge.errors import InputError, MethodError
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration, calibrate
     from sensmerge.comparison.differences import diff
-    from sensmerge.comparison.extraction import extract_lora
+    from sensmerge.lora.extraction import extract_lora
+    from sensmerge.lora.merging import merge_lora
     from sensmerge.merging.conversion import convert
     from sensmerge.merging.disk import MergeResult
     from sensmerge.merging.memory import merge_into, merge_tensors
@@ -52,6 +53,7 @@ __all__ = [
     "learn",
     "merge",
     "merge_into",
+    "merge_lora",
     "merge_tensors",
     "method",
     "open_models",
@@ -70,10 +72,11 @@ _HOMES = {
     "coefficients": "sensmerge.scaling.sigma",
     "convert": "sensmerge.merging.conversion",
     "diff": "sensmerge.comparison.differences",
-    "extract_lora": "sensmerge.comparison.extraction",
+    "extract_lora": "sensmerge.lora.extraction",
     "learn": "sensmerge.search.descent",
     "merge": "sensmerge.workflow",
     "merge_into": "sensmerge.merging.memory",
+    "merge_lora": "sensmerge.lora.merging",
     "merge_tensors": "sensmerge.merging.memory",
     "method": "sensmerge.recipe.extension",
     "open_models": "sensmerge.models",

@@ -43,6 +43,7 @@ def commands() -> None:
 
 for _command in (
     merging.merge,
+    merging.merge_lora,
     merging.plan,
     converting.convert,
     verifying.verify,

@@ -108,7 +108,7 @@ def extract_lora(
     quiet: bool,
 ) -> None:
     """Write the difference of EXPERT from BASE as a LoRA adapter in PEFT's format."""
-    from sensmerge.comparison import extraction
+    from sensmerge.lora import extraction
 
     found = extraction.extract_lora(
         expert,

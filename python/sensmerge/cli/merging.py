@@ -17,6 +17,7 @@ from sensmerge.cli.options import (
     force_option,
     leniency_options,
     load_calibration,
+    load_recipe,
     load_staged,
     quiet_option,
     shard_option,
@@ -112,6 +113,54 @@ def merge(
     if not quiet:
         printing.note(*result.notes)
         printing.show(result.describe())
+
+
+@click.command(name="merge-lora")
+@click.argument("recipe", type=FILE)
+@click.argument("out", type=FOLDER)
+@click.option(
+    "--rank",
+    "--max-rank",
+    type=click.IntRange(min=1),
+    help="Largest rank of a module; by default as many as the merged change has.",
+)
+@calibration_option
+@threads_option
+@click.option("--force", is_flag=True, help="Replace what the folder holds of an adapter.")
+@unpickle_option
+@leniency_options
+@quiet_option
+def merge_lora(
+    recipe: Path,
+    out: Path,
+    rank: int | None,
+    calibration: Path | None,
+    threads: int | None,
+    force: bool,
+    unpickle: bool,
+    leniency: Leniency | None,
+    quiet: bool,
+) -> None:
+    """Merge the LoRA adapters of RECIPE into one adapter in PEFT's format, in the folder OUT.
+
+    The experts are BASE+ADAPTER over one base. They are merged in the low-rank space that they
+    share, by any method for task vectors; neither the base nor a full matrix is read or formed.
+    """
+    from sensmerge.lora import merging
+
+    found = merging.merge_lora(
+        load_recipe(recipe, leniency),
+        out,
+        rank,
+        calibration=load_calibration(calibration),
+        threads=threads,
+        progress=not quiet,
+        overwrite=force,
+        unpickle=unpickle,
+    )
+    if not quiet:
+        printing.note(*found.notes)
+        printing.show(found.describe())
 
 
 def _seeded(recipe: Recipe | StagedRecipe, seed: int | None) -> Recipe | StagedRecipe:

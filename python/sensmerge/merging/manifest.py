@@ -193,7 +193,12 @@ def request(
 
 
 def numbers(
-    recipe: Recipe, part: Slice, found: Coefficients | None, names: list[str]
+    recipe: Recipe,
+    part: Slice,
+    found: Coefficients | None,
+    names: list[str],
+    *,
+    depth: list[str] | None = None,
 ) -> dict[str, dict[str, Number]]:
     """Every parameter's number for every tensor of a slice.
 
@@ -202,6 +207,8 @@ def numbers(
         part: The slice; one of the recipe's.
         found: The coefficients, whose K·σ multiplies the weights; None for a plain merge.
         names: Names of the output's tensors.
+        depth: Names of all tensors of the model, if these are but some of them: they tell how deep
+            in it a tensor lies.
 
     Raises:
         InputError: A parameter without a default is not given for some tensor, or a weight is not
@@ -218,7 +225,7 @@ def numbers(
     same = {key: resolve for key, resolve in resolvers.items() if not callable(resolve)}
     if len(same) == len(resolvers):
         return dict.fromkeys(names, same)
-    position = _positions(names)
+    position = _positions(names if depth is None else depth)
     resolved = {}
     for name in names:
         place = position(name)

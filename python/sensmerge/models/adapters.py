@@ -22,11 +22,11 @@ from sensmerge.models.vocabulary.names import OUTPUT_HEADS
 from sensmerge.reading import LARGE, content, is_folder, mode_of, own_file
 
 CONFIG_FILE = "adapter_config.json"
-_WEIGHTS = "adapter_model.safetensors"
+WEIGHTS_FILE = "adapter_model.safetensors"
 _PICKLES = ("adapter_model.bin", "adapter_model.pt")
 
 # What PEFT puts before the names of a model's modules.
-_WRAPPER = "base_model.model."
+WRAPPER = "base_model.model."
 
 _FACTOR = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B"
@@ -48,12 +48,16 @@ class Change:
         checkpoint: The adapter's checkpoint.
         plain: The change as the core's request has it, without the checkpoint.
         shape: The tensor's shape, if another tensor takes its place.
+        module: The adapter's name of the module, of a low-rank change.
+        embedding: Whether the module is an embedding.
     """
 
     tensor: str
     checkpoint: _core.Checkpoint
     plain: dict[str, Any]
     shape: list[int] | None = None
+    module: str = ""
+    embedding: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ def open_adapter(name: str, path: Path) -> Adapter:
             f"{path}: is no adapter, though '{name}' follows a '+': it has no {CONFIG_FILE}"
         )
     config = read_adapter_config(said)
-    weights = own_file(path, _WEIGHTS) or _unpickled(path)
+    weights = own_file(path, WEIGHTS_FILE) or _unpickled(path)
     return Adapter(name, path, _core.Checkpoint.adapter(str(weights)), config)
 
 
@@ -139,7 +143,7 @@ def _unpickled(path: Path) -> Path:
     """The weights of an adapter that is stored as a pickle, in a copy."""
     pickled = next((one for one in _PICKLES if mode_of(path / one) is not None), None)
     if pickled is None:
-        raise InputError(f"{path}: has no {_WEIGHTS}")
+        raise InputError(f"{path}: has no {WEIGHTS_FILE}")
     if not enabled():
         raise InputError(
             f"{path / pickled}: is a pickle, which can run code when it is read: load the adapter "
@@ -147,7 +151,7 @@ def _unpickled(path: Path) -> Path:
             "safetensors; or have it read by a process of its own that takes nothing but tensors: "
             "--unpickle"
         )
-    return copied(path, pickled) / _WEIGHTS
+    return copied(path, pickled) / WEIGHTS_FILE
 
 
 def changes_of(
@@ -194,7 +198,8 @@ def changes_of(
         plain = _low_rank(adapter, module, parts)
         tensor = names[f"{module}.weight"]
         plain["transposed"] = parts.embedding or transposed(module, tensors[tensor])
-        changes.append(Change(tensor, adapter.checkpoint, plain))
+        added = Change(tensor, adapter.checkpoint, plain, module=module, embedding=parts.embedding)
+        changes.append(added)
     return changes, _notes(adapter, found, model, names, config)
 
 
@@ -206,7 +211,7 @@ def _sorted(adapter: Adapter) -> _Sorted:
     """
     found, adapters = _Sorted(), set()
     for stored in adapter.shapes:
-        name = stored.removeprefix(_WRAPPER)
+        name = stored.removeprefix(WRAPPER)
         if (factor := _FACTOR.fullmatch(name)) is not None:
             part = factor["part"]
             module = found.modules.setdefault(factor["module"], _Module())

@@ -36,9 +36,9 @@ class Factors:
         v: ``[rank, columns]``.
     """
 
-    u: Matrix
-    s: Matrix
-    v: Matrix
+    u: NDArray[np.floating[Any]]
+    s: NDArray[np.floating[Any]]
+    v: NDArray[np.floating[Any]]
 
     def of_rank(self, rank: int) -> Factors:
         """The leading ``rank`` of them."""
@@ -100,12 +100,3 @@ def _transposed_times(rows: Rows, shape: tuple[int, int], right: Matrix) -> Matr
     for first, last in _pieces(shape):
         result += rows(first, last).T @ right[first:last]
     return result
-
-
-def rounded(values: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """Values as a dtype, by its name in torch; bfloat16 as uint16 of the same bits."""
-    if dtype != "bfloat16":
-        return values.astype(dtype)
-    bits = values.astype(np.float32).view(np.uint32)
-    # To nearest, ties to even; factors are finite.
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)

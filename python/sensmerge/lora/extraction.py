@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -13,27 +12,21 @@ from typing import Any
 import numpy as np
 
 from sensmerge import _core
-from sensmerge.comparison.adapter_file import AdapterFile, adapter_file
 from sensmerge.comparison.differences import Comparison, compare
-from sensmerge.comparison.lowrank import Factors, Matrix, decompose, rounded
 from sensmerge.errors import InputError
-from sensmerge.files import write_atomically
-from sensmerge.models.dtypes import TORCH
+from sensmerge.lora.adapter_file import AdapterFile, adapter_file
+from sensmerge.lora.lowrank import Factors, Matrix, decompose
+from sensmerge.lora.peft import DTYPES, WEIGHT, add_factors, named, names_of, targets, write_config
+from sensmerge.lora.stored import mapped
+from sensmerge.models.adapters import WEIGHTS_FILE, WRAPPER
 from sensmerge.models.folders import read_config
 from sensmerge.models.inspection import human_size
-from sensmerge.models.layers import block_of, blocks, layer_of
+from sensmerge.models.layers import TRANSPOSED_MODELS, block_of, blocks, layer_of
 from sensmerge.models.references import resolve
 from sensmerge.models.vocabulary.names import INPUT_EMBEDDINGS
 from sensmerge.progress import bar
 from sensmerge.refusals import unknown_value
 from sensmerge.terminal import plain
-
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-
-_DTYPES = ("float32", "bfloat16", "float16")
-_PREFIX = "base_model.model."
-_WEIGHT = ".weight"
 
 # Names of embeddings, which PEFT adapts in a form of their own.
 _EMBEDDINGS = (
@@ -43,9 +36,6 @@ _EMBEDDINGS = (
     "position_embeddings.weight",
     "token_type_embeddings.weight",
 )
-
-# Architectures whose linear layers store their matrices as [inputs, outputs].
-_TRANSPOSED = ("gpt2", "imagegpt", "openai-gpt")
 
 
 @dataclass(frozen=True)
@@ -179,16 +169,15 @@ def extract_lora(
     task = _Task(models[0], models[1], options, config, threads)
     found = Extraction(out, notes=[note for each in models for note in each.notes])
     found.notes += compared.notes
-    with adapter_file(out / ADAPTER_WEIGHTS, _all_names(compared)) as file:
+    with adapter_file(out / WEIGHTS_FILE, names_of(compared.tensors)) as file:
         left = task.write(compared, file, found, progress)
         if not found.ranks:
             raise InputError(
                 f"{names[0]}: differs from {names[1]} in no matrix that factors are asked for"
             )
     found.notes += _told(left, found, config)
-    text = json.dumps(_config(names[1], models[1], config, options, found), indent=2)
-    write_atomically(out / ADAPTER_CONFIG, text + "\n")
-    found.bytes = (out / ADAPTER_WEIGHTS).stat().st_size
+    write_config(out, found.ranks, _described(names[1], models[1], config, found))
+    found.bytes = (out / WEIGHTS_FILE).stat().st_size
     return found
 
 
@@ -202,8 +191,8 @@ def _options(
 ) -> Options:
     if rank < 1:
         raise InputError(f"rank: {rank} is no rank; give 1 or more")
-    if dtype not in _DTYPES:
-        raise InputError(f"dtype: {unknown_value(dtype, list(_DTYPES))}")
+    if dtype not in DTYPES:
+        raise InputError(f"dtype: {unknown_value(dtype, list(DTYPES))}")
     patterns: list[list[re.Pattern[str]]] = []
     for argument, texts in (("include", include), ("exclude", exclude)):
         try:
@@ -245,7 +234,7 @@ class _Task:
                     found.lost[name] = (squared, 0.0)
                 elif squared > 0:
                     factors = None
-                    if f".{part}" == _WEIGHT and len(shapes[name]) == 2:
+                    if f".{part}" == WEIGHT and len(shapes[name]) == 2:
                         factors = self._factors(name, module, shapes[name])
                     if factors is None:
                         left[name] = squared
@@ -277,33 +266,20 @@ class _Task:
         return factors.of_rank(rank) if rank > 0 else None
 
     def _add(self, module: str, factors: Factors, file: AdapterFile) -> None:
-        """Write A and B, between which the singular values are shared out evenly."""
-        root = np.sqrt(factors.s)
-        down, up = root[:, None] * factors.v, factors.u * root
-        kind, ending = "lora", _WEIGHT
-        if f"{module}{_WEIGHT}".endswith(_EMBEDDINGS):
-            kind, ending = "lora_embedding", ""
-        if kind == "lora_embedding" or self.config.get("model_type") in _TRANSPOSED:
-            # These are stored as [inputs, outputs].
-            down, up = up.T, down.T
-        dtype = self.options.dtype
-        for factor, values in (("A", down), ("B", up)):
-            name = f"{_PREFIX}{module}.{kind}_{factor}{ending}"
-            file.add(name, TORCH[dtype].stored, rounded(values, dtype))
+        """Write A and B."""
+        add_factors(
+            file,
+            module,
+            factors,
+            self.options.dtype,
+            embedding=f"{module}{WEIGHT}".endswith(_EMBEDDINGS),
+            transposed=self.config.get("model_type") in TRANSPOSED_MODELS,
+        )
 
     def _save(self, name: str, shape: tuple[int, ...], file: AdapterFile) -> None:
         """Write the expert's tensor as it is stored."""
         found = next(tensor for tensor in self.expert.tensors if tensor.name == name)
-        path = Path(self.expert.path)
-        path = path / found.file if path.is_dir() else path
-        content = np.memmap(path, np.uint8, "r", found.start, (found.nbytes,))
-        file.add(_PREFIX + name, found.dtype, content, shape)
-
-
-def _all_names(compared: Comparison) -> list[str]:
-    """Names of all tensors that the adapter may have."""
-    parts = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
-    return [f"{_PREFIX}{name}.{part}" for name in compared.tensors for part in parts]
+        file.add(WRAPPER + name, found.dtype, mapped(self.expert, found), shape)
 
 
 def _told(left: dict[str, float], found: Extraction, config: dict[str, Any]) -> list[str]:
@@ -318,7 +294,7 @@ def _told(left: dict[str, float], found: Extraction, config: dict[str, Any]) -> 
             f"left out, with {share:.2g} of the task vector's norm: {', '.join(names[:3])}{more}; "
             "they are no matrices, or were not asked for; --modules-to-save stores modules whole"
         )
-    embedded = [name for name in found.ranks if f"{name}{_WEIGHT}".endswith(INPUT_EMBEDDINGS)]
+    embedded = [name for name in found.ranks if f"{name}{WEIGHT}".endswith(INPUT_EMBEDDINGS)]
     if embedded and config.get("tie_word_embeddings") is True:
         notes.append(
             f"{embedded[0]}: the output head is tied to it and changes only once the adapter is "
@@ -327,44 +303,21 @@ def _told(left: dict[str, float], found: Extraction, config: dict[str, Any]) -> 
     return notes
 
 
-def _config(
+def _described(
     base: str,
     checkpoint: _core.Checkpoint,
     config: dict[str, Any],
-    options: Options,
     found: Extraction,
 ) -> dict[str, Any]:
-    """PEFT's description of the adapter."""
-    most = max(found.ranks.values())
-    others = {name: rank for name, rank in sorted(found.ranks.items()) if rank != most}
-    origin = checkpoint.origin
+    """What the adapter's config says of this one."""
+    names = [tensor.name for tensor in checkpoint.tensors]
     return {
-        "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base if origin is None else origin[0],
-        "revision": None if origin is None else origin[1],
-        "r": most,
-        # The factors hold the whole difference: alpha / r is 1.
-        "lora_alpha": most,
-        "rank_pattern": others,
-        "alpha_pattern": others,
-        "target_modules": _targets(found.ranks, checkpoint),
+        **named(base, checkpoint),
+        "target_modules": targets({name: name for name in found.ranks}, names),
         "modules_to_save": sorted(found.saved) or None,
-        "bias": "none",
-        "fan_in_fan_out": config.get("model_type") in _TRANSPOSED,
-        "lora_dropout": 0.0,
-        "use_rslora": False,
-        "use_dora": False,
-        "inference_mode": True,
+        "fan_in_fan_out": config.get("model_type") in TRANSPOSED_MODELS,
     }
-
-
-def _targets(ranks: dict[str, int], base: _core.Checkpoint) -> list[str]:
-    """The last parts of the modules' names, where they name no other module; or whole names."""
-    modules = {tensor.name.rpartition(".")[0] for tensor in base.tensors}
-    last = {name.rpartition(".")[2] for name in ranks}
-    named = {module for module in modules if module.rpartition(".")[2] in last}
-    return sorted(last if named == set(ranks) else ranks)
 
 
 def _share(squares: Any) -> float:
