@@ -7,6 +7,7 @@ use std::hint::black_box;
 
 use sensmerge_core::dtype::{Code, Float, Real};
 use sensmerge_core::kernel::balance::{Bounds, parts_of_mean, positive_scores};
+use sensmerge_core::kernel::bins::{Bins, collect_between, keep_below};
 use sensmerge_core::kernel::bracket::{Bracket, Counts, count_and_collect};
 use sensmerge_core::kernel::changed::{count_changed, mean_of_changed};
 use sensmerge_core::kernel::claims::{claimed_sum, keep_claimed};
@@ -22,7 +23,7 @@ use sensmerge_core::kernel::largest::{largest, largest_agreeing, largest_derivat
 use sensmerge_core::kernel::low_rank::{add_dots, add_rows, add_squares, multiply_each};
 use sensmerge_core::kernel::near::near;
 use sensmerge_core::kernel::one_pass::{Combination, Merge, Sparsity, merge};
-use sensmerge_core::kernel::random_drop::drop_and_rescale;
+use sensmerge_core::kernel::random_drop::{add_bits, drop_and_rescale, keep_nonzero};
 use sensmerge_core::kernel::rank::{keep_ranks, sort_by_magnitude};
 use sensmerge_core::kernel::scale::{divide_and_encode, multiply_runs, raise_to_largest};
 use sensmerge_core::kernel::sensitivity::{
@@ -37,7 +38,7 @@ use sensmerge_core::kernel::weighted_sum::{
     add_product, divide, multiply, scale_and_add, scale_damp_and_add, weighted_sum,
 };
 use sensmerge_core::processor::level;
-use sensmerge_core::random::{Stream, chance};
+use sensmerge_core::random::{Stream, chance, spread};
 
 /// Entries that every kernel processes: four blocks of a merge.
 const ENTRIES: usize = 4096;
@@ -101,6 +102,18 @@ const KERNELS: &[(&str, Kernel)] = &[
     }),
     ("trim_exact, no tie stays", |b| trim_exact(&mut b.delta, b.threshold, &mut black_box(0))),
     ("drop_exact", |b| drop_exact(&mut b.delta, b.threshold, &mut b.ties)),
+    ("bytes", |b| Stream::new(1, 2, "w").bytes(0, &mut b.keep)),
+    ("keep_nonzero", |b| keep_nonzero(&b.delta, &mut b.keep)),
+    ("add_bits", |b| {
+        b.bits.clear();
+        add_bits(&b.keep, &mut b.bits);
+    }),
+    ("spread", |b| spread(&b.bits, black_box(0), &mut b.keep)),
+    ("Bins::count", |b| b.bins.count(&b.delta)),
+    ("keep_below", |b| keep_below(&b.bytes, black_box(90), &mut b.keep)),
+    ("collect_between", |b| {
+        keep_result(collect_between(&b.bytes, black_box(90), black_box(166), &mut b.indices));
+    }),
     ("sort_by_magnitude", |b| sort_by_magnitude(&b.delta, &mut b.order, &mut b.spare)),
     ("keep_ranks", |b| keep_ranks(&mut b.delta, &b.order, black_box(1000)..black_box(4000))),
     ("variance", |b| variance(&b.rows, &mut b.out)),
@@ -215,6 +228,10 @@ struct Block {
     chances: Vec<u64>,
     order: Vec<(i32, u32)>,
     spare: Vec<(i32, u32)>,
+    bins: Bins,
+    bytes: Vec<u8>,
+    bits: Vec<u32>,
+    indices: Vec<u32>,
     inside: Vec<i32>,
     float16: Vec<u8>,
     bfloat16: Vec<u8>,
@@ -262,6 +279,10 @@ impl Block {
             least: vec![0.01; EXPERTS],
             chances: (0..ENTRIES).map(|place| chance(place as f64 / ENTRIES as f64)).collect(),
             spare: vec![(0, 0); ENTRIES],
+            bins: Bins::default(),
+            bytes: (0..ENTRIES).map(|entry| (entry * 167 % 256) as u8).collect(),
+            bits: vec![0x5a5a_5a5a; ENTRIES / 32],
+            indices: vec![0; ENTRIES],
             order: (0..ENTRIES as u32).map(|place| (0, place)).collect(),
             out: vec![0.0; ENTRIES],
             inside: vec![0; ENTRIES],

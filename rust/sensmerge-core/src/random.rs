@@ -21,6 +21,8 @@
 //! `D / 2⁴⁰` exactly. Where `l` and the last bits of `h` are 0, as for density 0.5, the last bits of bytes
 //! decide nothing and are not drawn.
 
+use std::cmp::Ordering;
+
 use crate::processor::widest;
 
 const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
@@ -131,24 +133,37 @@ impl Stream {
     /// If the lengths differ.
     pub fn keep_each(&self, first: u64, chances: &[u64], keep: &mut [u8]) {
         assert_eq!(chances.len(), keep.len());
-        let fine_stream = Self { stream: self.stream ^ FINE, ..*self };
+        self.bytes(first, keep);
+        for (place, (keep, &chance)) in keep.iter_mut().zip(chances).enumerate() {
+            *keep = u8::from(self.is_kept(first + place as u64, *keep, chance));
+        }
+    }
+
+    /// The bytes of the entries from `first` on, where each has a density of its own.
+    pub fn bytes(&self, first: u64, out: &mut [u8]) {
         let mut bytes = [0; GROUP];
-        let mut done = 0;
-        while done < keep.len() {
-            let entry = first + done as u64;
+        let mut entry = first;
+        let mut rest = out;
+        while !rest.is_empty() {
             let skipped = (entry % PER_BLOCK as u64) as usize;
             coarse_bytes(*self, entry / PER_BLOCK as u64, &mut bytes);
-            let end = keep.len().min(done + GROUP - skipped);
-            let (chances, keep) = (&chances[done..end], &mut keep[done..end]);
-            let bytes = &bytes[skipped..skipped + keep.len()];
-            compare_each(bytes, chances, keep);
-            for (place, (&byte, &chance)) in bytes.iter().zip(chances).enumerate() {
-                if u64::from(byte) == chance >> 32 {
-                    let drawn = fine_stream.word(entry + place as u64);
-                    keep[place] = u8::from(drawn < chance as u32);
-                }
+            let (now, later) = rest.split_at_mut(rest.len().min(GROUP - skipped));
+            now.copy_from_slice(&bytes[skipped..skipped + now.len()]);
+            entry += now.len() as u64;
+            rest = later;
+        }
+    }
+
+    /// Whether an entry is kept that has this byte and a [`chance`] of its own.
+    #[must_use]
+    pub fn is_kept(&self, entry: u64, byte: u8, chance: u64) -> bool {
+        match u64::from(byte).cmp(&(chance >> 32)) {
+            Ordering::Less => true,
+            Ordering::Greater => false,
+            Ordering::Equal => {
+                let fine = Self { stream: self.stream ^ FINE, ..*self };
+                fine.word(entry) < chance as u32
             }
-            done = end;
         }
     }
 
@@ -232,7 +247,10 @@ impl Compared {
 
 widest! {
     /// Write bit `skipped + j` of a mask as byte `j`, 0 or 1.
-    fn spread(mask: &[u32; WORDS], skipped: usize, out: &mut [u8]) {
+    ///
+    /// # Panics
+    /// If there are fewer bits.
+    pub fn spread(mask: &[u32], skipped: usize, out: &mut [u8]) {
         let end = skipped + out.len();
         if skipped.is_multiple_of(32) && end.is_multiple_of(32) {
             let words = &mask[skipped / 32..end / 32];
@@ -285,15 +303,6 @@ widest! {
 #[must_use]
 pub fn chance(probability: f64) -> u64 {
     (probability * (1_u64 << 40) as f64).round() as u64
-}
-
-widest! {
-    /// Set `keep` where a byte is below the upper bits of its chance.
-    fn compare_each(bytes: &[u8], chances: &[u64], keep: &mut [u8]) {
-        for ((keep, &byte), &chance) in keep.iter_mut().zip(bytes).zip(chances) {
-            *keep = u8::from(u64::from(byte) < chance >> 32);
-        }
-    }
 }
 
 #[cfg(test)]

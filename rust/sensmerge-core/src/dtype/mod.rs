@@ -210,6 +210,8 @@ pub trait Real:
     /// The number that is not negative and has these bits.
     #[must_use]
     fn of_magnitude(magnitude: Self::Magnitude) -> Self;
+    /// How far a magnitude is below a larger one, in steps of which a power of two has `2^bits`.
+    fn steps_down(from: Self::Magnitude, magnitude: Self::Magnitude, bits: u32) -> u32;
 
     /// To float32, rounded to odd: a second rounding, to a format of at most 22 significant bits, then
     /// gives the same as rounding once.
@@ -281,6 +283,11 @@ impl Real for f32 {
         self
     }
 
+    #[inline(always)]
+    fn steps_down(from: i32, magnitude: i32, bits: u32) -> u32 {
+        ((from - magnitude) >> (f32::MANTISSA_DIGITS - 1 - bits)).cast_unsigned()
+    }
+
     #[inline]
     fn of_magnitude(magnitude: i32) -> Self {
         Self::from_bits(magnitude.cast_unsigned())
@@ -349,6 +356,11 @@ impl Real for f64 {
     #[inline]
     fn to_odd(self) -> f32 {
         to_odd(self)
+    }
+
+    #[inline(always)]
+    fn steps_down(from: i64, magnitude: i64, bits: u32) -> u32 {
+        ((from - magnitude) >> (f64::MANTISSA_DIGITS - 1 - bits)) as u32
     }
 
     #[inline]

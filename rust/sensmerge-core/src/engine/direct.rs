@@ -9,7 +9,7 @@ use super::write::Combination;
 use crate::dtype::{Float, Real};
 use crate::kernel::one_pass::{self, MOST_MODELS, Merge, Sparsity, merge};
 use crate::program::sweep::Chunk;
-use crate::program::{Blocks, Computed, Form, Kept, Known, Operand};
+use crate::program::{Computed, Form, Kept, Known, Operand};
 
 /// A chunk of a tensor that is merged in one pass.
 pub(super) struct Direct<'t> {
@@ -57,8 +57,7 @@ impl<'t> Direct<'t> {
             && inputs.experts.len() <= MOST_MODELS
             && inputs.base.is_some() == based
             && tensor.matrices.is_none()
-            && combination.factors.is_none()
-            && stage.division == Blocks::Flat;
+            && combination.factors.is_none();
         let plain = based || (decided.steps.is_empty() && matches!(form, Form::Sum { .. }));
         if !served || !plain {
             return None;
@@ -144,8 +143,8 @@ impl Sparsities {
     }
 
     fn masked<T: Real>(known: &[Known<T>]) -> Option<Self> {
-        let of_model = |known: &Known<T>| match *known {
-            Known::Drop { kept, scale } => Some((Some(kept), single(scale))),
+        let of_model = |known: &Known<T>| match known {
+            Known::Drop { kept, scale } => Some((Some(kept.clone()), single(*scale))),
             Known::Trim { .. } => known.is_nothing().then_some((None, 1.0)),
         };
         let models: Vec<(Option<Kept>, f32)> = known.iter().map(of_model).collect::<Option<_>>()?;

@@ -167,6 +167,8 @@ struct Job<'e> {
     options: &'e Options,
     monitor: &'e Monitor,
     notes: Arc<Mutex<BTreeSet<String>>>,
+    /// Whether decisions are dropped once their tensors are merged.
+    is_brief: bool,
 }
 
 impl<'e> Job<'e> {
@@ -182,7 +184,8 @@ impl<'e> Job<'e> {
             Error::setting("merge_method", format!("'{name}' is not a known method"))
         })?;
         let notes = Arc::default();
-        Ok(Self { manifest, inputs, program, output, options, monitor, notes })
+        let is_brief = true;
+        Ok(Self { manifest, inputs, program, output, options, monitor, notes, is_brief })
     }
 
     /// The notes that were `known` before, the manifest's and those found by the merge, each once.

@@ -52,7 +52,8 @@ impl Prepared {
         monitor: &Monitor,
     ) -> Result<Self> {
         let mut places = BTreeMap::new();
-        let job = Job::new(&manifest, &inputs, Path::new("output"), &options, monitor)?;
+        let mut job = Job::new(&manifest, &inputs, Path::new("output"), &options, monitor)?;
+        job.is_brief = false;
         let (tensors, cuts) = tensors_and_stages(&job)?;
         let stages = pool(options.threads)?.install(|| {
             copy::verify(&job)?;

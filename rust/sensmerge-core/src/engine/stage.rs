@@ -136,6 +136,10 @@ impl<T: Computed> Sweep<T> for Deciding<'_, '_, '_, T> {
         &self.stage.chunks
     }
 
+    fn is_brief(&self) -> bool {
+        self.stage.job.is_brief
+    }
+
     fn read_chunks(&self, wants: Wants, look: LookAtChunk<T>) -> Result<()> {
         let stage = self.stage;
         stage.chunks.par_iter().enumerate().try_for_each(|(place, chunk)| {

@@ -7,6 +7,7 @@
 //! after the other. Lengths that do not match are a bug of the caller and panic.
 
 pub mod balance;
+pub mod bins;
 pub mod bracket;
 pub mod changed;
 pub mod claims;

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::dtype::Real;
+use crate::kernel::bins::Bins;
 
 /// Entries computed at a time, unless a program needs whole rows. The buffers of a block, 4 KiB of
 /// float32 per model and for each of a few others, stay in the first-level cache of a core unless there
@@ -23,6 +24,9 @@ pub(crate) struct Block<T: Real> {
     order: Vec<(T::Magnitude, u32)>,
     spare: Vec<(T::Magnitude, u32)>,
     chances: Vec<u64>,
+    bins: Bins,
+    bytes: Vec<u8>,
+    indices: Vec<u32>,
 }
 
 /// One model's row of a block, with buffers of its length for what is decided by ranks.
@@ -35,6 +39,20 @@ pub(crate) struct Ranked<'b, T: Real> {
     pub(crate) spare: &'b mut [(T::Magnitude, u32)],
     /// Room for their chances to be kept.
     pub(crate) chances: &'b mut [u64],
+    /// Room for a mask.
+    pub(crate) keep: &'b mut [u8],
+}
+
+/// One model's row of a block, with buffers for what is decided by bounds of ranks.
+pub(crate) struct Bounded<'b, T: Real> {
+    /// The model's entries.
+    pub(crate) row: &'b mut [T],
+    /// Room for the counts of their magnitudes.
+    pub(crate) bins: &'b mut Bins,
+    /// Room for a random byte an entry.
+    pub(crate) bytes: &'b mut [u8],
+    /// Room for some of their indices.
+    pub(crate) indices: &'b mut [u32],
     /// Room for a mask.
     pub(crate) keep: &'b mut [u8],
 }
@@ -70,6 +88,9 @@ impl<T: Real> Block<T> {
             order: Vec::new(),
             spare: Vec::new(),
             chances: Vec::new(),
+            bins: Bins::default(),
+            bytes: Vec::new(),
+            indices: Vec::new(),
         }
     }
 
@@ -156,6 +177,20 @@ impl<T: Real> Block<T> {
             order: &mut self.order,
             spare: &mut self.spare,
             chances: &mut self.chances,
+            keep: &mut self.keep[..length],
+        }
+    }
+
+    /// A model's row to be changed, and buffers for what is decided by bounds of ranks.
+    pub(crate) fn bounded(&mut self, model: usize) -> Bounded<'_, T> {
+        let length = self.len();
+        self.bytes.resize(length, 0);
+        self.indices.resize(length, 0);
+        Bounded {
+            row: &mut self.rows[model * length..(model + 1) * length],
+            bins: &mut self.bins,
+            bytes: &mut self.bytes,
+            indices: &mut self.indices,
             keep: &mut self.keep[..length],
         }
     }

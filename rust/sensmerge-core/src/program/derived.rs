@@ -41,6 +41,10 @@ impl<T: Real> Sweep<T> for Derived<'_, T> {
         self.sweep.chunks()
     }
 
+    fn is_brief(&self) -> bool {
+        self.sweep.is_brief()
+    }
+
     fn read_chunks(&self, wants: Wants, look: LookAtChunk<T>) -> Result<()> {
         let wants = |tensor: usize, _: usize| {
             (0..self.subjects[tensor].models).any(|row| wants(tensor, row))

@@ -44,11 +44,12 @@ pub(crate) mod trim;
 pub(crate) mod variance;
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use crate::dtype::Real;
 use crate::error::Result;
 use crate::numbers::{Number, Numbers};
-use crate::random::Stream;
+use crate::random::{self, Stream};
 use block::Block;
 use function::{Call, Called, Failure, Function};
 use matrix::CombineMatrices;
@@ -242,6 +243,11 @@ pub(crate) trait Apply<T: Real>: Send + Sync {
     /// Whether it may change the rows of a model.
     fn changes(&self, model: usize) -> bool;
 
+    /// Whether it takes longer to find out which entries it sets to 0 than to remember them.
+    fn is_worth_remembering(&self) -> bool {
+        false
+    }
+
     /// Whether it may set an entry that is NaN to 0.
     fn may_hide_nan(&self, model: usize) -> bool {
         let _ = model;
@@ -267,7 +273,7 @@ pub(crate) trait Apply<T: Real>: Send + Sync {
 }
 
 /// What a step does to a row, told without the row's entries.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Known<T: Real> {
     /// It sets entries to 0 at random, and multiplies the others by a factor.
     Drop {
@@ -286,18 +292,26 @@ pub(crate) enum Known<T: Real> {
 }
 
 /// The entries of a row that a random drop keeps.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Kept {
-    /// The random numbers.
-    pub(crate) stream: Stream,
-    /// The probability of an entry to be kept.
-    pub(crate) density: f64,
+#[derive(Clone, Debug)]
+pub(crate) enum Kept {
+    /// They are drawn.
+    Drawn {
+        /// The random numbers.
+        stream: Stream,
+        /// The probability of an entry to be kept.
+        density: f64,
+    },
+    /// They are remembered: a bit for every entry of the tensor.
+    Remembered(Arc<Vec<u32>>),
 }
 
 impl Kept {
     /// Set `keep` to 1 for the entries from `first` on that are kept, to 0 for the others.
     pub(crate) fn mask(&self, first: usize, keep: &mut [u8]) {
-        self.stream.keep(first as u64, self.density, keep);
+        match self {
+            Self::Drawn { stream, density } => stream.keep(first as u64, *density, keep),
+            Self::Remembered(bits) => random::spread(&bits[first / 32..], first % 32, keep),
+        }
     }
 }
 

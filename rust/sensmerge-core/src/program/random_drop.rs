@@ -32,8 +32,9 @@ impl<T: Real> StepOn<T> for RandomDrop {
         let decide = |subject: &Subject| {
             let stream = |model| Stream::new(subject.seed, model as u64, subject.name);
             let densities = subject.numbers(self.density).iter().copied();
-            let of_model =
-                |(model, density)| (density < 1.0).then(|| Kept { stream: stream(model), density });
+            let of_model = |(model, density)| {
+                (density < 1.0).then(|| Kept::Drawn { stream: stream(model), density })
+            };
             Box::new(Dropped { models: densities.enumerate().map(of_model).collect() }) as _
         };
         Ok(sweep.subjects().iter().map(decide).collect())
@@ -55,7 +56,7 @@ impl<T: Real> Apply<T> for Dropped {
     }
 
     fn known(&self, model: usize, _: usize, scales: Option<&[T]>) -> Option<Known<T>> {
-        let Some(kept) = self.models[model] else { return Some(Known::nothing()) };
+        let Some(kept) = self.models[model].clone() else { return Some(Known::nothing()) };
         let scale = scales.map_or(T::ONE, |scales| scales[model]);
         Some(Known::Drop { kept, scale })
     }
@@ -63,7 +64,7 @@ impl<T: Real> Apply<T> for Dropped {
     fn apply(&self, block: &mut Block<T>, _: &mut [u64], scales: Option<&[T]>) {
         let first = block.entries().start;
         for (model, kept) in self.models.iter().enumerate() {
-            if let Some(kept) = kept.filter(|_| block.is_active(model)) {
+            if let Some(kept) = kept.as_ref().filter(|_| block.is_active(model)) {
                 let scale = scales.map_or(T::ONE, |scales| scales[model]);
                 let (row, keep) = block.row_and_keep(model);
                 kept.mask(first, keep);

@@ -1,5 +1,7 @@
 //! Rescaling of the entries that a step keeps, to make up for those that it sets to 0.
 
+use std::sync::Arc;
+
 use super::block::Block;
 use super::sweep::{Chunk, reduce_tensors};
 use super::{
@@ -7,11 +9,15 @@ use super::{
 };
 use crate::dtype::Real;
 use crate::error::Result;
+use crate::kernel::random_drop::{add_bits, drop_and_rescale, keep_nonzero};
 use crate::kernel::sum::{l1, l1_of_kept};
 use crate::kernel::weighted_sum::multiply;
 
 /// If a norm, before or after the step, is below this, the entries are not rescaled.
 const SMALLEST_NORM: f64 = 1e-7;
+
+/// Of a tensor of more entries is not remembered which it keeps: as many as a window has.
+const REMEMBERED: usize = 1 << 26;
 
 /// A step whose kept entries are multiplied by one factor per model and tensor, which restores the L1
 /// norm that the task vector had before the step (mergekit's `rescale`).
@@ -52,10 +58,19 @@ impl Step for PreserveL1 {
 impl<T: Computed> StepOn<T> for PreserveL1 {
     fn decide(&self, sweep: &dyn Sweep<T>) -> Result<Vec<Decision<T>>> {
         let decided = T::step(&*self.inner).decide(sweep)?;
-        let norms = reduce_tensors(sweep, &Norms { decided: &decided })?;
+        let remembered = |(decision, subject): (&Decision<T>, &Subject)| {
+            let fits = subject.row_length().is_multiple_of(32) && subject.elements() <= REMEMBERED;
+            sweep.is_brief() && fits && decision.is_worth_remembering()
+        };
+        let remembered = decided.iter().zip(sweep.subjects()).map(remembered).collect();
+        let norms = reduce_tensors(sweep, &Norms { decided: &decided, remembered })?;
         let scaled = |(inner, norms): (Decision<T>, Partial)| {
             let scales = norms.by_model.iter().map(|blocks| factor(blocks)).collect();
-            Box::new(Scaled { inner, scales }) as _
+            if norms.bits.is_empty() {
+                return Box::new(Scaled { inner, scales }) as _;
+            }
+            let bits = norms.bits.into_iter().map(Arc::new).collect();
+            Box::new(Remembered { inner, bits, scales }) as _
         };
         Ok(decided.into_iter().zip(norms).map(scaled).collect())
     }
@@ -72,6 +87,8 @@ fn factor<T: Real>(blocks: &[(f64, f64)]) -> T {
 /// L1 norms of blocks, before and after a step.
 struct Norms<'d, T: Real> {
     decided: &'d [Decision<T>],
+    /// Whether the entries that are kept are remembered, by tensor.
+    remembered: Vec<bool>,
 }
 
 impl<T: Real> Norms<'_, T> {
@@ -104,6 +121,9 @@ struct Partial {
     carried: Vec<u64>,
     /// Norms before and after, by model and block; empty for a model that the step does not change.
     by_model: Vec<Vec<(f64, f64)>>,
+    /// A bit for every entry of every model, 1 where it is not 0 after the step; likewise. None if they are
+    /// not remembered.
+    bits: Vec<Vec<u32>>,
 }
 
 impl<T: Real> Reduction<T> for Norms<'_, T> {
@@ -115,7 +135,8 @@ impl<T: Real> Reduction<T> for Norms<'_, T> {
 
     fn identity(&self, chunk: Option<&Chunk>) -> Partial {
         let carried = chunk.map(|chunk| self.decided[chunk.tensor].carried(chunk.place));
-        Partial { carried: carried.unwrap_or_default(), by_model: Vec::new() }
+        let carried = carried.unwrap_or_default();
+        Partial { carried, by_model: Vec::new(), bits: Vec::new() }
     }
 
     fn block(&self, tensor: usize, block: &mut Block<T>, partial: &mut Partial) {
@@ -134,12 +155,26 @@ impl<T: Real> Reduction<T> for Norms<'_, T> {
                 *after = l1(block.row(model));
             }
         }
+        if self.remembered[tensor] {
+            partial.bits.resize_with(block.models(), Vec::new);
+            for (model, bits) in partial.bits.iter_mut().enumerate() {
+                if block.is_active(model) {
+                    let (row, keep) = block.row_and_keep(model);
+                    keep_nonzero(row, keep);
+                    add_bits(keep, bits);
+                }
+            }
+        }
     }
 
     fn merge(&self, partial: &mut Partial, next: Partial) {
         partial.by_model.resize_with(next.by_model.len().max(partial.by_model.len()), Vec::new);
         for (blocks, next) in partial.by_model.iter_mut().zip(next.by_model) {
             blocks.extend(next);
+        }
+        partial.bits.resize_with(next.bits.len().max(partial.bits.len()), Vec::new);
+        for (bits, next) in partial.bits.iter_mut().zip(next.bits) {
+            bits.extend(next);
         }
     }
 }
@@ -227,6 +262,50 @@ impl<T: Real> Apply<T> for Scaled<T> {
 
     fn apply(&self, block: &mut Block<T>, carried: &mut [u64], scales: Option<&[T]>) {
         self.inner.apply(block, carried, self.own());
+        scale_rows(block, scales);
+    }
+}
+
+/// A decided step of which is remembered which entries it keeps, and one factor per model for these.
+struct Remembered<T: Real> {
+    inner: Decision<T>,
+    /// A bit for every entry, by model; empty for a model that the step does not change.
+    bits: Vec<Arc<Vec<u32>>>,
+    scales: Vec<T>,
+}
+
+impl<T: Real> Remembered<T> {
+    /// What is kept of a model; `None` if all is.
+    fn kept(&self, model: usize) -> Option<Kept> {
+        let bits = self.bits.get(model).filter(|bits| !bits.is_empty());
+        bits.map(|bits| Kept::Remembered(Arc::clone(bits)))
+    }
+}
+
+impl<T: Real> Apply<T> for Remembered<T> {
+    fn changes(&self, model: usize) -> bool {
+        self.inner.changes(model)
+    }
+
+    fn may_hide_nan(&self, model: usize) -> bool {
+        self.inner.may_hide_nan(model)
+    }
+
+    fn known(&self, model: usize, _: usize, scales: Option<&[T]>) -> Option<Known<T>> {
+        let Some(kept) = self.kept(model) else { return Some(Known::nothing()) };
+        let once_more = scales.is_some_and(|scales| scales[model] != T::ONE);
+        (!once_more).then(|| Known::Drop { kept, scale: self.scales[model] })
+    }
+
+    fn apply(&self, block: &mut Block<T>, _: &mut [u64], scales: Option<&[T]>) {
+        let first = block.entries().start;
+        for model in 0..block.models() {
+            if let Some(kept) = self.kept(model).filter(|_| block.is_active(model)) {
+                let (row, keep) = block.row_and_keep(model);
+                kept.mask(first, keep);
+                drop_and_rescale(row, keep, self.scales[model]);
+            }
+        }
         scale_rows(block, scales);
     }
 }

@@ -47,6 +47,10 @@ pub(crate) trait Sweep<T: Real>: Sync {
     /// Their chunks, in order. An empty tensor has none.
     fn chunks(&self) -> &[Chunk];
 
+    /// Whether all is done once these tensors are merged: results that need a bit for every entry may be
+    /// kept until then.
+    fn is_brief(&self) -> bool;
+
     /// Read every chunk of which `wants` asks for a row, in parallel.
     ///
     /// # Errors
