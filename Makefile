@@ -29,7 +29,7 @@ demo: $(STAMPS)/built ## Train a small family of models, calibrate, merge in eve
 
 test: lint instructions ## Lint, count instructions, run the tests of both languages
 	cargo test --quiet --profile checked --locked --workspace
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 torture: $(STAMPS)/built ## The long tests, and those of faults with many more cases
 	SENSMERGE_TORTURE=1 $(BIN)/python -m pytest -m 'torture or tiers'

@@ -138,7 +138,9 @@ def count(program: str, level: str) -> dict[str, int] | None:
 
 def build() -> str:
     """Build the program that runs the kernels and return its path."""
-    command = ["cargo", "build", "--quiet", "--release", "--locked", f"--package={PROGRAM}"]
+    # With the features of the whole workspace, as in the extension, whose dependencies are used.
+    command = ["cargo", "build", "--quiet", "--release", "--locked", "--workspace"]
+    command += [f"--bin={PROGRAM}"]
     # A developer's own compiler flags are not used for the shipped extension.
     environment = {name: value for name, value in os.environ.items() if name != "RUSTFLAGS"}
     run = subprocess.run(

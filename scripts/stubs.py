@@ -94,7 +94,8 @@ def generate() -> str:
     """The extension's stub for the current Rust sources, complete and formatted."""
     with tempfile.TemporaryDirectory() as folder:
         maturin = ["maturin", "generate-stubs", "--quiet", "--locked", "--features=stubs"]
-        command = [*maturin, "--profile=release", f"--out={folder}"]
+        # The profile of the core's tests: its dependencies are built once for both.
+        command = [*maturin, "--profile=checked", f"--out={folder}"]
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if run.returncode != 0:
             sys.exit(f"{run.stderr}error: maturin could not generate the stub")

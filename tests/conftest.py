@@ -22,6 +22,8 @@ os.environ.update(
     MKL_NUM_THREADS="1",
     MPLBACKEND="Agg",
     OMP_NUM_THREADS="1",
+    # As the command sets it: threads that spin while others wait for a core take seconds a test.
+    OMP_WAIT_POLICY="PASSIVE",
     TOKENIZERS_PARALLELISM="false",
 )
 

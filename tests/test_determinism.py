@@ -17,6 +17,7 @@ import pytest
 import sensmerge
 from sensmerge import Recipe
 from sensmerge.recipe import methods
+from tiers import TORTURE
 
 METHODS = [
     "linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "breadcrumbs", "della",
@@ -36,6 +37,10 @@ SIZES = {
 
 CHUNKS = [64 * 1024, 1024 * 1024, 7_340_033]
 THREADS = [1, 2, 3, 8]
+# Each number of threads and each size of chunks once or twice; in the long tier each with each.
+SPLITS = list(
+    itertools.product(THREADS, CHUNKS) if TORTURE else zip(THREADS, itertools.cycle(CHUNKS))
+)
 
 # Cases that each go through different stages of a merge.
 CASES: dict[str, dict[str, Any]] = {
@@ -117,11 +122,12 @@ def recipe_of(case: str) -> dict[str, Any]:
     }
 
 
+@pytest.mark.tiers
 @pytest.mark.parametrize("case", CASES)
 def test_neither_threads_nor_chunks_change_a_byte(family: Path, tmp_path: Path, case: str) -> None:
     recipe = Recipe.from_dict(recipe_of(case), folder=family)
     written: dict[str, list[tuple[int, int]]] = {}
-    for threads, chunk_bytes in itertools.product(THREADS, CHUNKS):
+    for threads, chunk_bytes in SPLITS:
         sensmerge.merge(
             recipe, tmp_path / "out", threads=threads, chunk_bytes=chunk_bytes,
             progress=False, sync=False, overwrite=True,

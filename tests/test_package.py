@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import inspect
+import json
 import re
 import shutil
 import socket
@@ -15,16 +17,33 @@ from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import click
 import pytest
 
 import sensmerge
+from families import tensor_family
 from sensmerge import _core
+from sensmerge.cli import table
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "python" / "sensmerge"
 CORE = ROOT / "rust" / "sensmerge-core" / "src"
 
 HEAVY = {"torch", "transformers", "matplotlib"}
+# What a plain merge does without, if it is not shown on a terminal.
+IDLE = HEAVY | {
+    "huggingface_hub",
+    "jinja2",
+    "numpy",
+    "tqdm",
+    "sensmerge.calibration",
+    "sensmerge.merging.units",
+    "sensmerge.models.adapters",
+    "sensmerge.models.hub",
+    "sensmerge.search",
+}
+# What saying what there is does without.
+SILENT = IDLE | {"pydantic", "ruamel.yaml", "sensmerge._core", "sensmerge.recipe"}
 
 # The rooms of the package in the order in which data passes through them: each may import itself
 # and those before it. The first entry is used everywhere and uses no room.
@@ -172,19 +191,56 @@ def loaded_by(code: str) -> set[str]:
     return set(run.stdout.partition("loaded:\n")[2].split())
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import sensmerge",
-        "import sensmerge.cli; sensmerge.cli.commands(['--help'])",
-        "import sensmerge.cli; sensmerge.cli.commands(['merge', '--help'])",
-    ],
-    ids=["import", "help", "help of a command"],
-)
-def test_starting_loads_nothing_heavy(code: str) -> None:
-    loaded = loaded_by(code)
-    assert "sensmerge" in loaded
-    assert loaded.isdisjoint(HEAVY)
+def loaded_by_command(*arguments: str) -> set[str]:
+    """The modules that the command has loaded when it is done."""
+    return loaded_by(f"import sensmerge.cli; sensmerge.cli.commands({arguments})")
+
+
+def test_importing_the_package_loads_nothing_else() -> None:
+    loaded = loaded_by("import sensmerge")
+    assert {name for name in loaded if name.startswith("sensmerge")} == {
+        "sensmerge",
+        "sensmerge.errors",
+    }
+    assert loaded.isdisjoint(SILENT)
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("merge", "--help")])
+def test_saying_what_there_is_loads_next_to_nothing(arguments: tuple[str, ...]) -> None:
+    loaded = loaded_by_command(*arguments)
+    assert "sensmerge.cli" in loaded
+    assert loaded.isdisjoint(SILENT)
+    assert ("sensmerge.cli.merging" in loaded) == ("merge" in arguments)
+    assert "sensmerge.cli.searching" not in loaded
+
+
+def test_a_merge_loads_what_it_needs(tmp_path: Path) -> None:
+    tensor_family(tmp_path, experts=2, dtype="float32", shapes={"a.w": (3, 4)})
+    recipe = tmp_path / "recipe.json"
+    models = [{"model": "e0"}, {"model": "e1"}]
+    recipe.write_text(json.dumps({"merge_method": "ties", "base_model": "base", "models": models}))
+    loaded = loaded_by_command("merge", str(recipe), str(tmp_path / "out"))
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    assert "pydantic" in loaded
+    assert loaded.isdisjoint(IDLE)
+
+
+def test_the_table_lists_every_command_by_its_own_words() -> None:
+    listed = {
+        (module, name, line)
+        for module, commands in table.COMMANDS.items()
+        for name, line in commands.items()
+    }
+    modules = {path.stem for path in (PACKAGE / "cli").glob("*.py")} - {"__main__"}
+    found = set()
+    for module in modules:
+        members = vars(importlib.import_module(f"sensmerge.cli.{module}")).values()
+        for command in (each for each in members if isinstance(each, click.Command)):
+            if not isinstance(command, click.Group):
+                first = inspect.cleandoc(command.help or "").partition("\n\n")[0]
+                found.add((module, command.name, " ".join(first.split())))
+                assert table.command(str(command.name)) is command
+    assert found == listed
 
 
 def test_the_command_is_installed() -> None:

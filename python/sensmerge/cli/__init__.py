@@ -9,18 +9,8 @@ from collections.abc import Sequence
 import click
 
 from sensmerge import InputError, __version__
-from sensmerge.cli import (
-    comparing,
-    converting,
-    describing,
-    measuring,
-    merging,
-    printing,
-    searching,
-    signals,
-    verifying,
-)
-from sensmerge.reading import is_no_name
+from sensmerge.cli import printing, signals
+from sensmerge.cli.table import Table, stand_ins
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -30,38 +20,17 @@ EXIT_TERMINATED = 143
 _HINTS = {
     "allow_nan": "--allow-nan writes such values instead of refusing them",
     "overwrite": "--force replaces what an earlier merge wrote",
-    "unpickle": "merge, calibrate and convert read pickles with --unpickle; torch opens them in a "
+    "unpickle": "merge, merge-lora, calibrate and convert read pickles with --unpickle; torch opens them in a "
     "process of their own and takes tensors alone",
 }
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Table, commands=stand_ins(), context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(__version__, prog_name="sensmerge")
 def commands() -> None:
     """Merge fine-tuned LLM checkpoints, each layer weighted by its importance."""
-
-
-for _command in (
-    merging.merge,
-    merging.merge_lora,
-    merging.plan,
-    converting.convert,
-    verifying.verify,
-    measuring.calibrate,
-    measuring.coefficients,
-    searching.learn,
-    searching.tune,
-    searching.soup,
-    measuring.report,
-    comparing.diff,
-    comparing.extract_lora,
-    describing.explain,
-    describing.inspect,
-    describing.methods,
-    describing.schema,
-    describing.demo,
-):
-    commands.add_command(_command)
 
 
 def main() -> None:
@@ -93,6 +62,8 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(1)
     except Exception as error:
+        from sensmerge.reading import is_no_name
+
         if isinstance(error, OSError) and is_no_name(error):
             _fail([f"{error.filename}: {error.strerror}"], EXIT_BAD_INPUT)
         _fail([f"{type(error).__name__}: {error}"], 1)

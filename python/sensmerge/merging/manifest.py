@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from sensmerge import _core
 from sensmerge.errors import InputError
-from sensmerge.merging.units import Units, align
 from sensmerge.merging.views import views_of
 from sensmerge.merging.vocabulary import Alignment
 from sensmerge.models.layers import block_of, blocks, layer_of
@@ -23,6 +22,7 @@ from sensmerge.models.quantised import refusal
 from sensmerge.recipe.numbers import resolve_first
 
 if TYPE_CHECKING:
+    from sensmerge.merging.units import Units
     from sensmerge.models import Model, Models
     from sensmerge.recipe import Recipe
     from sensmerge.recipe.methods import Parameter
@@ -169,8 +169,11 @@ def request(
         "out_dtype": recipe.out_dtype or recipe.dtype,
         "omega": None if recipe.aim is None else recipe.aim.omega,
     }
-    units, orders = None, [[dict[str, Any]()] * len(views.all) for _, views in parts]
+    units: Units | None = None
+    orders = [[dict[str, Any]()] * len(views.all) for _, views in parts]
     if recipe.align is not None and weights:
+        from sensmerge.merging.units import align
+
         units, orders = align(
             recipe, parts, models, checkpoints, threads=threads, progress=progress
         )

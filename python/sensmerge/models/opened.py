@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from sensmerge import _core
 from sensmerge.errors import InputError
-from sensmerge.models.adapters import Adapter, Change, changes_of, open_adapter
 from sensmerge.models.folders import read_config
 from sensmerge.models.layers import text_config
 from sensmerge.models.references import resolve
@@ -22,6 +21,7 @@ from sensmerge.models.vocabulary.tokens import Tokens, Vocabularies
 from sensmerge.recipe.places import parts_of, place_of
 
 if TYPE_CHECKING:
+    from sensmerge.models.adapters import Adapter, Change
     from sensmerge.recipe import Recipe
     from sensmerge.recipe.places import Places
 
@@ -321,6 +321,8 @@ class _Read:
         whole, adapters = parts_of(name, self._places)
         if not adapters or place in self._held:
             return self._plain(name, place)
+        from sensmerge.models.adapters import changes_of
+
         model = self._plain(whole, place_of(whole, self._places))
         added = [self._adapter(each) for each in adapters]
         config = copy.deepcopy(model.config)
@@ -356,6 +358,8 @@ class _Read:
         if place not in self._adapters:
             if not name:
                 raise InputError("a model's name ends with '+': name the adapter after it")
+            from sensmerge.models.adapters import open_adapter
+
             path = resolve(name, self._places, adapter=True, progress=self._progress)
             self._adapters[place] = open_adapter(name, path)
         return self._adapters[place]

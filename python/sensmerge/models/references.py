@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from sensmerge.errors import InputError
-from sensmerge.models.hub import Reference, download
 from sensmerge.models.pickles import enabled, readable
 from sensmerge.reading import mode_of
 from sensmerge.recipe.places import Places, path_of
@@ -35,6 +34,9 @@ def resolve(
     path = path_of(model, places)
     if mode_of(path) is not None:
         return readable(path)
+    # Not before it is needed: most models are here.
+    from sensmerge.models.hub import Reference, download
+
     reference = Reference.of(model)
     if reference is not None:
         pickles = enabled() and not adapter

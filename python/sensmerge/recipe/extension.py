@@ -8,10 +8,8 @@ named.
 
 from __future__ import annotations
 
-import ctypes
 import inspect
 import json
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,9 +20,6 @@ from sensmerge import _core
 from sensmerge.errors import InputError, first_line
 
 GROUP = "sensmerge.methods"
-
-# What all functions are that ctypes finds in libraries.
-_C_FUNCTION: type = ctypes.CFUNCTYPE(None).__mro__[1]
 
 
 @dataclass(frozen=True)
@@ -222,6 +217,8 @@ class Caller:
         try:
             merged = self.definition.function(given, **said)
         except Exception as error:
+            import traceback
+
             frame = traceback.extract_tb(error.__traceback__)[-1]
             place = f"{frame.filename}, line {frame.lineno}"
             raise FunctionError(f"{type(error).__name__}: {first_line(error)} ({place})") from error
@@ -280,10 +277,21 @@ def load(name: str) -> bool:
         kind = type(definition).__name__
         raise InputError(f"{at}: '{offered[0].value}' is a {kind}, not made by sensmerge.method")
     described = json.dumps(definition.described(name, *_package(offered[0])))
-    if isinstance(definition.function, _C_FUNCTION):
-        function: Any = definition.function
-        address = ctypes.cast(function, ctypes.c_void_p).value or 0
+    address = _address(definition.function)
+    if address is not None:
         _core.register_native(described, address)
     else:
         _core.register_function(described, Caller.of(definition))
     return True
+
+
+def _address(function: object) -> int | None:
+    """Where a C function that ``ctypes`` found in a library lies; None for a Python function."""
+    import ctypes
+
+    # What all functions are that ctypes finds.
+    known: type = ctypes.CFUNCTYPE(None).__mro__[1]
+    if not isinstance(function, known):
+        return None
+    found: Any = function
+    return ctypes.cast(found, ctypes.c_void_p).value or 0

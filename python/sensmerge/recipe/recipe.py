@@ -36,7 +36,7 @@ from sensmerge.recipe.places import Places, is_from_here, parts_of, place_of
 from sensmerge.recipe.references import overrides, references
 from sensmerge.recipe.slices import Slice, whole
 from sensmerge.recipe.tokenizer import BASE, Tokenizer, TokenizerName, template
-from sensmerge.recipe.yaml import read_yaml, to_yaml
+from sensmerge.recipe.yaml import Documents, read_yaml, to_yaml
 from sensmerge.refusals import Location, key_of, refusal
 
 # pydantic's name for the error of an unknown key.
@@ -104,8 +104,22 @@ class Recipe(Strict):
             InputError: The file cannot be read, is not YAML, or is not one recipe; a line for each
                 key that is wrong.
         """
-        path = Path(path)
-        read = read_yaml(path)
+        return cls.from_documents(read_yaml(Path(path)), Path(path), leniency=leniency)
+
+    @classmethod
+    def from_documents(
+        cls, read: Documents, path: Path, *, leniency: Leniency = DEFAULT_LENIENCY
+    ) -> Recipe:
+        """Build a recipe from the one document of a YAML file.
+
+        Args:
+            read: What the file holds.
+            path: The file.
+            leniency: Which unknown keys are noted and ignored; see :meth:`load`.
+
+        Raises:
+            InputError: It is not one recipe; a line for each key that is wrong.
+        """
         if len(read.documents) > 1:
             raise InputError(
                 f"{path}: holds several documents (stages, with --- between them); `sensmerge "

@@ -130,7 +130,7 @@ def load(path: str | Path, *, leniency: Leniency = DEFAULT_LENIENCY) -> Recipe |
     path = Path(path)
     read = read_yaml(path)
     if len(read.documents) < 2:
-        return Recipe.load(path, leniency=leniency)
+        return Recipe.from_documents(read, path, leniency=leniency)
     wrong = read.twice if leniency == "strict" else []
     try:
         staged = StagedRecipe.from_documents(read.documents, path.parent, leniency=leniency)

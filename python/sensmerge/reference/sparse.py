@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,8 +40,8 @@ def trim_model(deltas: Model, density: float) -> dict[str, Array]:
     }
 
 
-def philox4x32(counter: Sequence[int], key: Sequence[int]) -> list[int]:
-    """Philox4x32 with 7 rounds."""
+def philox4x32(counter: Sequence[Any], key: Sequence[int]) -> list[Any]:
+    """Philox4x32 with 7 rounds, of four words or of four arrays of words (uint64 below 2³²)."""
     mask = 0xFFFFFFFF
     a, b, c, d = counter
     k0, k1 = key
@@ -116,26 +116,25 @@ def keep_mask(
     stream = 0xCBF29CE484222325
     for byte in tensor.encode() + place.to_bytes(8, "little"):
         stream = ((stream ^ byte) * 0x100000001B3) & mask64
-    thresholds = np.rint(np.broadcast_to(density, size) * 2.0**40).astype(np.int64).tolist()
+    thresholds = np.rint(np.broadcast_to(density, size) * 2.0**40).astype(np.int64)
 
-    @cache
-    def block(number: int, stream: int) -> list[int]:
+    def words(stream: int, blocks: int) -> NDArray[np.uint64]:
+        """The first words of a stream, [blocks, 4]."""
+        number = np.arange(blocks, dtype=np.uint64)
         counter = [number & 0xFFFFFFFF, number >> 32, stream & 0xFFFFFFFF, stream >> 32]
-        return philox4x32(counter, [seed & 0xFFFFFFFF, seed >> 32])
+        return np.stack(philox4x32(counter, [seed & 0xFFFFFFFF, seed >> 32]), axis=1)
 
-    def coarse(entry: int) -> int:
-        if np.ndim(density):
-            return block(entry // 16, stream)[entry // 4 % 4] >> 8 * (entry % 4) & 0xFF
-        words = (block(entry // 128 * 8 + plane, stream)[entry // 32 % 4] for plane in range(8))
-        return sum((word >> entry % 32 & 1) << 7 - plane for plane, word in enumerate(words))
-
-    def is_kept(entry: int, threshold: int) -> bool:
-        byte, high = coarse(entry), threshold >> 32
-        if byte != high:
-            return byte < high
-        return block(entry // 4, stream ^ 0x9E3779B97F4A7C15)[entry % 4] < threshold % 2**32
-
-    return np.fromiter(map(is_kept, range(size), thresholds), bool, size)
+    if np.ndim(density):
+        coarse = words(stream, -(-size // 16)).astype("<u4").view(np.uint8).ravel()
+    else:
+        # Of 128 entries: eight planes of four words of 32 bits.
+        planes = words(stream, 8 * -(-size // 128)).reshape(-1, 8, 4, 1)
+        bits = planes >> np.arange(32, dtype=np.uint64) & 1
+        coarse = (bits << np.arange(7, -1, -1, dtype=np.uint64).reshape(8, 1, 1)).sum(1).ravel()
+    fine = words(stream ^ 0x9E3779B97F4A7C15, -(-size // 4)).ravel()
+    coarse, fine = coarse[:size], fine[:size]
+    high, low = thresholds >> 32, thresholds % 2**32
+    return np.where(coarse == high, fine < low, coarse < high)
 
 
 def preserve_l1(delta: Array, sparse: Array) -> Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,6 +111,8 @@ def matching(
         InputError: The calibration cannot be read, lacks an expert, or was measured with other
             options than those in the recipe.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     from sensmerge.calibration import Calibration
 
     if not isinstance(calibration, Calibration):
