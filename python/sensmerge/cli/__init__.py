@@ -20,8 +20,8 @@ EXIT_TERMINATED = 143
 _HINTS = {
     "allow_nan": "--allow-nan writes such values instead of refusing them",
     "overwrite": "--force replaces what an earlier merge wrote",
-    "unpickle": "merge, merge-lora, calibrate and convert read pickles with --unpickle; torch opens them in a "
-    "process of their own and takes tensors alone",
+    "unpickle": "merge, merge-lora, calibrate and convert read pickles with --unpickle; torch "
+    "opens them in a process of their own and takes tensors alone",
 }
 
 

@@ -138,8 +138,13 @@ def keep_mask(
 
 
 def preserve_l1(delta: Array, sparse: Array) -> Array:
-    """Scale the kept entries so that the tensor has its former L1 norm (mergekit's rescale)."""
-    before, after = float(np.abs(delta).sum()), float(np.abs(sparse).sum())
+    """Scale the kept entries so that the tensor has its former L1 norm (mergekit's rescale).
+
+    Only finite entries count.
+    """
+    finite = np.isfinite(delta)
+    before = float(np.abs(delta[finite]).sum())
+    after = float(np.abs(sparse[finite]).sum())
     if before < SMALLEST_NORM or after < SMALLEST_NORM:
         return sparse
     return sparse * (before / after)

@@ -47,6 +47,24 @@ widest! {
     }
 }
 
+/// [`l1_of_kept`] of the entries that are finite, which is slower.
+///
+/// # Panics
+/// If the lengths differ.
+#[must_use]
+pub fn l1_of_finite<T: Real>(values: &[T], keep: &[u8]) -> [f64; 2] {
+    assert_eq!(values.len(), keep.len());
+    let (mut all, mut kept) = ([0.0; LANES], [0.0; LANES]);
+    for (entry, (value, &keep)) in values.iter().zip(keep).enumerate() {
+        let magnitude = value.abs();
+        if magnitude < T::INFINITY {
+            all[entry % LANES] += magnitude.to_f64();
+            kept[entry % LANES] += magnitude.only_if(keep != 0).to_f64();
+        }
+    }
+    [fold(&mut all), fold(&mut kept)]
+}
+
 /// [`sum`] over stored entries, widened one by one, which takes half the time of widening them into a
 /// buffer first.
 ///
@@ -103,7 +121,7 @@ fn fold(lanes: &mut [f64; LANES]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::samples::{finite, vector};
+    use crate::kernel::samples::{any, finite, vector};
     use proptest::prelude::*;
 
     proptest! {
@@ -135,6 +153,15 @@ mod tests {
             let kept = |(&value, &keep): (&f32, &u8)| value.only_if(keep != 0);
             let dropped: Vec<f32> = values.iter().zip(&keep).map(kept).collect();
             prop_assert_eq!(l1_of_kept(&values, &keep), [l1(&values), l1(&dropped)]);
+            prop_assert_eq!(l1_of_finite(&values, &keep), l1_of_kept(&values, &keep));
+        }
+
+        #[test]
+        fn of_finite_entries_alone(values in vector(any()), step in 1..5_usize) {
+            let keep: Vec<u8> = (0..values.len()).map(|j| u8::from(j % step == 0)).collect();
+            let finite: Vec<f32> =
+                values.iter().map(|&value| value.only_if(value.is_finite())).collect();
+            prop_assert_eq!(l1_of_finite(&values, &keep), l1_of_kept(&finite, &keep));
         }
     }
 

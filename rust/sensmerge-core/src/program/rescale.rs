@@ -10,7 +10,7 @@ use super::{
 use crate::dtype::Real;
 use crate::error::Result;
 use crate::kernel::random_drop::{add_bits, drop_and_rescale, keep_nonzero};
-use crate::kernel::sum::{l1, l1_of_kept};
+use crate::kernel::sum::{l1, l1_of_finite, l1_of_kept};
 use crate::kernel::weighted_sum::multiply;
 
 /// If a norm, before or after the step, is below this, the entries are not rescaled.
@@ -20,7 +20,7 @@ const SMALLEST_NORM: f64 = 1e-7;
 const REMEMBERED: usize = 1 << 26;
 
 /// A step whose kept entries are multiplied by one factor per model and tensor, which restores the L1
-/// norm that the task vector had before the step (mergekit's `rescale`).
+/// norm that the task vector had before the step (mergekit's `rescale`). Only finite entries count.
 #[derive(Debug)]
 pub(crate) struct PreserveL1 {
     inner: Box<dyn Step>,
@@ -112,9 +112,24 @@ fn of_kept<T: Real>(
     for (model, kept) in kept {
         let (model, (row, keep)) = (*model, block.row_and_keep(*model));
         kept.mask(first, keep);
-        let [before, after] = l1_of_kept(row, keep);
+        let [before, after] = match l1_of_kept(row, keep) {
+            // The sum of all is infinite or NaN where that of some is.
+            [before, _] if !before.is_finite() => l1_of_finite(row, keep),
+            norms => norms,
+        };
         by_model[model].push((before, after));
     }
+}
+
+/// The L1 norm of a model's row: of its finite entries, so that one that is not harms no other.
+fn norm<T: Real>(block: &mut Block<T>, model: usize) -> f64 {
+    let found = l1(block.row(model));
+    if found.is_finite() {
+        return found;
+    }
+    let (row, keep) = block.row_and_keep(model);
+    keep.fill(1);
+    l1_of_finite(row, keep)[0]
 }
 
 struct Partial {
@@ -146,13 +161,13 @@ impl<T: Real> Reduction<T> for Norms<'_, T> {
         }
         for (model, blocks) in partial.by_model.iter_mut().enumerate() {
             if block.is_active(model) {
-                blocks.push((l1(block.row(model)), 0.0));
+                blocks.push((norm(block, model), 0.0));
             }
         }
         self.decided[tensor].apply(block, &mut partial.carried, None);
         for (model, blocks) in partial.by_model.iter_mut().enumerate() {
             if let Some((_, after)) = blocks.last_mut().filter(|_| block.is_active(model)) {
-                *after = l1(block.row(model));
+                *after = norm(block, model);
             }
         }
         if self.remembered[tensor] {
