@@ -4,6 +4,7 @@
 //! The rank of an entry, 0 the smallest, is that of [`sort_by_magnitude`](super::rank::sort_by_magnitude):
 //! of equal magnitudes that of the lower index counts as the larger.
 
+use super::random_drop::bits;
 use super::trim::count_equal;
 use crate::dtype::Real;
 use crate::processor::widest;
@@ -158,18 +159,37 @@ widest! {
     }
 }
 
-/// Write the indices of the bytes from `least` to `most` to the start of `found`, and return their number.
-///
-/// # Panics
-/// If `found` is shorter than `bytes`.
-pub fn collect_between(bytes: &[u8], least: u8, most: u8, found: &mut [u32]) -> usize {
-    let found = &mut found[..bytes.len()];
-    let (width, mut count) = (most.wrapping_sub(least), 0);
-    for (index, &byte) in bytes.iter().enumerate() {
-        found[count] = index as u32;
-        count += usize::from(byte.wrapping_sub(least) <= width);
+widest! {
+    /// Write the indices of the bytes from `least` to `most` to the start of `found`, and return their number.
+    ///
+    /// # Panics
+    /// If `found` is shorter than `bytes`.
+    pub fn collect_between(bytes: &[u8], least: u8, most: u8, found: &mut [u32]) -> usize {
+        assert!(found.len() >= bytes.len());
+        let width = most.wrapping_sub(least);
+        let is_between = |byte: u8| byte.wrapping_sub(least) <= width;
+        let (groups, rest) = bytes.as_chunks::<32>();
+        let mut count = 0;
+        for (group, first) in groups.iter().zip((0_u32..).step_by(32)) {
+            let mut mask = [0; 32];
+            for (mask, &byte) in mask.iter_mut().zip(group) {
+                *mask = u8::from(is_between(byte));
+            }
+            let mut left = bits(&mask);
+            while left != 0 {
+                found[count] = first + left.trailing_zeros();
+                count += 1;
+                left &= left - 1;
+            }
+        }
+        for (place, &byte) in rest.iter().enumerate() {
+            if is_between(byte) {
+                found[count] = (bytes.len() - rest.len() + place) as u32;
+                count += 1;
+            }
+        }
+        count
     }
-    count
 }
 
 #[cfg(test)]

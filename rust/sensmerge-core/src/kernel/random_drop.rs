@@ -29,21 +29,28 @@ widest! {
     }
 }
 
-/// Add a mask to `bits`, 32 entries a word, the first in the lowest bit; [`spread`](crate::random::spread) is
+/// Add a mask to `words`, 32 entries a word, the first in the lowest bit; [`spread`](crate::random::spread) is
 /// the way back. `keep` is 0 or 1.
 ///
 /// # Panics
 /// If the mask is not a whole number of words.
-pub fn add_bits(keep: &[u8], bits: &mut Vec<u32>) {
-    // The bits that the multiplication brings to the highest byte, from those of eight bytes.
-    const GATHER: u64 = 0x0102_0408_1020_4080;
-    let (words, rest) = keep.as_chunks::<32>();
+pub fn add_bits(keep: &[u8], words: &mut Vec<u32>) {
+    let (groups, rest) = keep.as_chunks::<32>();
     assert!(rest.is_empty(), "a mask does not fill its words");
-    bits.extend(words.iter().map(|word| {
-        let (bytes, _) = word.as_chunks::<8>();
-        let byte = |bytes: &[u8; 8]| (u64::from_le_bytes(*bytes).wrapping_mul(GATHER) >> 56) as u8;
-        u32::from_le_bytes([byte(&bytes[0]), byte(&bytes[1]), byte(&bytes[2]), byte(&bytes[3])])
-    }));
+    words.extend(groups.iter().map(bits));
+}
+
+/// The lowest bits of 32 bytes, which are 0 or 1; that of the first is the lowest.
+#[inline(always)]
+pub(super) fn bits(bytes: &[u8; 32]) -> u32 {
+    // Brings the lowest bits of eight bytes to the highest byte, in order.
+    const GATHER: u64 = 0x0102_0408_1020_4080;
+    let (eights, _) = bytes.as_chunks::<8>();
+    let gathered = |place: usize| {
+        u32::from((u64::from_le_bytes(eights[place]).wrapping_mul(GATHER) >> 56) as u8)
+            << (8 * place)
+    };
+    gathered(0) | gathered(1) | gathered(2) | gathered(3)
 }
 
 #[cfg(test)]
