@@ -112,7 +112,13 @@ const KERNELS: &[(&str, Kernel)] = &[
     ("Bins::count", |b| b.bins.count(&b.delta)),
     ("keep_below", |b| keep_below(&b.bytes, black_box(90), &mut b.keep)),
     ("collect_between", |b| {
-        keep_result(collect_between(&b.bytes, black_box(90), black_box(166), &mut b.indices));
+        keep_result(collect_between(
+            &b.bytes,
+            black_box(90),
+            black_box(166),
+            &mut b.keep,
+            &mut b.indices,
+        ));
     }),
     ("sort_by_magnitude", |b| sort_by_magnitude(&b.delta, &mut b.order, &mut b.spare)),
     ("keep_ranks", |b| keep_ranks(&mut b.delta, &b.order, black_box(1000)..black_box(4000))),

@@ -161,32 +161,35 @@ widest! {
 
 widest! {
     /// Write the indices of the bytes from `least` to `most` to the start of `found`, and return their number.
+    /// `mask` is room for a byte for each.
     ///
     /// # Panics
-    /// If `found` is shorter than `bytes`.
-    pub fn collect_between(bytes: &[u8], least: u8, most: u8, found: &mut [u32]) -> usize {
-        assert!(found.len() >= bytes.len());
+    /// If `mask` has another length than `bytes`, or if `found` is shorter.
+    pub fn collect_between(
+        bytes: &[u8],
+        least: u8,
+        most: u8,
+        mask: &mut [u8],
+        found: &mut [u32],
+    ) -> usize {
+        assert!(mask.len() == bytes.len() && found.len() >= bytes.len());
         let width = most.wrapping_sub(least);
-        let is_between = |byte: u8| byte.wrapping_sub(least) <= width;
-        let (groups, rest) = bytes.as_chunks::<32>();
+        for (mask, &byte) in mask.iter_mut().zip(bytes) {
+            *mask = u8::from(byte.wrapping_sub(least) <= width);
+        }
+        let (groups, rest) = mask.as_chunks::<32>();
         let mut count = 0;
         for (group, first) in groups.iter().zip((0_u32..).step_by(32)) {
-            let mut mask = [0; 32];
-            for (mask, &byte) in mask.iter_mut().zip(group) {
-                *mask = u8::from(is_between(byte));
-            }
-            let mut left = bits(&mask);
+            let mut left = bits(group);
             while left != 0 {
                 found[count] = first + left.trailing_zeros();
                 count += 1;
                 left &= left - 1;
             }
         }
-        for (place, &byte) in rest.iter().enumerate() {
-            if is_between(byte) {
-                found[count] = (bytes.len() - rest.len() + place) as u32;
-                count += 1;
-            }
+        for (place, &mask) in rest.iter().enumerate() {
+            found[count] = (bytes.len() - rest.len() + place) as u32;
+            count += usize::from(mask);
         }
         count
     }
@@ -234,7 +237,8 @@ mod tests {
             let expected: Vec<u8> = bytes.iter().map(|&byte| u8::from(byte < least)).collect();
             prop_assert_eq!(keep, expected);
             let mut found = vec![0; bytes.len()];
-            let count = collect_between(&bytes, least, most, &mut found);
+            let count =
+                collect_between(&bytes, least, most, &mut vec![9; bytes.len()], &mut found);
             let between = |&j: &u32| (least..=most).contains(&bytes[j as usize]);
             let expected: Vec<u32> = (0..bytes.len() as u32).filter(between).collect();
             prop_assert_eq!(&found[..count], expected);

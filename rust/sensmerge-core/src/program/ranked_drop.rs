@@ -140,9 +140,9 @@ fn decide<T: Real>(
     keep: &mut [u8],
 ) {
     let (least, most) = (*turns.between.start(), *turns.between.end());
+    let between = collect_between(bytes, least, most, keep, indices);
     keep_below(bytes, least, keep);
     bins.count(row);
-    let between = collect_between(bytes, least, most, indices);
     let mut open = 0;
     for place in 0..between {
         let index = indices[place];
