@@ -30,7 +30,7 @@ use sensmerge_core::kernel::sensitivity::{
     sum_abs_product, sum_abs_product_stored, sum_squares, sum_squares_stored,
 };
 use sensmerge_core::kernel::softmax::calibrated_softmax;
-use sensmerge_core::kernel::sum::{l1, l1_of_kept};
+use sensmerge_core::kernel::sum::{l1, l1_of_finite, l1_of_kept};
 use sensmerge_core::kernel::task_vector::{subtract, subtract_stored};
 use sensmerge_core::kernel::trim::{count_equal, drop_exact, trim, trim_exact};
 use sensmerge_core::kernel::variance::{keep_scored, variance};
@@ -110,6 +110,12 @@ const KERNELS: &[(&str, Kernel)] = &[
     }),
     ("spread", |b| spread(&b.bits, black_box(0), &mut b.keep)),
     ("Bins::count", |b| b.bins.count(&b.delta)),
+    ("Bins::count and a hundred ranks", |b| {
+        b.bins.count(&b.delta);
+        for entry in (0..ENTRIES).step_by(ENTRIES / 100) {
+            keep_result(b.bins.rank(&b.delta, entry));
+        }
+    }),
     ("keep_below", |b| keep_below(&b.bytes, black_box(90), &mut b.keep)),
     ("collect_between", |b| {
         keep_result(collect_between(
@@ -156,6 +162,7 @@ const KERNELS: &[(&str, Kernel)] = &[
     }),
     ("add_products", |b| add_products(&b.base, &b.delta, &mut b.squares)),
     ("l1", |b| keep_result(l1(&b.delta))),
+    ("l1_of_finite", |b| keep_result(l1_of_finite(&b.delta, &b.keep))),
     ("l1_of_kept", |b| keep_result(l1_of_kept(&b.delta, &b.keep))),
     ("multiply", |b| multiply(&mut b.delta, b.factor)),
     ("add_product", |b| add_product(&b.base, &b.delta, &mut b.out)),

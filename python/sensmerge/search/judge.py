@@ -185,8 +185,8 @@ class Judge:
         numbers = b""
         if measured is not None:
             numbers = measured.sensitivity.tobytes() + measured.alignment.tobytes()
-            of_base = measured.activations
-            numbers += b"" if of_base is None else of_base.fingerprint.encode()
+            beside = [*measured.statistics, measured.activations]
+            numbers += b"".join(file.fingerprint.encode() for file in beside if file is not None)
         return {
             "recipe": {key: said for key, said in self.recipe.source.items() if key != "models"},
             "models": [model.fingerprint() for model in self._models.all],
