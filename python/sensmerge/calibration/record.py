@@ -207,6 +207,28 @@ class Calibration:
                 f"measured with {self.measure}; calibrate again, or write measure: {self.measure}"
             )
 
+    def summary(self) -> dict[str, Any]:
+        """The measurements without their matrices, as keys and values; see docs/json.md."""
+        return {
+            "base": self.base,
+            "experts": [
+                {
+                    "model": expert.model,
+                    "fingerprint": expert.fingerprint,
+                    "loss": expert.loss,
+                    "samples": expert.task.path,
+                    "used": expert.task.used,
+                    "left_out": expert.task.left_out,
+                    "scored_tokens": expert.task.scored_tokens,
+                }
+                for expert in self.experts
+            ],
+            "layers": self.order,
+            "options": self.options,
+            "seconds": self.seconds,
+            "notes": self.notes,
+        }
+
     def to_json(self) -> str:
         """The file's text."""
         data = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sensmerge import _core
+from sensmerge.document import document
 from sensmerge.errors import InputError
 from sensmerge.models.dtypes import STORED
 from sensmerge.models.layers import block_of, blocks, layer_of
@@ -129,15 +129,13 @@ class Comparison:
         """The sums of all tensors."""
         return Sums.of(self.tensors.values())
 
-    def to_json(self) -> str:
-        """Measures and sums as JSON; null where a measure does not exist."""
+    def as_dict(self) -> dict[str, Any]:
+        """Measures and sums as keys and values; NaN where a measure does not exist."""
 
         def numbers(sums: Sums) -> dict[str, Any]:
-            values = asdict(sums) | sums.measures()
-            # JSON has no NaN.
-            return {key: value if math.isfinite(value) else None for key, value in values.items()}
+            return asdict(sums) | sums.measures()
 
-        data = {
+        return {
             "a": self.a,
             "b": self.b,
             "base": self.base,
@@ -146,7 +144,10 @@ class Comparison:
             "tensors": {name: numbers(sums) for name, sums in self.tensors.items()},
             "notes": self.notes,
         }
-        return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+
+    def to_json(self) -> str:
+        """Measures and sums as JSON; null where a measure does not exist; see docs/json.md."""
+        return document(self.as_dict())
 
     def table(self, *, tensors: bool = False) -> str:
         """The measures as text: a line for every layer or tensor, and one for the whole.

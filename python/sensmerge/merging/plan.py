@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from sensmerge.document import document
 from sensmerge.errors import InputError
 from sensmerge.models.inspection import human_size
 from sensmerge.terminal import plain
@@ -65,7 +67,37 @@ class MergePlan:
     def to_json(self) -> str:
         """The manifest as JSON, with digests of the weights, so that changed models are noticed."""
         sealed = json.loads(self.manifest.with_fingerprints(self.checkpoints).to_json())
-        return json.dumps(sealed, indent=2, ensure_ascii=False) + "\n"
+        return document(sealed)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What :meth:`describe` says, as keys and values; see docs/json.md."""
+        files = self.manifest.files(self.max_shard_bytes)
+        places = {name: file for file, names in files for name in names}
+        method, names = self.data["method"], [model.name for model in self.models]
+        written, tensors = self.manifest.tensors, dict[str, Any]()
+        for tensor, output in zip(self.data["tensors"], written, strict=True):
+            merged = tensor["content"].get("merge")
+            tensors[tensor["name"]] = {
+                "dtype": tensor["dtype"],
+                "quantised": None if output.packing is None else output.packing.words,
+                "shape": output.shape,
+                "bytes": output.nbytes,
+                "file": places[output.parts[0][0]],
+                "numbers": None if merged is None else merged["numbers"],
+            }
+        return {
+            "method": method["name"],
+            "semantics": method["semantics"],
+            "base_model": names.pop(0) if method["base"] else None,
+            "models": names,
+            "tensors": tensors,
+            "tensor_count": len(written),
+            "parameter_count": sum(math.prod(tensor.shape) for tensor in written),
+            "bytes": sum(tensor.nbytes for tensor in written),
+            "shards": [file for file, _ in files],
+            "coefficients": None if self.coefficients is None else self.coefficients.as_dict(),
+            "notes": self.notes,
+        }
 
     def describe(self) -> str:
         """The plan as text: the merge as a whole, then one line per tensor."""

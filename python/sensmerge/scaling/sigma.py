@@ -6,13 +6,13 @@ others' tasks, and σ the share of each expert in each layer of the merge.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sensmerge.document import document
 from sensmerge.errors import InputError
 from sensmerge.terminal import plain
 
@@ -108,22 +108,33 @@ class Coefficients:
         ]
         return said + self.notes()
 
-    def to_json(self) -> str:
-        """The coefficients as JSON, with rows in the order of ``experts``."""
-        data: dict[str, Any] = {
+    @property
+    def outside_scale(self) -> Matrix:
+        """What ``scale`` is for all layers that are not in ``layers``, [K]."""
+        return self.outside if self.base else len(self.experts) * self.outside
+
+    def as_dict(self) -> dict[str, Any]:
+        """The coefficients as keys and values, with rows in the order of ``experts``."""
+        return {
             "experts": self.experts,
             "layers": self.layers,
             "alpha": self.alpha.tolist(),
             "tau": self.tau.tolist(),
             "sigma": self.sigma.tolist(),
+            "scale": self.scale.tolist(),
             "outside": self.outside.tolist(),
+            "outside_scale": self.outside_scale.tolist(),
             "mode": self.mode,
             "temperature": self.temperature,
             "cross_task": self.cross_task,
             "outside_blocks": self.outside_blocks,
             "base": "expert" if self.base else "origin",
+            "notes": self.notes(),
         }
-        return json.dumps(data, indent=2)
+
+    def to_json(self) -> str:
+        """The coefficients as JSON; see docs/json.md."""
+        return document(self.as_dict())
 
     def table(self) -> str:
         """The coefficients as text: a row per layer with factor and α of every expert, then τ."""
@@ -141,10 +152,7 @@ class Coefficients:
                 for row in range(len(self.experts))
             )
             lines.append(f"{layer:<{width}}  {cells}")
-        outside = "  ".join(
-            f"{self.outside[row] * (1 if self.base else len(self.experts)):8.4f}       "
-            for row in range(len(self.experts))
-        )
+        outside = "  ".join(f"{scale:8.4f}       " for scale in self.outside_scale)
         lines.append(f"{'others':<{width}}  {outside}".rstrip())
         lines += ["", "τ  " + "  ".join(f"{tau:.4f}" for tau in self.tau)]
         return "\n".join([*lines, *(plain(f"{sentence}.") for sentence in self.sentences())])

@@ -7,12 +7,13 @@ first; each is kept if the merge of those kept so far and it has no higher loss 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sensmerge import __version__
 from sensmerge.calibration.surroundings import quiet_transformers, torch_threads
+from sensmerge.document import document
 from sensmerge.errors import InputError
 from sensmerge.files import write_atomically
 from sensmerge.progress import bar
@@ -79,6 +80,21 @@ class Soup:
             kept = "kept" if step.kept else "left out"
             lines.append(f"{name:<{width}}  {step.alone:8.4f}  {step.together:8.4f}  {kept}")
         return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The outcome as keys and values; see docs/json.md."""
+        names = ("kept", "all", "best_alone")
+        return {
+            "recipe": self.recipe,
+            "experts": [asdict(step) for step in self.steps],
+            "losses": dict(zip(names, [self.loss, self.all, self.steps[0].alone], strict=True)),
+            "validation": dict(zip(names, self.validation, strict=False)),
+            "notes": self.notes,
+        }
+
+    def to_json(self) -> str:
+        """The outcome as JSON."""
+        return document(self.as_dict())
 
     @property
     def notes(self) -> list[str]:

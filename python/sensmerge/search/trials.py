@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Callable
 from copy import copy
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from sensmerge import __version__
 from sensmerge.calibration.surroundings import quiet_transformers, torch_threads
+from sensmerge.document import document
 from sensmerge.errors import InputError
 from sensmerge.files import write_atomically
 from sensmerge.progress import bar
@@ -126,7 +126,7 @@ class Tuned:
         files = {
             path: "\n".join([*said, to_yaml(self.recipe)]).encode(),
             path.with_suffix(".trials.csv"): self.csv().encode(),
-            path.with_suffix(".trials.json"): self.json().encode(),
+            path.with_suffix(".trials.json"): self.to_json().encode(),
             path.with_suffix(".png"): tuned_png(self),
         }
         for file, content in files.items():
@@ -151,15 +151,22 @@ class Tuned:
             )  # fmt: skip
         return text.getvalue()
 
-    def json(self) -> str:
-        """All candidates and the notes as JSON."""
-        results = [*self.baselines, *self.trials]
-        rows = [
-            {key: value for key, value in asdict(result).items() if value == value}
-            for result in results
-        ]
-        data = {"tasks": self.tasks, "notes": self.notes, "results": rows}
-        return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    def as_dict(self) -> dict[str, Any]:
+        """The recipe, all candidates and the notes, as keys and values; see docs/json.md."""
+        return {
+            "recipe": self.recipe,
+            "tasks": self.tasks,
+            "taken": asdict(self.taken),
+            "best": asdict(self.best),
+            "plain": asdict(self.plain),
+            "baselines": [asdict(result) for result in self.baselines],
+            "trials": [asdict(result) for result in self.trials],
+            "notes": self.notes,
+        }
+
+    def to_json(self) -> str:
+        """The same as JSON; null for what was not computed."""
+        return document(self.as_dict())
 
     def table(self) -> str:
         """The candidate that was taken, the best trial and the plain merges, as a table."""
