@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sensmerge import markup
 from sensmerge.document import document
 from sensmerge.errors import InputError
 from sensmerge.merging.sidecars import OUTPUT_FILE, RECIPE_FILE, UNFINISHED_MARKER, Sidecars
@@ -154,6 +155,17 @@ class StagedPlan:
             used = {str(self.places[stage]): stage for stage in self._used(plan)}
             stages.append({"name": name, "manifest": _manifest(plan, used)})
         return document({"stages": stages})
+
+    def __repr__(self) -> str:
+        return f"StagedPlan(stages={[name for name, _ in self.stages]})"
+
+    def _repr_html_(self) -> str:
+        parts = [
+            markup.paragraphs(["the result" if name is None else f"stage {name}"])
+            + with_names(plan._repr_html_(), self.places)
+            for name, plan in self.stages
+        ]
+        return markup.shown("Plan in stages", *parts, markup.notes(self.whole))
 
     def as_dict(self) -> dict[str, Any]:
         """What :meth:`describe` says, as keys and values; see docs/json.md."""

@@ -14,7 +14,7 @@ from sensmerge.terminal import plain
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
-    from sensmerge.comparison.differences import Comparison, Sums
+    from sensmerge.comparison.differences import Comparison
     from sensmerge.scaling.sigma import Coefficients
 
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
@@ -58,21 +58,10 @@ def render_comparison(comparison: Comparison) -> str:
         notes=comparison.notes,
         maps=[(title, said, Markup(svg)) for title, said, svg in maps],
         with_base=comparison.base is not None,
-        whole=_measured(comparison.whole),
-        layers=[(name, _measured(sums)) for name, sums in comparison.layers.items()],
-        tensors=[(name, _measured(sums)) for name, sums in comparison.tensors.items()],
+        whole=comparison.whole.shown(),
+        layers=[(name, sums.shown()) for name, sums in comparison.layers.items()],
+        tensors=[(name, sums.shown()) for name, sums in comparison.tensors.items()],
     )
-
-
-def _measured(sums: Sums) -> list[str]:
-    """The measures as text: changed, relative L2, cosine, largest, same sign."""
-    return [
-        f"{100 * sums.changed_share:.2f} %",
-        f"{sums.relative:.5f}",
-        f"{sums.cosine:.5f}",
-        f"{sums.largest:.3g}",
-        f"{sums.agreement:.4f}",
-    ]
 
 
 def _rendered(template: Path, **values: Any) -> str:

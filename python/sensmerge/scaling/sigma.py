@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sensmerge import markup
 from sensmerge.document import document
 from sensmerge.errors import InputError
 from sensmerge.terminal import plain
@@ -107,6 +108,29 @@ class Coefficients:
             f"{self.cross_task} form of τ)"
         ]
         return said + self.notes()
+
+    def __repr__(self) -> str:
+        return (
+            f"Coefficients(experts={self.experts}, layers={len(self.layers)}, mode={self.mode!r}, "
+            f"temperature={self.temperature:g})"
+        )
+
+    def _repr_html_(self) -> str:
+        head = ["layer", *(f"{self.symbol} {name}" for name in self.experts)]
+        head += [f"α {name}" for name in self.experts]
+        rows: list[list[str]] = [
+            [layer, *(f"{value:.4f}" for value in [*scale, *alpha])]
+            for layer, scale, alpha in zip(self.layers, self.scale.T, self.alpha.T, strict=True)
+        ]
+        count = len(self.experts)
+        rows.append(["others", *(f"{value:.4f}" for value in self.outside_scale), *[""] * count])
+        tau = [[name, f"{value:.4f}"] for name, value in zip(self.experts, self.tau, strict=True)]
+        return markup.shown(
+            "Coefficients",
+            markup.paragraphs(f"{sentence}." for sentence in self.sentences()),
+            markup.table(["expert", "τ"], tau),
+            markup.table(head, rows),
+        )
 
     @property
     def outside_scale(self) -> Matrix:

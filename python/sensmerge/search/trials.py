@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sensmerge import __version__
+from sensmerge import __version__, markup
 from sensmerge.calibration.surroundings import quiet_transformers, torch_threads
 from sensmerge.document import document
 from sensmerge.errors import InputError
@@ -151,6 +151,20 @@ class Tuned:
             )  # fmt: skip
         return text.getvalue()
 
+    def __repr__(self) -> str:
+        return f"Tuned(taken={self.taken.settings.describe()!r}, trials={len(self.trials)})"
+
+    def _repr_html_(self) -> str:
+        candidates = [("taken", self.taken), ("best", self.best)]
+        candidates += [("plain", result) for result in self.baselines]
+        rows = [
+            [kind, result.settings.describe(), f"{result.objective:.4f}", _held(result)]
+            for kind, result in candidates
+        ]
+        head = ["", "settings", "search", "validation"]
+        table = markup.table(head, rows, words=2)
+        return markup.shown("Loss, nats per token", table, markup.notes(self.notes))
+
     def as_dict(self) -> dict[str, Any]:
         """The recipe, all candidates and the notes, as keys and values; see docs/json.md."""
         return {
@@ -179,10 +193,12 @@ class Tuned:
 
 
 def _line(kind: str, result: Result, width: int) -> str:
-    held = "" if math.isnan(result.validation_objective) else f"{result.validation_objective:10.4f}"
-    return (
-        f"{kind:<6}{result.settings.describe():<{width}}  {result.objective:.4f}  {held}".rstrip()
-    )
+    held, what = _held(result), result.settings.describe()
+    return f"{kind:<6}{what:<{width}}  {result.objective:.4f}  {held:>10}".rstrip()
+
+
+def _held(result: Result) -> str:
+    return "" if math.isnan(result.validation_objective) else f"{result.validation_objective:.4f}"
 
 
 def tune(
