@@ -31,6 +31,7 @@ def write(
     png: str | Path | None = None,
     title: str = "Sens-Merging report",
     notes: Sequence[str] = (),
+    recipe: str | None = None,
 ) -> None:
     """Write one self-contained HTML file and, if asked, the figure as a PNG.
 
@@ -41,13 +42,14 @@ def write(
         png: The picture: sensitivity by layer, and K·σ below it.
         title: Heading of the page.
         notes: Notes of the merge; those of the calibration are its own.
+        recipe: The recipe as YAML, which is shown; None leaves it out.
 
     Raises:
         InputError: matplotlib or jinja2 is missing, or a file cannot be written.
     """
     with _needs():
         from sensmerge.report import figures, page
-    text = page.render(calibration, coefficients, title, notes)
+    text = page.render(calibration, coefficients, title, notes, recipe)
     write_atomically(Path(output), text)
     if png is not None:
         write_atomically(Path(png), figures.overview_png(coefficients))
@@ -117,8 +119,16 @@ def write_for(
         raise InputError(f"{source}: has the base's activations alone, of which there is no report")
     base = "expert" if calibration.has_base else "origin"
     options = Sensitivity.model_validate({"measure": calibration.measure, "base": base})
+    written = None
     if recipe is not None:
         asked = load(recipe, leniency=leniency)
         asked = asked.result.recipe if isinstance(asked, StagedRecipe) else asked
-        options = asked.sensitivity or options
-    write(calibration, coefficients(calibration, options), output, png=png, notes=notes)
+        options, written = asked.sensitivity or options, asked.to_yaml()
+    write(
+        calibration,
+        coefficients(calibration, options),
+        output,
+        png=png,
+        notes=notes,
+        recipe=written,
+    )

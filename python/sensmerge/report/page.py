@@ -23,7 +23,11 @@ _STYLE = Path(__file__).with_name("style.css")
 
 
 def render(
-    calibration: Calibration, coefficients: Coefficients, title: str, notes: Sequence[str] = ()
+    calibration: Calibration,
+    coefficients: Coefficients,
+    title: str,
+    notes: Sequence[str] = (),
+    recipe: str | None = None,
 ) -> str:
     """The page's text; everything that comes from files is escaped."""
     sentences = coefficients.sentences()
@@ -45,6 +49,7 @@ def render(
         sensitivity=Markup(figures.sensitivity_svg(coefficients)),
         scale=Markup(figures.scale_svg(coefficients)),
         alignment=Markup(figures.alignment_svg(calibration.alignment, coefficients.experts)),
+        recipe=None if recipe is None else _lines(recipe),
     )
 
 
@@ -76,6 +81,11 @@ def _rendered(template: Path, **values: Any) -> str:
     return environment.from_string(template.read_text(encoding="utf-8")).render(
         style=style, **values
     )
+
+
+def _lines(text: str) -> Markup:
+    """A text of several lines, each of them made plain."""
+    return Markup("\n").join(map(plain, text.rstrip("\n").split("\n")))
 
 
 def _shown(value: Any) -> Any:
