@@ -17,6 +17,9 @@ from families import Family
 from sensmerge import InputError, Recipe
 from sensmerge.comparison.differences import Comparison, Sums
 from sensmerge.report import figures, write, write_comparison, write_for
+from sensmerge.search.results import Result
+from sensmerge.search.settings import Settings
+from sensmerge.search.trials import Tuned
 from test_scaling import found, measured
 
 HOSTILE = '<script>alert("x")</script>&$\\frac{a}$'
@@ -125,6 +128,32 @@ def test_the_recipe_is_on_the_page(family: Family, tmp_path: Path) -> None:
     assert "<h2>Recipe</h2>" not in output.read_text()
     write_for(tmp_path / "calibration.json", output, recipe=recipe)
     assert "<h2>Recipe</h2>" in output.read_text()
+
+
+def test_the_losses_of_a_search_are_on_the_page(tmp_path: Path) -> None:
+    own = Result("trial", Settings("ties", 0.4, 0.6, "full", 0.05), [1.25, 2.5], 1.875)
+    even = Result("baseline", Settings("linear", None), [1.5, 2.75], 2.125, [1.0, 2.0], 1.5625)
+    found_ = Tuned({}, ["chat", HOSTILE], own, own, even, [even], [own], [f"a note {HOSTILE}"])
+    trials, output = tmp_path / "best.trials.json", tmp_path / "report.html"
+    trials.write_text(found_.to_json())
+    calibration = measured(3, 8)
+    write(calibration, found(calibration), output, losses=trials)
+    outline = Outline()
+    outline.feed(output.read_text())
+    assert outline.open == []
+    assert "script" not in outline.tags
+    section = outline.text.partition("Losses\n")[2].partition("How it was measured")[0]
+    shown = ("taken", "plain merge", "ties", "1.2500", "2.7500", "2.1250", "1.5625", HOSTILE)
+    assert all(each in section for each in (*shown, f"a note {HOSTILE}"))
+    assert section.count("1.8750") == 2
+
+    trials.write_text(found_.to_json().replace('"tasks"', '"names"'))
+    with pytest.raises(InputError, match=r"best\.trials\.json: is no file of trials.*tasks"):
+        write(calibration, found(calibration), output, losses=trials)
+    few = replace(found_, tasks=["chat"])
+    trials.write_text(few.to_json())
+    with pytest.raises(InputError, match=r"taken: has 2 losses for 1 tasks"):
+        write(calibration, found(calibration), output, losses=trials)
 
 
 class Places(HTMLParser):

@@ -117,6 +117,7 @@ def coefficients(
 @click.option("-o", "--output", type=FILE, required=True, help="The HTML file to write.")
 @click.option("--png", type=FILE, help="Also write the figure as a picture.")
 @click.option("--recipe", type=FILE, help="The recipe whose coefficients are shown.")
+@click.option("--losses", type=FILE, help="The .trials.json of `tune`, to show the losses in it.")
 @leniency_options
 @format_option()
 def report(
@@ -124,6 +125,7 @@ def report(
     output: Path,
     png: Path | None,
     recipe: Path | None,
+    losses: Path | None,
     leniency: Leniency | None,
     form: str,
 ) -> None:
@@ -131,7 +133,8 @@ def report(
     from sensmerge.recipe import DEFAULT_LENIENCY
     from sensmerge.report import write_for
 
-    write_for(source, output, png=png, recipe=recipe, leniency=leniency or DEFAULT_LENIENCY)
+    strictness = leniency or DEFAULT_LENIENCY
+    write_for(source, output, png=png, recipe=recipe, losses=losses, leniency=strictness)
     written = [path for path in (output, png) if path is not None]
     text = "\n".join(f"wrote {path}" for path in written)
     printing.give(form, {"written": written, "notes": []}, text)

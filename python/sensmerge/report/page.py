@@ -15,6 +15,7 @@ from sensmerge.terminal import plain
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
     from sensmerge.comparison.differences import Comparison
+    from sensmerge.report.losses import Losses
     from sensmerge.scaling.sigma import Coefficients
 
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
@@ -28,6 +29,7 @@ def render(
     title: str,
     notes: Sequence[str] = (),
     recipe: str | None = None,
+    losses: Losses | None = None,
 ) -> str:
     """The page's text; everything that comes from files is escaped."""
     sentences = coefficients.sentences()
@@ -50,6 +52,7 @@ def render(
         scale=Markup(figures.scale_svg(coefficients)),
         alignment=Markup(figures.alignment_svg(calibration.alignment, coefficients.experts)),
         recipe=None if recipe is None else _lines(recipe),
+        losses=losses,
     )
 
 
