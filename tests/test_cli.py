@@ -59,7 +59,7 @@ def test_coefficients_in_three_formats(recipe: str, calibration: str, capsys: Sa
     data = json.loads(capsys.readouterr().out)
     assert data["experts"] == ["e0", "e1", "e2"]
     assert data["layers"] == ["model.layers.0", "model.layers.1", "model.layers.2"]
-    assert run(*asked, "table") == 0
+    assert run(*asked, "text") == 0
     assert "K·σ lies between" in capsys.readouterr().out
     assert run(*asked, "mergekit") == 0
     plain = capsys.readouterr().out

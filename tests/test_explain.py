@@ -18,7 +18,9 @@ Said = pytest.CaptureFixture[str]
 
 def explained(folder: Path = Path(), **keys: Any) -> list[str]:
     data = {"merge_method": "ties", "base_model": "b", "models": [{"model": "x"}]} | keys
-    return [line.strip() for line in explain(Recipe.from_dict(data, folder)).splitlines()]
+    return [
+        line.strip() for line in explain(Recipe.from_dict(data, folder)).describe().splitlines()
+    ]
 
 
 def test_where_every_value_comes_from() -> None:
@@ -68,7 +70,7 @@ def test_slices() -> None:
         },
     ]
     data = {"merge_method": "ties", "base_model": "b", "slices": slices}
-    lines = explain(Recipe.from_dict(data)).splitlines()
+    lines = explain(Recipe.from_dict(data)).describe().splitlines()
     lines = [line.strip() for line in lines]
     assert "slices[0]: layers 0 to 1 of b, layers 0 to 1 of x" in lines
     assert "slices[1]: layers 2 to 2 of b, layers 1 to 1 of y" in lines
@@ -112,7 +114,7 @@ def test_every_method_is_explained(method: str) -> None:
         "parameters": {each.name: 0.5 for each in found.parameters if each.kind == "number"
                        and each.default is None},
     }  # fmt: skip
-    text = explain(Recipe.from_dict(data))
+    text = explain(Recipe.from_dict(data)).describe()
     assert found.summary in text
     for parameter in found.parameters:
         assert f"  {parameter.name}" in text

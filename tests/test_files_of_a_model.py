@@ -19,7 +19,7 @@ from families import Family, llama_family
 from sensmerge import Recipe, _core
 from sensmerge.calibration import loading
 from sensmerge.calibration.mapped import mapped
-from sensmerge.models.inspection import describe
+from sensmerge.models.inspection import inspect
 from sensmerge.models.opened import open_models
 from test_bad_input import run
 
@@ -95,12 +95,12 @@ def test_all_read_what_transformers_loads(models: Family, odd: Callable[[Path], 
 def test_what_is_passed_over_is_told(models: Family) -> None:
     recipe = Recipe.from_dict(models.recipe(), models.folder)
     assert open_models(recipe).notes == []
-    assert "note:" not in describe(models.folder / "e0")
+    assert "note:" not in inspect(models.folder / "e0").describe()
     stale_index(models.folder / "e0")
     (note,) = open_models(recipe).notes
     assert note.startswith(f"{models.folder / 'e0'}: is read from model.safetensors")
     assert "model.safetensors.index.json" in note
-    assert f"note: {note}" in describe(models.folder / "e0")
+    assert f"note: {note}" in inspect(models.folder / "e0").describe()
 
 
 def test_weights_that_were_not_gathered_are_suspicious(models: Family) -> None:
@@ -113,7 +113,7 @@ def test_weights_that_were_not_gathered_are_suspicious(models: Family) -> None:
     save_file({HEAD: torch.zeros(0, 16)}, folder / "model.safetensors")
     (said,) = _core.Checkpoint(str(folder)).suspicions()
     assert f"model.safetensors: tensor '{HEAD}' is empty, of shape [0, 16]; " in said
-    assert f"note: {said}" in describe(folder)
+    assert f"note: {said}" in inspect(folder).describe()
 
 
 @pytest.fixture

@@ -233,7 +233,7 @@ def test_keys_that_mergekit_ignores_are_noted(family: Path) -> None:
 def test_explained(family: Path) -> None:
     modules = {"text_decoder": listed("e0"), "visual": listed("e1")}
     recipe = Recipe.from_dict({"merge_method": "linear", "modules": modules}, folder=family)
-    said = explain(recipe)
+    said = explain(recipe).describe()
     assert "modules.text_decoder: all layers of e0" in said
     assert "modules.visual: all layers of e1" in said
 

@@ -48,7 +48,18 @@ SILENT = IDLE | {"pydantic", "ruamel.yaml", "sensmerge._core", "sensmerge.recipe
 # The rooms of the package in the order in which data passes through them: each may import itself
 # and those before it. The first entry is used everywhere and uses no room.
 PYTHON_ROOMS = [
-    {"", "_core", "errors", "files", "progress", "reading", "refusals", "terminal"},
+    {
+        "",
+        "_core",
+        "document",
+        "errors",
+        "files",
+        "markup",
+        "progress",
+        "reading",
+        "refusals",
+        "terminal",
+    },
     {"recipe"},
     {"models"},
     {"unpickling"},

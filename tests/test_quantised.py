@@ -360,16 +360,19 @@ def test_codes_and_scales_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 
 def test_inspecting_says_how_a_model_is_quantised(tmp_path: Path) -> None:
-    from sensmerge.models.inspection import describe
+    from sensmerge.models.inspection import inspect
 
     scheme = fp8_blocks((16, 24))
     quantised(tmp_path, scheme, "one")
-    said = describe(tmp_path / "one")
+    said = inspect(tmp_path / "one").describe()
     assert "quantised (fp8, a scale per 16 × 24): 3 tensors, dequantised when" in said
     assert re.search(r"0\.mlp\.up_proj\.weight +float8_e4m3fn +301 × 40", said)
     config = {"quant_method": "gptq", "bits": 4}
     write(tmp_path / "two", {"x": torch.ones(4, dtype=torch.int32)}, config)
-    assert "quantised (gptq, 4 bit), which is not read: convert it" in describe(tmp_path / "two")
+    assert (
+        "quantised (gptq, 4 bit), which is not read: convert it"
+        in inspect(tmp_path / "two").describe()
+    )
 
 
 def test_a_plan_shows_how_tensors_are_stored(tmp_path: Path) -> None:

@@ -514,7 +514,7 @@ def test_other_ways_are_refused_with_the_reason(keys: dict[str, Any], said: str)
 
 def test_said_wherever_recipes_are_described(tmp_path: Path) -> None:
     asked = recipe(tmp_path, align="permutation")
-    lines = [line.strip() for line in explain(asked).splitlines()]
+    lines = [line.strip() for line in explain(asked).describe().splitlines()]
     assert any(line.startswith("align: permutation; before the merge") for line in lines)
     assert "align: there, units are merged in the order in which models have them" in lines
     schema = recipe_schema()["properties"]["align"]

@@ -207,6 +207,37 @@ class Calibration:
                 f"measured with {self.measure}; calibrate again, or write measure: {self.measure}"
             )
 
+    def __repr__(self) -> str:
+        models = [expert.model for expert in self.experts]
+        return f"Calibration(experts={models}, layers={len(self.layers)}, measure={self.measure!r})"
+
+    def _repr_html_(self) -> str:
+        from sensmerge.calibration.notebook import html_of
+
+        return html_of(self)
+
+    def summary(self) -> dict[str, Any]:
+        """The measurements without their matrices, as keys and values; see docs/json.md."""
+        return {
+            "base": self.base,
+            "experts": [
+                {
+                    "model": expert.model,
+                    "fingerprint": expert.fingerprint,
+                    "loss": expert.loss,
+                    "samples": expert.task.path,
+                    "used": expert.task.used,
+                    "left_out": expert.task.left_out,
+                    "scored_tokens": expert.task.scored_tokens,
+                }
+                for expert in self.experts
+            ],
+            "layers": self.order,
+            "options": self.options,
+            "seconds": self.seconds,
+            "notes": self.notes,
+        }
+
     def to_json(self) -> str:
         """The file's text."""
         data = {

@@ -7,7 +7,14 @@ from pathlib import Path
 import click
 
 from sensmerge.cli import printing
-from sensmerge.cli.options import FILE, FOLDER, check_writable, quiet_option, threads_option
+from sensmerge.cli.options import (
+    FILE,
+    FOLDER,
+    check_writable,
+    format_option,
+    quiet_option,
+    threads_option,
+)
 
 
 @click.command()
@@ -18,6 +25,7 @@ from sensmerge.cli.options import FILE, FOLDER, check_writable, quiet_option, th
 @click.option("--json", "json_file", type=FILE, help="Write all numbers to this file.")
 @click.option("-o", "--output", type=FILE, help="Write heat maps to this HTML file.")
 @threads_option
+@format_option()
 @quiet_option
 def diff(
     a: str,
@@ -27,6 +35,7 @@ def diff(
     json_file: Path | None,
     output: Path | None,
     threads: int | None,
+    form: str,
     quiet: bool,
 ) -> None:
     """Say how model B differs from model A, by layer and by tensor.
@@ -46,12 +55,8 @@ def diff(
         from sensmerge.report import write_comparison
 
         write_comparison(found, output)
-    if quiet:
-        return
-    printing.note(*found.notes)
-    printing.show(found.table(tensors=tensors))
-    for path in wanted:
-        printing.show(f"wrote {path}")
+    text = "\n".join([found.table(tensors=tensors), *(f"wrote {path}" for path in wanted)])
+    printing.give(form, found.as_dict() | {"written": wanted}, text, quiet=quiet)
 
 
 @click.command(name="extract-lora")
@@ -92,6 +97,7 @@ def diff(
 )
 @threads_option
 @click.option("--force", is_flag=True, help="Replace what the folder holds of an adapter.")
+@format_option()
 @quiet_option
 def extract_lora(
     expert: str,
@@ -105,6 +111,7 @@ def extract_lora(
     dtype: str,
     threads: int | None,
     force: bool,
+    form: str,
     quiet: bool,
 ) -> None:
     """Write the difference of EXPERT from BASE as a LoRA adapter in PEFT's format."""
@@ -124,6 +131,4 @@ def extract_lora(
         progress=not quiet,
         overwrite=force,
     )
-    if not quiet:
-        printing.note(*found.notes)
-        printing.show(found.describe())
+    printing.give(form, found.as_dict(), found.describe(), quiet=quiet)

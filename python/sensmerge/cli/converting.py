@@ -10,6 +10,7 @@ from sensmerge.cli import printing, signals
 from sensmerge.cli.options import (
     FOLDER,
     force_option,
+    format_option,
     quiet_option,
     shard_option,
     threads_option,
@@ -31,6 +32,7 @@ from sensmerge.cli.options import (
 @force_option
 @click.option("--allow-nan", is_flag=True, help="Write NaN and infinity instead of refusing them.")
 @unpickle_option
+@format_option()
 @quiet_option
 def convert(
     model: str,
@@ -42,6 +44,7 @@ def convert(
     force: bool,
     allow_nan: bool,
     unpickle: bool,
+    form: str,
     quiet: bool,
 ) -> None:
     """Write MODEL as safetensors into the folder OUT, with the files beside its weights.
@@ -64,6 +67,4 @@ def convert(
         committed=signals.drop,
     )
     signals.ignore()
-    if not quiet:
-        printing.note(*result.notes)
-        printing.show(result.describe())
+    printing.give(form, result.as_dict(), result.describe(), quiet=quiet)

@@ -14,6 +14,7 @@ from sensmerge.cli.options import (
     FOLDER,
     PATH,
     check_writable,
+    format_option,
     leniency_options,
     load_staged,
     threads_option,
@@ -25,11 +26,14 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model", type=PATH)
-def inspect(model: Path) -> None:
+@format_option()
+def inspect(model: Path, form: str) -> None:
     """List the tensors, dtypes, sizes and layers of MODEL."""
-    from sensmerge.models.inspection import describe
+    from sensmerge.models import inspection
 
-    printing.show(describe(model))
+    found = inspection.inspect(model)
+    told = printing.held(form, found.notes)
+    printing.give(form, found.as_dict(), found.describe(), told=told)
 
 
 @click.command()
@@ -41,27 +45,30 @@ def inspect(model: Path) -> None:
     show_default=True,
     help="The variant of the methods: mergekit's or the papers'.",
 )
-def methods(name: str | None, semantics: Any) -> None:
+@format_option()
+def methods(name: str | None, semantics: Any, form: str) -> None:
     """List the merge methods and their parameters, or describe the method NAME in full."""
     from sensmerge.recipe import tables
 
-    if name is None:
-        printing.show(tables.listed(semantics))
-    else:
-        printing.show(tables.described(name, semantics))
+    data = tables.as_dict(name, semantics)
+    text = tables.listed(semantics) if name is None else tables.described(name, semantics)
+    printing.give(form, data, text, told=printing.held(form, data["notes"]))
 
 
 @click.command()
 @click.argument("recipe", type=FILE)
 @leniency_options
-def explain(recipe: Path, leniency: Leniency | None) -> None:
+@format_option()
+def explain(recipe: Path, leniency: Leniency | None, form: str) -> None:
     """Say in words what a merge of RECIPE does, and what mergekit would do otherwise.
 
     No weights are read; the models need not be here.
     """
     from sensmerge.merging.explained import explain as explained
 
-    printing.show(explained(load_staged(recipe, leniency)))
+    found = explained(load_staged(recipe, leniency))
+    told = printing.held(form, found.notes)
+    printing.give(form, found.as_dict(), found.describe(), told=told)
 
 
 @click.command()

@@ -14,6 +14,7 @@ from sensmerge.cli.options import (
     calibration_option,
     check_writable,
     device_option,
+    format_option,
     leniency_options,
     load_recipe,
     quiet_option,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 @threads_option
 @unpickle_option
 @leniency_options
+@format_option()
 @quiet_option
 def calibrate(
     recipe: Path,
@@ -50,6 +52,7 @@ def calibrate(
     threads: int | None,
     unpickle: bool,
     leniency: Leniency | None,
+    form: str,
     quiet: bool,
 ) -> None:
     """Measure sensitivity and alignment of the experts of RECIPE.
@@ -72,22 +75,17 @@ def calibrate(
     )
     calibration.save(output)
     forget(output)
-    if not quiet:
-        printing.note(*calibration.notes)
-        files = [output.with_name(each) for each in calibration.files]
-        printing.show(f"wrote {', '.join(map(str, [output, *files]))}")
+    written = [output, *(output.with_name(each) for each in calibration.files)]
+    notes = list(dict.fromkeys([*loaded.notes, *calibration.notes]))
+    data = calibration.summary() | {"written": written, "notes": notes}
+    text = f"wrote {', '.join(map(str, written))}"
+    printing.give(form, data, text, quiet=quiet, told=loaded.notes)
 
 
 @click.command()
 @click.argument("recipe", type=FILE)
 @calibration_option
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "json", "mergekit"]),
-    default="table",
-    show_default=True,
-)
+@format_option("mergekit")
 @leniency_options
 def coefficients(
     recipe: Path, calibration: Path | None, form: str, leniency: Leniency | None
@@ -106,12 +104,12 @@ def coefficients(
         raise InputError("--calibration: name the file that `sensmerge calibrate` wrote")
     measured = matching(loaded, require_calibration(calibration))
     found = sigma.coefficients(measured, loaded)
-    if form == "json":
-        click.echo(found.to_json())
-    elif form == "mergekit":
+    if form == "mergekit":
         click.echo(workflow.as_mergekit(loaded, found), nl=False)
-    else:
-        printing.show(found.table())
+        return
+    data = found.as_dict() | {"notes": [*loaded.notes, *found.notes()]}
+    told = [*loaded.notes, *printing.held(form, found.notes())]
+    printing.give(form, data, found.table(), told=told)
 
 
 @click.command()
@@ -119,15 +117,24 @@ def coefficients(
 @click.option("-o", "--output", type=FILE, required=True, help="The HTML file to write.")
 @click.option("--png", type=FILE, help="Also write the figure as a picture.")
 @click.option("--recipe", type=FILE, help="The recipe whose coefficients are shown.")
+@click.option("--losses", type=FILE, help="The .trials.json of `tune`, to show the losses in it.")
 @leniency_options
+@format_option()
 def report(
-    source: Path, output: Path, png: Path | None, recipe: Path | None, leniency: Leniency | None
+    source: Path,
+    output: Path,
+    png: Path | None,
+    recipe: Path | None,
+    losses: Path | None,
+    leniency: Leniency | None,
+    form: str,
 ) -> None:
     """Write a report of a calibration file or of a merged model's folder."""
     from sensmerge.recipe import DEFAULT_LENIENCY
     from sensmerge.report import write_for
 
-    write_for(source, output, png=png, recipe=recipe, leniency=leniency or DEFAULT_LENIENCY)
-    for written in (output, png):
-        if written is not None:
-            printing.show(f"wrote {written}")
+    strictness = leniency or DEFAULT_LENIENCY
+    write_for(source, output, png=png, recipe=recipe, losses=losses, leniency=strictness)
+    written = [path for path in (output, png) if path is not None]
+    text = "\n".join(f"wrote {path}" for path in written)
+    printing.give(form, {"written": written, "notes": []}, text)

@@ -15,6 +15,7 @@ from sensmerge.cli.options import (
     check_writable,
     device_option,
     force_option,
+    format_option,
     leniency_options,
     load_calibration,
     load_recipe,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     help="Keep the models of a recipe's stages here, and use those that are here already.",
 )
 @leniency_options
+@format_option()
 @quiet_option
 @mergekit.options
 def merge(
@@ -63,6 +65,7 @@ def merge(
     force: bool,
     unpickle: bool,
     leniency: Leniency | None,
+    form: str,
     quiet: bool,
     out_path: Path | None,
     out_shard_size: int | None,
@@ -82,16 +85,17 @@ def merge(
     out = out or out_path
     if out is None:
         raise click.UsageError("Missing argument 'OUT'.")
-    without_effect = mergekit.note()
-    if without_effect is not None and not quiet:
-        printing.note(without_effect)
+    without_effect = [each for each in (mergekit.note(),) if each is not None]
+    if not quiet:
+        printing.note(*without_effect)
     loaded = _seeded(load_staged(recipe, leniency), random_seed)
     measured, size = load_calibration(calibration), out_shard_size or max_shard_size
     if dry_run:
         with unpickling(out, enabled=unpickle, progress=not quiet):
             plan = workflow.plan(loaded, calibration=measured, max_shard_size=size)
-            if not quiet:
-                printing.show(plan.describe())
+            data = plan.as_dict() | {"notes": [*without_effect, *plan.notes]}
+            told = [*without_effect, *printing.held(form, plan.notes)]
+            printing.give(form, data, plan.describe(), quiet=quiet, told=told)
         return
     result = workflow.merge(
         loaded,
@@ -110,9 +114,8 @@ def merge(
         **same,
     )
     signals.ignore()
-    if not quiet:
-        printing.note(*result.notes)
-        printing.show(result.describe())
+    data = result.as_dict() | {"notes": [*without_effect, *result.notes]}
+    printing.give(form, data, result.describe(), quiet=quiet, told=without_effect)
 
 
 @click.command(name="merge-lora")
@@ -129,6 +132,7 @@ def merge(
 @click.option("--force", is_flag=True, help="Replace what the folder holds of an adapter.")
 @unpickle_option
 @leniency_options
+@format_option()
 @quiet_option
 def merge_lora(
     recipe: Path,
@@ -139,6 +143,7 @@ def merge_lora(
     force: bool,
     unpickle: bool,
     leniency: Leniency | None,
+    form: str,
     quiet: bool,
 ) -> None:
     """Merge the LoRA adapters of RECIPE into one adapter in PEFT's format, in the folder OUT.
@@ -158,9 +163,7 @@ def merge_lora(
         overwrite=force,
         unpickle=unpickle,
     )
-    if not quiet:
-        printing.note(*found.notes)
-        printing.show(found.describe())
+    printing.give(form, found.as_dict(), found.describe(), quiet=quiet)
 
 
 def _seeded(recipe: Recipe | StagedRecipe, seed: int | None) -> Recipe | StagedRecipe:
@@ -173,12 +176,14 @@ def _seeded(recipe: Recipe | StagedRecipe, seed: int | None) -> Recipe | StagedR
 @click.option("-o", "--output", type=FILE, required=True, help="The plan.json to write.")
 @calibration_option
 @leniency_options
+@format_option()
 @quiet_option
 def plan(
     recipe: Path,
     output: Path,
     calibration: Path | None,
     leniency: Leniency | None,
+    form: str,
     quiet: bool,
 ) -> None:
     """Write the plan of the merge of RECIPE: every output tensor, its inputs and its numbers.
@@ -193,6 +198,5 @@ def plan(
         load_staged(recipe, leniency), calibration=load_calibration(calibration)
     )
     write_atomically(output, planned.to_json())
-    if not quiet:
-        printing.note(*planned.notes)
-        printing.show(f"wrote {output}")
+    data = {"written": [output], "notes": planned.notes}
+    printing.give(form, data, f"wrote {output}", quiet=quiet)

@@ -28,7 +28,9 @@ threads_option = click.option(
     type=click.IntRange(min=1),
     help="Threads to use; all cores by default.",
 )
-quiet_option = click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+quiet_option = click.option(
+    "--quiet", is_flag=True, help="Print nothing but errors, and JSON where that is asked for."
+)
 force_option = click.option(
     "--force", is_flag=True, help="Replace the output of an earlier merge in OUT."
 )
@@ -52,6 +54,22 @@ unpickle_option = click.option(
 calibration_option = click.option(
     "--calibration", type=FILE, help="A calibration.json made earlier for these experts."
 )
+
+
+def format_option(*others: str) -> Callable[..., Any]:
+    """The option that says how a command prints what it found; the command gets ``form``.
+
+    Args:
+        others: Forms beside text and JSON.
+    """
+    return click.option(
+        "--format",
+        "form",
+        type=click.Choice([printing.TEXT, printing.JSON, *others]),
+        default=printing.TEXT,
+        show_default=True,
+        help="How the result is printed; json is one document, see docs/json.md.",
+    )
 
 
 def leniency_options(command: Callable[..., Any]) -> Callable[..., Any]:

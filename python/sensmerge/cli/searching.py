@@ -13,6 +13,7 @@ from sensmerge.cli.options import (
     calibration_option,
     check_writable,
     device_option,
+    format_option,
     leniency_options,
     load_calibration,
     load_recipe,
@@ -24,6 +25,9 @@ from sensmerge.errors import InputError
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
     from sensmerge.recipe import Leniency, Recipe
+    from sensmerge.search.descent import Learned
+    from sensmerge.search.soup import Soup
+    from sensmerge.search.trials import Tuned
 
 
 @click.command()
@@ -65,6 +69,7 @@ if TYPE_CHECKING:
 @device_option
 @threads_option
 @leniency_options
+@format_option()
 @quiet_option
 def learn(
     recipe: Path,
@@ -79,6 +84,7 @@ def learn(
     device: str,
     threads: int | None,
     leniency: Leniency | None,
+    form: str,
     quiet: bool,
 ) -> None:
     """Learn the weights of RECIPE from its samples, by gradient descent.
@@ -103,9 +109,7 @@ def learn(
         progress=not quiet,
     )
     written = found.write(output)
-    if not quiet:
-        printing.note(*found.notes)
-        printing.show(f"wrote {' and '.join(map(str, written))}")
+    _give(form, loaded, found, written, quiet=quiet)
 
 
 @click.command()
@@ -156,6 +160,7 @@ def learn(
 @device_option
 @threads_option
 @leniency_options
+@format_option()
 @quiet_option
 def tune(
     recipe: Path,
@@ -173,6 +178,7 @@ def tune(
     device: str,
     threads: int | None,
     leniency: Leniency | None,
+    form: str,
     quiet: bool,
 ) -> None:
     """Search temperature, lambda and the rest of RECIPE for the lowest loss on its samples.
@@ -206,10 +212,7 @@ def tune(
         progress=not quiet,
     )
     written = found.write(output)
-    if not quiet:
-        printing.show(found.table())
-        printing.note(*found.notes)
-        printing.show(f"wrote {', '.join(map(str, written))}")
+    _give(form, loaded, found, written, found.table(), quiet=quiet)
 
 
 @click.command()
@@ -233,6 +236,7 @@ def tune(
 @device_option
 @threads_option
 @leniency_options
+@format_option()
 @quiet_option
 def soup(
     recipe: Path,
@@ -243,6 +247,7 @@ def soup(
     device: str,
     threads: int | None,
     leniency: Leniency | None,
+    form: str,
     quiet: bool,
 ) -> None:
     """Choose the models of RECIPE greedily: those that lower the loss of the merge on its samples.
@@ -253,8 +258,9 @@ def soup(
     from sensmerge.search.soup import soup as run
 
     check_writable(output)
+    loaded = load_recipe(recipe, leniency, say=not quiet)
     found = run(
-        load_recipe(recipe, leniency, say=not quiet),
+        loaded,
         objective=Objective(objective, _numbers("--task-weights", task_weights)),
         validation=validation,
         home=output.parent,
@@ -263,10 +269,21 @@ def soup(
         progress=not quiet,
     )
     written = found.write(output)
-    if not quiet:
-        printing.show(found.table())
-        printing.note(*found.notes)
-        printing.show(f"wrote {' and '.join(map(str, written))}")
+    _give(form, loaded, found, written, found.table(), quiet=quiet)
+
+
+def _give(
+    form: str,
+    recipe: Recipe,
+    found: Learned | Tuned | Soup,
+    written: list[Path],
+    *tables: str,
+    quiet: bool,
+) -> None:
+    """Print the outcome of a search, whose recipe's notes were printed before it."""
+    data = found.as_dict() | {"written": written, "notes": [*recipe.notes, *found.notes]}
+    text = "\n".join([*tables, f"wrote {', '.join(map(str, written))}"])
+    printing.give(form, data, text, quiet=quiet, told=recipe.notes)
 
 
 def _calibrated(

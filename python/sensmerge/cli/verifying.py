@@ -7,7 +7,14 @@ from pathlib import Path
 import click
 
 from sensmerge.cli import printing
-from sensmerge.cli.options import FILE, FOLDER, load_recipe, quiet_option, threads_option
+from sensmerge.cli.options import (
+    FILE,
+    FOLDER,
+    format_option,
+    load_recipe,
+    quiet_option,
+    threads_option,
+)
 from sensmerge.errors import InputError
 
 
@@ -17,21 +24,17 @@ from sensmerge.errors import InputError
     "--check", "recipe", type=FILE, help="Merge this recipe again, in memory, and compare."
 )
 @threads_option
+@format_option()
 @quiet_option
-def verify(out: Path, recipe: Path | None, threads: int | None, quiet: bool) -> None:
+def verify(out: Path, recipe: Path | None, threads: int | None, form: str, quiet: bool) -> None:
     """Hash the files of OUT and compare with what its merge listed."""
     from sensmerge.merging import verification
-    from sensmerge.models.inspection import human_size
 
     found = verification.verify(out, threads=threads)
-    faults = list(found.faults)
-    if recipe is not None and not faults:
-        faults += verification.check(out, load_recipe(recipe, None), threads=threads)
-    if faults:
-        raise InputError(faults)
-    if quiet:
-        return
-    if found.unlisted:
-        printing.note(f"not written by the merge: {', '.join(found.unlisted)}")
-    again = "" if recipe is None else f"; merged again from {recipe}: the same"
-    printing.show(f"{out}: {found.files} files, {human_size(found.bytes)}, as written{again}")
+    if recipe is not None and not found.faults:
+        found = found.merged_again(load_recipe(recipe, None), threads=threads)
+    # What is wrong is a result too, for who reads the document.
+    if form == printing.JSON or not found.faults:
+        printing.give(form, found.as_dict(), found.describe(), quiet=quiet)
+    if found.faults:
+        raise InputError(found.faults)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sensmerge import _core
+from sensmerge import _core, markup
+from sensmerge.document import document
 from sensmerge.errors import InputError
 from sensmerge.models.dtypes import STORED
 from sensmerge.models.layers import block_of, blocks, layer_of
@@ -95,6 +95,16 @@ class Sums:
             "sign_agreement": self.agreement,
         }
 
+    def shown(self) -> list[str]:
+        """The same as text."""
+        return [
+            f"{100 * self.changed_share:.2f} %",
+            f"{self.relative:.5f}",
+            f"{self.cosine:.5f}",
+            f"{self.largest:.3g}",
+            f"{self.agreement:.4f}",
+        ]
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -129,15 +139,32 @@ class Comparison:
         """The sums of all tensors."""
         return Sums.of(self.tensors.values())
 
-    def to_json(self) -> str:
-        """Measures and sums as JSON; null where a measure does not exist."""
+    def __repr__(self) -> str:
+        names = f"a={self.a!r}, b={self.b!r}, base={self.base!r}"
+        return f"Comparison({names}, tensors={len(self.tensors)})"
+
+    def _repr_html_(self) -> str:
+        head = ["changed", "relative L2", "cosine", "largest", "same sign"]
+
+        def rows(parts: dict[str, Sums]) -> list[list[str]]:
+            whole = {"all tensors": self.whole}
+            return [[name, *sums.shown()] for name, sums in (parts | whole).items()]
+
+        of = "" if self.base is None else f", as task vectors of {self.base}"
+        return markup.shown(
+            f"{self.b} against {self.a}{of}",
+            markup.table(["layer", *head], rows(self.layers)),
+            markup.notes(self.notes),
+            markup.folded("By tensor", markup.table(["tensor", *head], rows(self.tensors))),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Measures and sums as keys and values; NaN where a measure does not exist."""
 
         def numbers(sums: Sums) -> dict[str, Any]:
-            values = asdict(sums) | sums.measures()
-            # JSON has no NaN.
-            return {key: value if math.isfinite(value) else None for key, value in values.items()}
+            return asdict(sums) | sums.measures()
 
-        data = {
+        return {
             "a": self.a,
             "b": self.b,
             "base": self.base,
@@ -146,7 +173,10 @@ class Comparison:
             "tensors": {name: numbers(sums) for name, sums in self.tensors.items()},
             "notes": self.notes,
         }
-        return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+
+    def to_json(self) -> str:
+        """Measures and sums as JSON; null where a measure does not exist; see docs/json.md."""
+        return document(self.as_dict())
 
     def table(self, *, tensors: bool = False) -> str:
         """The measures as text: a line for every layer or tensor, and one for the whole.
@@ -260,8 +290,7 @@ def _ratio(one: float, other: float) -> float:
 
 
 def _line(name: str, sums: Sums, width: int) -> str:
-    changed = f"{100 * sums.changed_share:.2f} %"
+    changed, relative, cosine, largest, agreement = sums.shown()
     return (
-        f"{name:<{width}}  {changed:>9}  {sums.relative:>11.5f}  {sums.cosine:>8.5f}  "
-        f"{sums.largest:>9.3g}  {sums.agreement:>9.4f}"
+        f"{name:<{width}}  {changed:>9}  {relative:>11}  {cosine:>8}  {largest:>9}  {agreement:>9}"
     )

@@ -13,6 +13,7 @@ import numpy as np
 
 from sensmerge import _core
 from sensmerge.comparison.differences import Comparison, compare
+from sensmerge.document import document
 from sensmerge.errors import InputError
 from sensmerge.lora.adapter_file import AdapterFile, adapter_file
 from sensmerge.lora.lowrank import Factors, Matrix, decompose
@@ -116,6 +117,22 @@ class Extraction:
             f"{human_size(self.bytes)}"
         )
         return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as keys and values, with the rank of every module; see docs/json.md."""
+        return {
+            "output": self.output,
+            "bytes": self.bytes,
+            "relative_error": self.error,
+            "layers": {name: {"relative_error": error} for name, error in self.layers.items()},
+            "ranks": self.ranks,
+            "saved": self.saved,
+            "notes": self.notes,
+        }
+
+    def to_json(self) -> str:
+        """The same as JSON."""
+        return document(self.as_dict())
 
 
 def extract_lora(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sensmerge import _core
+from sensmerge.document import document
 from sensmerge.errors import InputError
 from sensmerge.lora.adapter_file import adapter_file
 from sensmerge.lora.core_space import factors, space_of
@@ -62,6 +63,20 @@ class MergedAdapter:
             f"wrote {self.output}: {len(self.ranks)} modules of rank up to "
             f"{max(self.ranks.values(), default=0)}, {human_size(self.bytes)}"
         )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The adapter as keys and values, with the rank of every module; see docs/json.md."""
+        return {
+            "output": self.output,
+            "bytes": self.bytes,
+            "kept": self.kept,
+            "ranks": self.ranks,
+            "notes": self.notes,
+        }
+
+    def to_json(self) -> str:
+        """The adapter as JSON."""
+        return document(self.as_dict())
 
 
 def merge_lora(

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sensmerge import _core
+from sensmerge import _core, markup
+from sensmerge.document import document
 from sensmerge.merging.manifest import request
 from sensmerge.merging.plan import parse_size
 from sensmerge.merging.sidecars import Sidecars, sidecars
@@ -62,6 +63,46 @@ class MergeResult:
             f"wrote {self.output}: {self.tensors} tensors, {self.parameters:,} parameters, "
             f"{human_size(self.bytes)} in {len(self.shards)} {files}, {self.seconds:.1f} s"
         )
+
+    def __repr__(self) -> str:
+        return (
+            f"MergeResult(output={str(self.output)!r}, tensors={self.tensors}, "
+            f"parameters={self.parameters}, bytes={self.bytes}, shards={len(self.shards)})"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = {
+            "tensors": f"{self.tensors:,}",
+            "parameters": f"{self.parameters:,}",
+            "size": human_size(self.bytes),
+            "weight files": ", ".join(self.shards),
+            "took": f"{self.seconds:.1f} s",
+        }
+        found = self.coefficients
+        return markup.shown(
+            f"Merged model: {self.output}",
+            markup.facts(rows),
+            markup.notes(self.notes),
+            "" if found is None else markup.folded("Coefficients", found._repr_html_()),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The description as keys and values; see docs/json.md."""
+        found = self.coefficients
+        return {
+            "output": self.output,
+            "tensor_count": self.tensors,
+            "parameter_count": self.parameters,
+            "bytes": self.bytes,
+            "shards": self.shards,
+            "seconds": self.seconds,
+            "coefficients": None if found is None else found.as_dict(),
+            "notes": self.notes,
+        }
+
+    def to_json(self) -> str:
+        """The description as JSON."""
+        return document(self.as_dict())
 
 
 def write(

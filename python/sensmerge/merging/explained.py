@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from sensmerge.document import document
 from sensmerge.errors import InputError
 from sensmerge.merging.manifest import WEIGHT
 from sensmerge.models.folders import read_config
@@ -30,39 +32,114 @@ _BASE = {
 }
 
 
-def explain(recipe: Recipe | StagedRecipe) -> str:
-    """A recipe in words, for the terminal."""
+@dataclass(frozen=True)
+class ExplainedStage:
+    """One recipe in sentences.
+
+    Attributes:
+        name: The name of the stage; None for a result without one.
+        method: The merge method.
+        summary: What it computes.
+        models: What is merged.
+        parameters: The value of every parameter, and where it comes from.
+        output: What is written.
+        differences: What mergekit would do otherwise.
+        notes: Notes for the user.
+    """
+
+    name: str | None
+    method: str
+    summary: str
+    models: list[str]
+    parameters: list[str]
+    output: list[str]
+    differences: list[str]
+    notes: list[str]
+
+    def lines(self) -> Iterator[str]:
+        """The sentences, section by section."""
+        yield self.summary
+        for title, sentences in (
+            ("models", self.models),
+            ("parameters", self.parameters),
+            ("output", self.output),
+            ("different from mergekit 0.1.5", self.differences),
+        ):
+            yield ""
+            yield title
+            yield from (f"  {sentence}" for sentence in sentences)
+        yield from (f"note: {note}" for note in self.notes)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A recipe in words.
+
+    Attributes:
+        stages: Its stages in the order of merging, the result last; one for a recipe without.
+        whole: Notes on the stages as a whole; None for a recipe without stages.
+    """
+
+    stages: list[ExplainedStage]
+    whole: list[str] | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """All notes for the user."""
+        if self.whole is None:
+            return self.stages[0].notes
+        said = [f"{self._title(stage)}: {note}" for stage in self.stages for note in stage.notes]
+        return [*self.whole, *said]
+
+    def describe(self) -> str:
+        """The words, for the terminal."""
+        if self.whole is None:
+            return "\n".join(map(plain, self.stages[0].lines()))
+        order = ", then ".join(stage.name or "the result" for stage in self.stages)
+        lines = [f"{len(self.stages)} stages, merged in this order: {order}"]
+        for stage in self.stages:
+            lines += ["", f"# {self._title(stage)}", "", *stage.lines()]
+        lines += ["", "mergekit merges such a recipe with mergekit-multi."]
+        return "\n".join(map(plain, [*lines, *(f"note: {note}" for note in self.whole)]))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same sentences as keys and values; see docs/json.md."""
+        stages = [asdict(stage) for stage in self.stages]
+        return stages[0] if self.whole is None else {"stages": stages, "notes": self.notes}
+
+    def to_json(self) -> str:
+        """The same sentences as JSON."""
+        return document(self.as_dict())
+
+    def _title(self, stage: ExplainedStage) -> str:
+        return "the result" if stage is self.stages[-1] else f"stage {stage.name}"
+
+
+def explain(recipe: Recipe | StagedRecipe) -> Explanation:
+    """Say in words what a merge of a recipe does."""
     if isinstance(recipe, Recipe):
-        return "\n".join(map(plain, _explained(recipe, set())))
+        return Explanation([_explained(recipe, None, set())])
     names = {str(stage.name) for stage in recipe.stages if stage.name is not None}
-    order = ", then ".join(stage.name or "the result" for stage in recipe.stages)
-    lines = [f"{len(recipe.stages)} stages, merged in this order: {order}"]
-    for stage in recipe.stages:
-        title = "the result" if stage is recipe.result else f"stage {stage.name}"
-        lines += ["", f"# {title}", "", *_explained(stage.recipe, names)]
-    lines += ["", "mergekit merges such a recipe with mergekit-multi."]
-    return "\n".join(map(plain, [*lines, *(f"note: {note}" for note in recipe.notes)]))
+    stages = [_explained(stage.recipe, stage.name, names) for stage in recipe.stages]
+    return Explanation(stages, recipe.notes)
 
 
-def _explained(recipe: Recipe, stages: set[str]) -> Iterator[str]:
-    method = recipe.method
-    yield f"{method.title} ({method.source}), as {_by(recipe)}: {method.summary}"
-    yield ""
-    yield "models"
-    yield from (f"  {line}" for line in _models(recipe, stages))
-    yield ""
-    yield "parameters"
+def _explained(recipe: Recipe, name: str | None, stages: set[str]) -> ExplainedStage:
+    method, parameters = recipe.method, list[str]()
     for part in recipe.parts:
         if recipe.slices is not None:
-            yield f"  {part.key}: {_layers(part)}"
-        yield from (f"  {line}" for line in _parameters(recipe, part))
-    yield ""
-    yield "output"
-    yield from (f"  {line}" for line in _output(recipe))
-    yield ""
-    yield "different from mergekit 0.1.5"
-    yield from (f"  {line}" for line in _differences(recipe))
-    yield from (f"note: {note}" for note in recipe.notes)
+            parameters.append(f"{part.key}: {_layers(part)}")
+        parameters += _parameters(recipe, part)
+    return ExplainedStage(
+        name=name,
+        method=recipe.merge_method,
+        summary=f"{method.title} ({method.source}), as {_by(recipe)}: {method.summary}",
+        models=list(_models(recipe, stages)),
+        parameters=parameters,
+        output=list(_output(recipe)),
+        differences=list(_differences(recipe)),
+        notes=recipe.notes,
+    )
 
 
 def _by(recipe: Recipe) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from sensmerge import markup
+from sensmerge.document import document
 from sensmerge.errors import InputError
 from sensmerge.models.inspection import human_size
 from sensmerge.terminal import plain
@@ -65,7 +68,65 @@ class MergePlan:
     def to_json(self) -> str:
         """The manifest as JSON, with digests of the weights, so that changed models are noticed."""
         sealed = json.loads(self.manifest.with_fingerprints(self.checkpoints).to_json())
-        return json.dumps(sealed, indent=2, ensure_ascii=False) + "\n"
+        return document(sealed)
+
+    def __repr__(self) -> str:
+        models = [model.name for model in self.models]
+        written = self.manifest.tensors
+        return f"MergePlan({self.data['method']['name']!r}, {models=}, tensors={len(written)})"
+
+    def _repr_html_(self) -> str:
+        data = self.as_dict()
+        rows = [
+            [
+                name,
+                tensor["file"],
+                tensor["quantised"] or tensor["dtype"],
+                _said(tensor["numbers"]) or "copied",
+                human_size(tensor["bytes"]),
+            ]
+            for name, tensor in data["tensors"].items()
+        ]
+        size, files = human_size(data["bytes"]), len(data["shards"])
+        return markup.shown(
+            f"Plan: {self._merged()}",
+            markup.facts(
+                {"tensors": len(rows), "parameters": f"{data['parameter_count']:,}", "size": size}
+                | {"weight files": files}
+            ),
+            markup.notes(self.notes),
+            markup.table(["tensor", "file", "dtype", "numbers", "size"], rows, words=4),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """What :meth:`describe` says, as keys and values; see docs/json.md."""
+        files = self.manifest.files(self.max_shard_bytes)
+        places = {name: file for file, names in files for name in names}
+        method, names = self.data["method"], [model.name for model in self.models]
+        written, tensors = self.manifest.tensors, dict[str, Any]()
+        for tensor, output in zip(self.data["tensors"], written, strict=True):
+            merged = tensor["content"].get("merge")
+            tensors[tensor["name"]] = {
+                "dtype": tensor["dtype"],
+                "quantised": None if output.packing is None else output.packing.words,
+                "shape": output.shape,
+                "bytes": output.nbytes,
+                "file": places[output.parts[0][0]],
+                "numbers": None if merged is None else merged["numbers"],
+            }
+        return {
+            "method": method["name"],
+            "semantics": method["semantics"],
+            "base_model": names.pop(0) if method["base"] else None,
+            "models": names,
+            "tensors": tensors,
+            "tensor_count": len(written),
+            "parameter_count": sum(math.prod(tensor.shape) for tensor in written),
+            "bytes": sum(tensor.nbytes for tensor in written),
+            "shards": [file for file, _ in files],
+            "coefficients": None if self.coefficients is None else self.coefficients.as_dict(),
+            "notes": self.notes,
+        }
 
     def describe(self) -> str:
         """The plan as text: the merge as a whole, then one line per tensor."""
@@ -76,12 +137,8 @@ class MergePlan:
         for tensor, output in zip(self.data["tensors"], written, strict=True):
             name, made_of = tensor["name"], "copied"
             if "merge" in tensor["content"]:
-                said = (
-                    f"{key} {_written(value)}"
-                    for key, value in tensor["content"]["merge"]["numbers"].items()
-                )
                 stored = tensor["dtype"] if output.packing is None else output.packing.words
-                made_of = "  ".join([stored, *said])
+                made_of = "  ".join([stored, _said(tensor["content"]["merge"]["numbers"])]).rstrip()
             lines.append(f"{places[output.parts[0][0]]}  {plain(name)}  {made_of}")
         total = sum(tensor.nbytes for tensor in written)
         lines.append(
@@ -96,6 +153,10 @@ class MergePlan:
         method, names = self.data["method"], [model.name for model in self.models]
         base = f"; base_model: {names.pop(0)}" if method["base"] else ""
         return plain(f"{method['name']} of {', '.join(names)}{base}")
+
+
+def _said(numbers: dict[str, Any] | None) -> str:
+    return "  ".join(f"{key} {_written(value)}" for key, value in (numbers or {}).items())
 
 
 def _written(value: float | list[float]) -> str:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sensmerge import markup
+from sensmerge.document import document
 from sensmerge.errors import InputError
 from sensmerge.merging.sidecars import OUTPUT_FILE, RECIPE_FILE, UNFINISHED_MARKER, Sidecars
 from sensmerge.models.dtypes import STORED
@@ -152,7 +154,26 @@ class StagedPlan:
         for name, plan in self.stages:
             used = {str(self.places[stage]): stage for stage in self._used(plan)}
             stages.append({"name": name, "manifest": _manifest(plan, used)})
-        return json.dumps({"stages": stages}, indent=2, ensure_ascii=False) + "\n"
+        return document({"stages": stages})
+
+    def __repr__(self) -> str:
+        return f"StagedPlan(stages={[name for name, _ in self.stages]})"
+
+    def _repr_html_(self) -> str:
+        parts = [
+            markup.paragraphs(["the result" if name is None else f"stage {name}"])
+            + with_names(plan._repr_html_(), self.places)
+            for name, plan in self.stages
+        ]
+        return markup.shown("Plan in stages", *parts, markup.notes(self.whole))
+
+    def as_dict(self) -> dict[str, Any]:
+        """What :meth:`describe` says, as keys and values; see docs/json.md."""
+        stages = [
+            {"name": name, "planned_by": self._used(plan), **_named(plan.as_dict(), self.places)}
+            for name, plan in self.stages
+        ]
+        return {"stages": stages, "notes": self.notes}
 
     @property
     def notes(self) -> list[str]:
@@ -176,6 +197,15 @@ def with_names(text: str, places: Mapping[str, Path]) -> str:
     for name, place in places.items():
         text = text.replace(str(place), name)
     return text
+
+
+def _named(part: Any, places: Mapping[str, Path]) -> Any:
+    """Plain data with the names of stages in place of the paths of their folders."""
+    if isinstance(part, str):
+        return with_names(part, places)
+    if isinstance(part, dict):
+        return {key: _named(each, places) for key, each in part.items()}
+    return [_named(each, places) for each in part] if isinstance(part, list) else part
 
 
 def _manifest(plan: MergePlan, used: Mapping[str, str]) -> Any:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sensmerge import _core
+from sensmerge.document import document
 from sensmerge.errors import InputError
 from sensmerge.merging.manifest import request
 from sensmerge.merging.sidecars import CALIBRATION_FILE, OUTPUT_FILE, UNFINISHED_MARKER
 from sensmerge.models import open_models
+from sensmerge.models.inspection import human_size
 from sensmerge.reading import mode_of, object_of, opened, own_file
 from sensmerge.scaling.required import with_measurements
 
@@ -26,16 +28,54 @@ class Verification:
     """What was found in an output folder.
 
     Attributes:
+        output: The folder.
         files: Number of files that were hashed.
         bytes: Their size in bytes.
         faults: One sentence for each file or tensor that is not what the merge wrote.
         unlisted: Names of files that the merge did not write.
+        recipe: The recipe that was merged again, and its output compared; None without one.
     """
 
+    output: Path
     files: int
     bytes: int
     faults: list[str] = field(default_factory=list)
     unlisted: list[str] = field(default_factory=list)
+    recipe: Path | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """Notes for the user."""
+        if not self.unlisted:
+            return []
+        return [f"not written by the merge: {', '.join(self.unlisted)}"]
+
+    def merged_again(self, recipe: Recipe, *, threads: int | None = None) -> Verification:
+        """The same, with the faults that :func:`check` finds."""
+        faults = check(self.output, recipe, threads=threads)
+        return replace(self, recipe=recipe.path, faults=[*self.faults, *faults])
+
+    def describe(self) -> str:
+        """One line for the terminal, where there is no fault."""
+        again = "" if self.recipe is None else f"; merged again from {self.recipe}: the same"
+        size = human_size(self.bytes)
+        return f"{self.output}: {self.files} files, {size}, as written{again}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """What was found, as keys and values; see docs/json.md."""
+        return {
+            "output": self.output,
+            "file_count": self.files,
+            "bytes": self.bytes,
+            "recipe": self.recipe,
+            "faults": self.faults,
+            "unlisted": self.unlisted,
+            "notes": self.notes,
+        }
+
+    def to_json(self) -> str:
+        """What was found, as JSON."""
+        return document(self.as_dict())
 
 
 def verify(folder: str | Path, *, threads: int | None = None) -> Verification:
@@ -81,7 +121,8 @@ def verify(folder: str | Path, *, threads: int | None = None) -> Verification:
     ]
     there = {each.name for each in folder.iterdir()}
     total = sum(one[1] for one in found.values() if one is not None)
-    return Verification(len(found), total, faults, sorted(there - {*hashes, OUTPUT_FILE}))
+    unlisted = sorted(there - {*hashes, OUTPUT_FILE})
+    return Verification(folder, len(found), total, faults, unlisted)
 
 
 def _hash(path: Path) -> tuple[str, int] | None:

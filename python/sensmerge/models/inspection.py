@@ -1,12 +1,15 @@
-"""A description of a checkpoint, as text."""
+"""A description of a checkpoint, as text and as JSON."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from sensmerge import _core
+from sensmerge.document import document
 from sensmerge.models.layers import block_of, blocks, layer_of
 from sensmerge.models.references import resolve
 from sensmerge.terminal import plain
@@ -14,48 +17,145 @@ from sensmerge.terminal import plain
 _BYTES_PER_UNIT = 1000
 
 
-def describe(model: str | Path) -> str:
-    """A table of a model's tensors, a table of its layers, totals, and notes on its files.
+@dataclass(frozen=True)
+class Inspection:
+    """A checkpoint, as its headers describe it.
+
+    Attributes:
+        model: Its name, as it was given.
+        checkpoint: The checkpoint.
+    """
+
+    model: str
+    checkpoint: _core.Checkpoint
+
+    @cached_property
+    def tensors(self) -> list[_core.TensorInfo]:
+        """Its tensors."""
+        return self.checkpoint.tensors
+
+    @property
+    def blocks(self) -> list[str]:
+        """Its decoder blocks, in their order."""
+        return blocks(tensor.name for tensor in self.tensors)
+
+    @property
+    def layers(self) -> dict[str, int]:
+        """The size of every layer in bytes: blocks in their order, then what lies outside them."""
+        names = [tensor.name for tensor in self.tensors]
+        outer = sorted({layer_of(name) for name in names if block_of(name) is None})
+        sizes = dict.fromkeys([*self.blocks, *outer], 0)
+        for tensor in self.tensors:
+            sizes[layer_of(tensor.name)] += tensor.nbytes
+        return sizes
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of parameters."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors)
+
+    @property
+    def bytes(self) -> int:
+        """Size of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the weight files."""
+        return list(dict.fromkeys(tensor.file for tensor in self.tensors))
+
+    @property
+    def dtypes(self) -> list[str]:
+        """What its tensors are stored in."""
+        return sorted({_stored(tensor) for tensor in self.tensors})
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of its weights, which are read for it."""
+        return self.checkpoint.fingerprint()
+
+    @property
+    def notes(self) -> list[str]:
+        """Notes for the user."""
+        return [*self.checkpoint.notes, *self.checkpoint.suspicions()]
+
+    def describe(self) -> str:
+        """A table of tensors, a table of layers, totals, and notes on the files."""
+        tensors, layers = self.tensors, self.layers
+        shown = {name: plain(name) for name in [*(tensor.name for tensor in tensors), *layers]}
+        width = max([4, *map(len, shown.values())])
+        lines = [f"{'name':<{width}}  {'dtype':<7}  {'shape':<16}  {'size':>9}  file"]
+        for tensor in tensors:
+            shape = " × ".join(map(str, tensor.shape)) or "scalar"
+            size = human_size(tensor.nbytes)
+            lines.append(
+                f"{shown[tensor.name]:<{width}}  {_stored(tensor):<7}  {shape:<16}  "
+                f"{size:>9}  {plain(tensor.file)}"
+            )
+        lines += ["", f"{'layer':<{width}}  {'size':>9}"]
+        lines += [f"{shown[name]:<{width}}  {human_size(size):>9}" for name, size in layers.items()]
+        files = len(self.files)
+        lines += [
+            "",
+            f"{len(tensors)} tensors, {self.parameter_count:,} parameters, "
+            f"{human_size(self.bytes)} in {files} {'file' if files == 1 else 'files'}; "
+            f"{', '.join(self.dtypes)}; {len(self.blocks)} blocks",
+            f"fingerprint {self.fingerprint}",
+            *_quantised(self.checkpoint),
+            *(f"note: {plain(note)}" for note in self.notes),
+        ]
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as keys and values; see docs/json.md."""
+        quantised = self.checkpoint.quantised
+        return {
+            "model": self.model,
+            "tensors": {
+                tensor.name: {
+                    "dtype": tensor.dtype,
+                    "quantised": tensor.code,
+                    "shape": tensor.shape,
+                    "bytes": tensor.nbytes,
+                    "file": tensor.file,
+                    "layer": layer_of(tensor.name),
+                }
+                for tensor in self.tensors
+            },
+            "layers": {name: {"bytes": size} for name, size in self.layers.items()},
+            "blocks": self.blocks,
+            "tensor_count": len(self.tensors),
+            "parameter_count": self.parameter_count,
+            "bytes": self.bytes,
+            "shards": self.files,
+            "dtypes": self.dtypes,
+            "fingerprint": self.fingerprint,
+            "quantised": None
+            if quantised is None
+            else {"words": quantised.words, "advice": quantised.advice},
+            "notes": self.notes,
+        }
+
+    def to_json(self) -> str:
+        """The same as JSON."""
+        return document(self.as_dict())
+
+
+def inspect(model: str | Path) -> Inspection:
+    """Look at a model's headers.
+
+    Args:
+        model: A model's folder, weight file or Hub id.
 
     Raises:
         InputError: The checkpoint cannot be read as it is.
         OSError: A file cannot be read.
     """
-    checkpoint = _core.Checkpoint(str(resolve(str(model), Path())))
-    tensors = checkpoint.tensors
-    layers = {tensor.name: layer_of(tensor.name) for tensor in tensors}
-    shown = {name: plain(name) for name in [*layers, *layers.values()]}
-    width = max([4, *map(len, shown.values())])
-    lines = [f"{'name':<{width}}  {'dtype':<7}  {'shape':<16}  {'size':>9}  file"]
-    for tensor in tensors:
-        shape = " × ".join(map(str, tensor.shape)) or "scalar"
-        size = human_size(tensor.nbytes)
-        lines.append(
-            f"{shown[tensor.name]:<{width}}  {tensor.code or tensor.dtype:<7}  {shape:<16}  "
-            f"{size:>9}  {plain(tensor.file)}"
-        )
-    sizes: Counter[str] = Counter()
-    for tensor in tensors:
-        sizes[layers[tensor.name]] += tensor.nbytes
-    lines += ["", f"{'layer':<{width}}  {'size':>9}"]
-    inner = blocks(tensor.name for tensor in tensors)
-    outer = sorted({layers[t.name] for t in tensors if block_of(t.name) is None})
-    lines += [
-        f"{shown[layer]:<{width}}  {human_size(sizes[layer]):>9}" for layer in [*inner, *outer]
-    ]
-    parameters = sum(math.prod(tensor.shape) for tensor in tensors)
-    total = sum(tensor.nbytes for tensor in tensors)
-    files = len({tensor.file for tensor in tensors})
-    dtypes = ", ".join(sorted({tensor.code or tensor.dtype for tensor in tensors}))
-    lines += [
-        "",
-        f"{len(tensors)} tensors, {parameters:,} parameters, {human_size(total)} in {files} "
-        f"{'file' if files == 1 else 'files'}; {dtypes}; {len(inner)} blocks",
-        f"fingerprint {checkpoint.fingerprint()}",
-        *_quantised(checkpoint),
-        *(f"note: {plain(note)}" for note in [*checkpoint.notes, *checkpoint.suspicions()]),
-    ]
-    return "\n".join(lines)
+    return Inspection(str(model), _core.Checkpoint(str(resolve(str(model), Path()))))
+
+
+def _stored(tensor: _core.TensorInfo) -> str:
+    return tensor.code or tensor.dtype
 
 
 def _quantised(checkpoint: _core.Checkpoint) -> list[str]:

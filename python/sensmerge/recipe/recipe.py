@@ -90,6 +90,17 @@ class Recipe(Strict):
     _experts: list[Model] = PrivateAttr(default_factory=list)
     _notes: list[str] = PrivateAttr(default_factory=list)
 
+    def __repr__(self) -> str:
+        models = [model.model for model in self.experts]
+        return f"Recipe({self.merge_method!r}, models={models}, base_model={self.base_model!r})"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        from sensmerge.recipe.notebook import html_of
+
+        return html_of(self)
+
     @classmethod
     def load(cls, path: str | Path, *, leniency: Leniency = DEFAULT_LENIENCY) -> Recipe:
         """Read a recipe from a YAML file.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import Any
+
 from sensmerge.errors import InputError
 from sensmerge.recipe import methods
 from sensmerge.recipe.methods import DEFAULT_SEMANTICS, SEMANTICS, Method, Parameter, Semantics
@@ -45,15 +48,35 @@ def listed(semantics: Semantics = DEFAULT_SEMANTICS) -> str:
     return "\n".join([*lines, "", *notes] if notes else lines)
 
 
+def as_dict(name: str | None, semantics: Semantics = DEFAULT_SEMANTICS) -> dict[str, Any]:
+    """All methods, or one, as keys and values; see docs/json.md.
+
+    Raises:
+        InputError: There is no method of this name.
+    """
+    found = methods.every(semantics) if name is None else [_found(name, semantics)]
+    faults = methods.faults() if name is None else []
+    return {
+        "semantics": semantics,
+        "methods": {method.name: asdict(method) for method in found},
+        "notes": [f"cannot be loaded: {fault}" for fault in faults],
+    }
+
+
+def _found(name: str, semantics: Semantics) -> Method:
+    method = methods.find(name, semantics)
+    if method is None:
+        raise InputError(f"method: {no_method(name)}")
+    return method
+
+
 def described(name: str, semantics: Semantics = DEFAULT_SEMANTICS) -> str:
     """One method in full.
 
     Raises:
         InputError: There is no method of this name.
     """
-    method = methods.find(name, semantics)
-    if method is None:
-        raise InputError(f"method: {no_method(name)}")
+    method = _found(name, semantics)
     lines = [
         f"{method.name}: {method.title} ({method.source})",
         f"  {method.summary}",

@@ -31,6 +31,8 @@ def write(
     png: str | Path | None = None,
     title: str = "Sens-Merging report",
     notes: Sequence[str] = (),
+    recipe: str | None = None,
+    losses: str | Path | None = None,
 ) -> None:
     """Write one self-contained HTML file and, if asked, the figure as a PNG.
 
@@ -41,13 +43,19 @@ def write(
         png: The picture: sensitivity by layer, and K·σ below it.
         title: Heading of the page.
         notes: Notes of the merge; those of the calibration are its own.
+        recipe: The recipe as YAML, which is shown; None leaves it out.
+        losses: The ``.trials.json`` that ``sensmerge tune`` wrote, whose losses are shown.
 
     Raises:
-        InputError: matplotlib or jinja2 is missing, or a file cannot be written.
+        InputError: matplotlib or jinja2 is missing, a file cannot be written, or ``losses`` is no
+            file of trials.
     """
     with _needs():
         from sensmerge.report import figures, page
-    text = page.render(calibration, coefficients, title, notes)
+    from sensmerge.report.losses import read
+
+    table = None if losses is None else read(Path(losses))
+    text = page.render(calibration, coefficients, title, notes, recipe, table)
     write_atomically(Path(output), text)
     if png is not None:
         write_atomically(Path(png), figures.overview_png(coefficients))
@@ -80,6 +88,7 @@ def write_for(
     *,
     png: Path | None = None,
     recipe: Path | None = None,
+    losses: Path | None = None,
     leniency: Leniency = "mergekit",
 ) -> None:
     """Write the report of a calibration file, or of a merged model's folder.
@@ -90,6 +99,7 @@ def write_for(
         png: The picture, if wanted.
         recipe: The recipe whose coefficients are shown; by default the folder's own, and for a
             calibration file the default options.
+        losses: The ``.trials.json`` that ``sensmerge tune`` wrote, if its losses are to be shown.
         leniency: Which unknown keys of ``recipe`` are ignored.
 
     Raises:
@@ -117,8 +127,17 @@ def write_for(
         raise InputError(f"{source}: has the base's activations alone, of which there is no report")
     base = "expert" if calibration.has_base else "origin"
     options = Sensitivity.model_validate({"measure": calibration.measure, "base": base})
+    written = None
     if recipe is not None:
         asked = load(recipe, leniency=leniency)
         asked = asked.result.recipe if isinstance(asked, StagedRecipe) else asked
-        options = asked.sensitivity or options
-    write(calibration, coefficients(calibration, options), output, png=png, notes=notes)
+        options, written = asked.sensitivity or options, asked.to_yaml()
+    write(
+        calibration,
+        coefficients(calibration, options),
+        output,
+        png=png,
+        notes=notes,
+        recipe=written,
+        losses=losses,
+    )

@@ -14,7 +14,8 @@ from sensmerge.terminal import plain
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
-    from sensmerge.comparison.differences import Comparison, Sums
+    from sensmerge.comparison.differences import Comparison
+    from sensmerge.report.losses import Losses
     from sensmerge.scaling.sigma import Coefficients
 
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
@@ -23,7 +24,12 @@ _STYLE = Path(__file__).with_name("style.css")
 
 
 def render(
-    calibration: Calibration, coefficients: Coefficients, title: str, notes: Sequence[str] = ()
+    calibration: Calibration,
+    coefficients: Coefficients,
+    title: str,
+    notes: Sequence[str] = (),
+    recipe: str | None = None,
+    losses: Losses | None = None,
 ) -> str:
     """The page's text; everything that comes from files is escaped."""
     sentences = coefficients.sentences()
@@ -45,6 +51,8 @@ def render(
         sensitivity=Markup(figures.sensitivity_svg(coefficients)),
         scale=Markup(figures.scale_svg(coefficients)),
         alignment=Markup(figures.alignment_svg(calibration.alignment, coefficients.experts)),
+        recipe=None if recipe is None else _lines(recipe),
+        losses=losses,
     )
 
 
@@ -58,21 +66,10 @@ def render_comparison(comparison: Comparison) -> str:
         notes=comparison.notes,
         maps=[(title, said, Markup(svg)) for title, said, svg in maps],
         with_base=comparison.base is not None,
-        whole=_measured(comparison.whole),
-        layers=[(name, _measured(sums)) for name, sums in comparison.layers.items()],
-        tensors=[(name, _measured(sums)) for name, sums in comparison.tensors.items()],
+        whole=comparison.whole.shown(),
+        layers=[(name, sums.shown()) for name, sums in comparison.layers.items()],
+        tensors=[(name, sums.shown()) for name, sums in comparison.tensors.items()],
     )
-
-
-def _measured(sums: Sums) -> list[str]:
-    """The measures as text: changed, relative L2, cosine, largest, same sign."""
-    return [
-        f"{100 * sums.changed_share:.2f} %",
-        f"{sums.relative:.5f}",
-        f"{sums.cosine:.5f}",
-        f"{sums.largest:.3g}",
-        f"{sums.agreement:.4f}",
-    ]
 
 
 def _rendered(template: Path, **values: Any) -> str:
@@ -87,6 +84,11 @@ def _rendered(template: Path, **values: Any) -> str:
     return environment.from_string(template.read_text(encoding="utf-8")).render(
         style=style, **values
     )
+
+
+def _lines(text: str) -> Markup:
+    """A text of several lines, each of them made plain."""
+    return Markup("\n").join(map(plain, text.rstrip("\n").split("\n")))
 
 
 def _shown(value: Any) -> Any:

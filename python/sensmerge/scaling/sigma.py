@@ -6,13 +6,14 @@ others' tasks, and σ the share of each expert in each layer of the merge.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sensmerge import markup
+from sensmerge.document import document
 from sensmerge.errors import InputError
 from sensmerge.terminal import plain
 
@@ -108,22 +109,56 @@ class Coefficients:
         ]
         return said + self.notes()
 
-    def to_json(self) -> str:
-        """The coefficients as JSON, with rows in the order of ``experts``."""
-        data: dict[str, Any] = {
+    def __repr__(self) -> str:
+        return (
+            f"Coefficients(experts={self.experts}, layers={len(self.layers)}, mode={self.mode!r}, "
+            f"temperature={self.temperature:g})"
+        )
+
+    def _repr_html_(self) -> str:
+        head = ["layer", *(f"{self.symbol} {name}" for name in self.experts)]
+        head += [f"α {name}" for name in self.experts]
+        rows: list[list[str]] = [
+            [layer, *(f"{value:.4f}" for value in [*scale, *alpha])]
+            for layer, scale, alpha in zip(self.layers, self.scale.T, self.alpha.T, strict=True)
+        ]
+        count = len(self.experts)
+        rows.append(["others", *(f"{value:.4f}" for value in self.outside_scale), *[""] * count])
+        tau = [[name, f"{value:.4f}"] for name, value in zip(self.experts, self.tau, strict=True)]
+        return markup.shown(
+            "Coefficients",
+            markup.paragraphs(f"{sentence}." for sentence in self.sentences()),
+            markup.table(["expert", "τ"], tau),
+            markup.table(head, rows),
+        )
+
+    @property
+    def outside_scale(self) -> Matrix:
+        """What ``scale`` is for all layers that are not in ``layers``, [K]."""
+        return self.outside if self.base else len(self.experts) * self.outside
+
+    def as_dict(self) -> dict[str, Any]:
+        """The coefficients as keys and values, with rows in the order of ``experts``."""
+        return {
             "experts": self.experts,
             "layers": self.layers,
             "alpha": self.alpha.tolist(),
             "tau": self.tau.tolist(),
             "sigma": self.sigma.tolist(),
+            "scale": self.scale.tolist(),
             "outside": self.outside.tolist(),
+            "outside_scale": self.outside_scale.tolist(),
             "mode": self.mode,
             "temperature": self.temperature,
             "cross_task": self.cross_task,
             "outside_blocks": self.outside_blocks,
             "base": "expert" if self.base else "origin",
+            "notes": self.notes(),
         }
-        return json.dumps(data, indent=2)
+
+    def to_json(self) -> str:
+        """The coefficients as JSON; see docs/json.md."""
+        return document(self.as_dict())
 
     def table(self) -> str:
         """The coefficients as text: a row per layer with factor and α of every expert, then τ."""
@@ -141,10 +176,7 @@ class Coefficients:
                 for row in range(len(self.experts))
             )
             lines.append(f"{layer:<{width}}  {cells}")
-        outside = "  ".join(
-            f"{self.outside[row] * (1 if self.base else len(self.experts)):8.4f}       "
-            for row in range(len(self.experts))
-        )
+        outside = "  ".join(f"{scale:8.4f}       " for scale in self.outside_scale)
         lines.append(f"{'others':<{width}}  {outside}".rstrip())
         lines += ["", "τ  " + "  ".join(f"{tau:.4f}" for tau in self.tau)]
         return "\n".join([*lines, *(plain(f"{sentence}.") for sentence in self.sentences())])

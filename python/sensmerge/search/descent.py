@@ -37,6 +37,7 @@ from sensmerge.calibration.runner import KEPT_SHARE, device_of, free_memory
 from sensmerge.calibration.sensitivity import cross_entropy
 from sensmerge.calibration.stream import Stream
 from sensmerge.calibration.surroundings import quiet_transformers, torch_threads
+from sensmerge.document import document
 from sensmerge.errors import InputError
 from sensmerge.files import write_atomically
 from sensmerge.merging.manifest import request
@@ -124,6 +125,31 @@ class Learned:
     recipe: dict[str, Any]
     history: History
     notes: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The recipe, the weights that were taken and all steps' losses; see docs/json.md."""
+        history = self.history
+        return {
+            "recipe": self.recipe,
+            "tasks": history.tasks,
+            "groups": history.groups,
+            "weights": history.weights(history.taken).tolist(),
+            "taken": history.steps.index(history.taken),
+            "steps": [
+                {
+                    "losses": step.losses,
+                    "loss": step.loss,
+                    "validation": step.validation,
+                    "validation_loss": step.validation_loss,
+                }
+                for step in history.steps
+            ],
+            "notes": self.notes,
+        }
+
+    def to_json(self) -> str:
+        """The same as JSON; null for what was not computed."""
+        return document(self.as_dict())
 
     def write(self, path: Path) -> list[Path]:
         """Write the recipe, and a picture beside it; the history was written step by step.

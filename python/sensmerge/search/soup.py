@@ -7,12 +7,13 @@ first; each is kept if the merge of those kept so far and it has no higher loss 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sensmerge import __version__
+from sensmerge import __version__, markup
 from sensmerge.calibration.surroundings import quiet_transformers, torch_threads
+from sensmerge.document import document
 from sensmerge.errors import InputError
 from sensmerge.files import write_atomically
 from sensmerge.progress import bar
@@ -76,9 +77,34 @@ class Soup:
         width = max([len("expert"), *map(len, names)])
         lines = [f"{'expert':<{width}}     alone  together"]
         for name, step in zip(names, self.steps, strict=True):
-            kept = "kept" if step.kept else "left out"
-            lines.append(f"{name:<{width}}  {step.alone:8.4f}  {step.together:8.4f}  {kept}")
+            lines.append(f"{name:<{width}}  {step.alone:8.4f}  {step.together:8.4f}  {_word(step)}")
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"Soup(kept={self.kept}, of={len(self.steps)}, loss={self.loss:.4f})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (step.model, _word(step), f"{step.alone:.4f}", f"{step.together:.4f}")
+            for step in self.steps
+        ]
+        table = markup.table(["expert", "", "alone", "together"], rows, words=2)
+        return markup.shown("Soup: loss, nats per token", table, markup.notes(self.notes))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The outcome as keys and values; see docs/json.md."""
+        names = ("kept", "all", "best_alone")
+        return {
+            "recipe": self.recipe,
+            "experts": [asdict(step) for step in self.steps],
+            "losses": dict(zip(names, [self.loss, self.all, self.steps[0].alone], strict=True)),
+            "validation": dict(zip(names, self.validation, strict=False)),
+            "notes": self.notes,
+        }
+
+    def to_json(self) -> str:
+        """The outcome as JSON."""
+        return document(self.as_dict())
 
     @property
     def notes(self) -> list[str]:
@@ -109,6 +135,10 @@ class Soup:
         ]
         write_atomically(path, "\n".join([*said, to_yaml(self.recipe)]).encode())
         return [path]
+
+
+def _word(step: Step) -> str:
+    return "kept" if step.kept else "left out"
 
 
 def soup(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Callable
 from copy import copy
@@ -17,8 +16,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sensmerge import __version__
+from sensmerge import __version__, markup
 from sensmerge.calibration.surroundings import quiet_transformers, torch_threads
+from sensmerge.document import document
 from sensmerge.errors import InputError
 from sensmerge.files import write_atomically
 from sensmerge.progress import bar
@@ -126,7 +126,7 @@ class Tuned:
         files = {
             path: "\n".join([*said, to_yaml(self.recipe)]).encode(),
             path.with_suffix(".trials.csv"): self.csv().encode(),
-            path.with_suffix(".trials.json"): self.json().encode(),
+            path.with_suffix(".trials.json"): self.to_json().encode(),
             path.with_suffix(".png"): tuned_png(self),
         }
         for file, content in files.items():
@@ -151,15 +151,36 @@ class Tuned:
             )  # fmt: skip
         return text.getvalue()
 
-    def json(self) -> str:
-        """All candidates and the notes as JSON."""
-        results = [*self.baselines, *self.trials]
+    def __repr__(self) -> str:
+        return f"Tuned(taken={self.taken.settings.describe()!r}, trials={len(self.trials)})"
+
+    def _repr_html_(self) -> str:
+        candidates = [("taken", self.taken), ("best", self.best)]
+        candidates += [("plain", result) for result in self.baselines]
         rows = [
-            {key: value for key, value in asdict(result).items() if value == value}
-            for result in results
+            [kind, result.settings.describe(), f"{result.objective:.4f}", _held(result)]
+            for kind, result in candidates
         ]
-        data = {"tasks": self.tasks, "notes": self.notes, "results": rows}
-        return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+        head = ["", "settings", "search", "validation"]
+        table = markup.table(head, rows, words=2)
+        return markup.shown("Loss, nats per token", table, markup.notes(self.notes))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The recipe, all candidates and the notes, as keys and values; see docs/json.md."""
+        return {
+            "recipe": self.recipe,
+            "tasks": self.tasks,
+            "taken": asdict(self.taken),
+            "best": asdict(self.best),
+            "plain": asdict(self.plain),
+            "baselines": [asdict(result) for result in self.baselines],
+            "trials": [asdict(result) for result in self.trials],
+            "notes": self.notes,
+        }
+
+    def to_json(self) -> str:
+        """The same as JSON; null for what was not computed."""
+        return document(self.as_dict())
 
     def table(self) -> str:
         """The candidate that was taken, the best trial and the plain merges, as a table."""
@@ -172,10 +193,12 @@ class Tuned:
 
 
 def _line(kind: str, result: Result, width: int) -> str:
-    held = "" if math.isnan(result.validation_objective) else f"{result.validation_objective:10.4f}"
-    return (
-        f"{kind:<6}{result.settings.describe():<{width}}  {result.objective:.4f}  {held}".rstrip()
-    )
+    held, what = _held(result), result.settings.describe()
+    return f"{kind:<6}{what:<{width}}  {result.objective:.4f}  {held:>10}".rstrip()
+
+
+def _held(result: Result) -> str:
+    return "" if math.isnan(result.validation_objective) else f"{result.validation_objective:.4f}"
 
 
 def tune(
