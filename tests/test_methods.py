@@ -20,7 +20,11 @@ Said = pytest.CaptureFixture[str]
 
 DOCUMENTATION = ROOT / "docs" / "methods" / "README.md"
 BEGIN, END = "<!-- methods:begin -->", "<!-- methods:end -->"
-MEASURED = ROOT / "benches" / "records" / "merge-1b-methods-2026-11-26.md"
+# The newer one has what has become faster since.
+MEASURED = [
+    ROOT / "benches" / "records" / f"merge-1b-{name}.md"
+    for name in ("methods-2026-11-26", "2026-11-27")
+]
 
 KEEP = Range(above=0.0, most=1.0)
 FRACTION = Parameter("kept", "fraction kept", "model", "number", 1.0, KEEP, by_tensor=True)
@@ -118,7 +122,7 @@ def measured() -> dict[str, list[str]]:
     """Seconds, their ratio to the floor, and memory, of the first work of every measured method."""
     from works import WORKS
 
-    rows = MEASURED.read_text(encoding="utf-8").splitlines()
+    rows = [row for each in MEASURED for row in each.read_text(encoding="utf-8").splitlines()]
     found = {cells[0]: cells for row in rows if len(cells := row.strip("| ").split(" | ")) == 7}
     return {
         work.method: [found[work.name][1].split()[0], found[work.name][2], found[work.name][6]]
