@@ -61,7 +61,22 @@ SCALARS = (
     | st.booleans()
     | st.integers()
     | st.floats(allow_nan=False)
-    | st.sampled_from([*WORDS, "2024-01-01", "=", "<<", "a: b", "x #y", "- z", "…", "\n"])
+    | st.sampled_from(
+        [
+            *WORDS,
+            "2024-01-01",
+            "=",
+            "<<",
+            "a: b",
+            "x #y",
+            "- z",
+            "…",
+            "\n",
+            "\x85",
+            "a\u2028b",
+            "\u2029",
+        ]
+    )
     | st.text(max_size=6)
 )
 

@@ -223,8 +223,17 @@ def _twice(first: Any, second: Any) -> str:
 _Constructor.add_constructor("tag:yaml.org,2002:int", _Constructor.construct_yaml_int)
 
 
+# Characters that YAML 1.1 takes for ends of lines, and YAML 1.2 does not.
+_ENDS = re.compile("[\x85\u2028\u2029]")
+
+
 class _Representer(SafeRepresenter):
-    """Writes numbers so that YAML 1.1 takes them for numbers."""
+    """Writes what YAML 1.1 takes for what it is."""
+
+    def represent_str(self, data: Any) -> Any:
+        """A text; what may end lines is escaped, as double quotes do."""
+        style = '"' if _ENDS.search(data) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
     def represent_float(self, data: Any) -> Any:
         """A number; 1e-05 needs a point."""
@@ -235,3 +244,4 @@ class _Representer(SafeRepresenter):
 
 
 _Representer.add_representer(float, _Representer.represent_float)
+_Representer.add_representer(str, _Representer.represent_str)
