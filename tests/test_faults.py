@@ -228,6 +228,30 @@ def test_a_signal_once_the_output_is_committed_changes_nothing(
     assert hashes(out) == whole
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_a_library_turns_into_its_own_error_is_still_one(
+    recipe: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """As pydantic does, if one comes while it builds what checks recipes."""
+    script = (
+        "import os\n"
+        "from sensmerge import reading\n"
+        "def torn(*given, **named):\n"
+        "    try:\n"
+        f"        os.kill(os.getpid(), {int(number)})\n"
+        "    except KeyboardInterrupt as error:\n"
+        "        raise ValueError('torn') from error\n"
+        "reading.content = torn\n"
+        "from sensmerge.start import main\n"
+        "main()\n"
+    )
+    arguments = [sys.executable, "-c", script, "merge", str(recipe), str(tmp_path / "out")]
+    done = subprocess.run(arguments, check=False, timeout=60, capture_output=True, text=True)
+    assert done.returncode == 128 + number, done.stderr
+    assert "torn" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_a_merge_wrote_is_verified(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

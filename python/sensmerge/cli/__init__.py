@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -53,9 +54,7 @@ def main() -> None:
         if isinstance(error, click.UsageError) and error.ctx is not None:
             click.echo(error.ctx.get_usage(), err=True)
         _fail(error.format_message().splitlines(), EXIT_BAD_INPUT)
-    except (KeyboardInterrupt, click.Abort) as error:
-        if isinstance(error, signals.Terminated) or isinstance(error.__cause__, signals.Terminated):
-            _fail(["terminated"], EXIT_TERMINATED)
+    except (KeyboardInterrupt, click.Abort):
         _fail(["interrupted"], EXIT_INTERRUPTED)
     except BrokenPipeError:
         # The reader of the output is gone, and so is the terminal for a message.
@@ -70,5 +69,10 @@ def main() -> None:
 
 
 def _fail(faults: Sequence[str], code: int, hint: str | None = None) -> None:
+    """Say what is wrong and exit; after a signal, that this was it."""
+    if signals.raised() is not None:
+        stopped = signals.raised() == signal.SIGTERM
+        faults, hint = ["terminated" if stopped else "interrupted"], None
+        code = EXIT_TERMINATED if stopped else EXIT_INTERRUPTED
     printing.complain(faults or [""], hint)
     sys.exit(code)

@@ -7,14 +7,19 @@ from types import FrameType
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 _dropped = False
+_raised: int | None = None
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: all that is done at Ctrl-C is done for it too."""
+class Stopped(KeyboardInterrupt):
+    """Either signal.
+
+    A class of its own, since Python ends a process as if by Ctrl-C if a bare KeyboardInterrupt has
+    ever left a text that was run by ``exec``, as in the making of a dataclass.
+    """
 
 
 def answer() -> None:
-    """Raise exceptions for both, unless they are ignored."""
+    """Raise :class:`Stopped` for both, unless they are ignored."""
     for number in _NUMBERS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _raise)
@@ -33,6 +38,17 @@ def ignore() -> None:
             signal.signal(number, signal.SIG_IGN)
 
 
+def raised() -> int | None:
+    """The number of the first signal that raised an exception.
+
+    Not every library lets that exception through: what pydantic builds as it is imported fails with
+    one of its own.
+    """
+    return _raised
+
+
 def _raise(number: int, _: FrameType | None) -> None:
+    global _raised
     if not _dropped:
-        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+        _raised = _raised or number
+        raise Stopped
