@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,18 @@ def document(data: Mapping[str, Any]) -> str:
         data: Keys and values; mappings, sequences, text, numbers, paths, None.
     """
     return json.dumps(_plain(data), indent=2, allow_nan=False) + "\n"
+
+
+class Documented(ABC):
+    """A result that has a document."""
+
+    @abstractmethod
+    def as_dict(self) -> dict[str, Any]:
+        """What was found, as keys and values; docs/json.md has those of every command."""
+
+    def to_json(self) -> str:
+        """The same as JSON; null for what was not computed or does not exist."""
+        return document(self.as_dict())
 
 
 def _plain(value: Any) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sensmerge import _core, markup
-from sensmerge.document import document
+from sensmerge.document import Documented
 from sensmerge.errors import InputError
 from sensmerge.models.dtypes import STORED
 from sensmerge.models.layers import block_of, blocks, layer_of
@@ -107,7 +107,7 @@ class Sums:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Documented):
     """Two models, compared.
 
     Attributes:
@@ -173,10 +173,6 @@ class Comparison:
             "tensors": {name: numbers(sums) for name, sums in self.tensors.items()},
             "notes": self.notes,
         }
-
-    def to_json(self) -> str:
-        """Measures and sums as JSON; null where a measure does not exist; see docs/json.md."""
-        return document(self.as_dict())
 
     def table(self, *, tensors: bool = False) -> str:
         """The measures as text: a line for every layer or tensor, and one for the whole.

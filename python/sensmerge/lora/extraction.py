@@ -13,7 +13,7 @@ import numpy as np
 
 from sensmerge import _core
 from sensmerge.comparison.differences import Comparison, compare
-from sensmerge.document import document
+from sensmerge.document import Documented
 from sensmerge.errors import InputError
 from sensmerge.lora.adapter_file import AdapterFile, adapter_file
 from sensmerge.lora.lowrank import Factors, Matrix, decompose
@@ -70,7 +70,7 @@ class Options:
 
 
 @dataclass
-class Extraction:
+class Extraction(Documented):
     """An adapter that was written.
 
     Attributes:
@@ -129,10 +129,6 @@ class Extraction:
             "saved": self.saved,
             "notes": self.notes,
         }
-
-    def to_json(self) -> str:
-        """The same as JSON."""
-        return document(self.as_dict())
 
 
 def extract_lora(

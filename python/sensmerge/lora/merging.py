@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sensmerge import _core
-from sensmerge.document import document
+from sensmerge.document import Documented
 from sensmerge.errors import InputError
 from sensmerge.lora.adapter_file import adapter_file
 from sensmerge.lora.core_space import factors, space_of
@@ -33,7 +33,7 @@ _WITHOUT_EFFECT = ("tokenizer_source", "tokenizer", "chat_template")
 
 
 @dataclass
-class MergedAdapter:
+class MergedAdapter(Documented):
     """An adapter that was written.
 
     Attributes:
@@ -73,10 +73,6 @@ class MergedAdapter:
             "ranks": self.ranks,
             "notes": self.notes,
         }
-
-    def to_json(self) -> str:
-        """The adapter as JSON."""
-        return document(self.as_dict())
 
 
 def merge_lora(

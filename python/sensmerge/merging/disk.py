@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sensmerge import _core, markup
-from sensmerge.document import document
+from sensmerge.document import Documented
 from sensmerge.merging.manifest import request
 from sensmerge.merging.plan import parse_size
 from sensmerge.merging.sidecars import Sidecars, sidecars
@@ -31,7 +31,7 @@ DEFAULT_SHARD_SIZE = "5GB"
 
 
 @dataclass(frozen=True)
-class MergeResult:
+class MergeResult(Documented):
     """Description of a merged model that was written.
 
     Attributes:
@@ -99,10 +99,6 @@ class MergeResult:
             "coefficients": None if found is None else found.as_dict(),
             "notes": self.notes,
         }
-
-    def to_json(self) -> str:
-        """The description as JSON."""
-        return document(self.as_dict())
 
 
 def write(

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from sensmerge.document import document
+from sensmerge.document import Documented
 from sensmerge.errors import InputError
 from sensmerge.merging.manifest import WEIGHT
 from sensmerge.models.folders import read_config
@@ -72,7 +72,7 @@ class ExplainedStage:
 
 
 @dataclass(frozen=True)
-class Explanation:
+class Explanation(Documented):
     """A recipe in words.
 
     Attributes:
@@ -106,10 +106,6 @@ class Explanation:
         """The same sentences as keys and values; see docs/json.md."""
         stages = [asdict(stage) for stage in self.stages]
         return stages[0] if self.whole is None else {"stages": stages, "notes": self.notes}
-
-    def to_json(self) -> str:
-        """The same sentences as JSON."""
-        return document(self.as_dict())
 
     def _title(self, stage: ExplainedStage) -> str:
         return "the result" if stage is self.stages[-1] else f"stage {stage.name}"

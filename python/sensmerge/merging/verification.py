@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sensmerge import _core
-from sensmerge.document import document
+from sensmerge.document import Documented
 from sensmerge.errors import InputError
 from sensmerge.merging.manifest import request
 from sensmerge.merging.sidecars import CALIBRATION_FILE, OUTPUT_FILE, UNFINISHED_MARKER
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(Documented):
     """What was found in an output folder.
 
     Attributes:
@@ -72,10 +72,6 @@ class Verification:
             "unlisted": self.unlisted,
             "notes": self.notes,
         }
-
-    def to_json(self) -> str:
-        """What was found, as JSON."""
-        return document(self.as_dict())
 
 
 def verify(folder: str | Path, *, threads: int | None = None) -> Verification:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sensmerge import _core
-from sensmerge.document import document
+from sensmerge.document import Documented
 from sensmerge.models.layers import block_of, blocks, layer_of
 from sensmerge.models.references import resolve
 from sensmerge.terminal import plain
@@ -18,7 +18,7 @@ _BYTES_PER_UNIT = 1000
 
 
 @dataclass(frozen=True)
-class Inspection:
+class Inspection(Documented):
     """A checkpoint, as its headers describe it.
 
     Attributes:
@@ -135,10 +135,6 @@ class Inspection:
             else {"words": quantised.words, "advice": quantised.advice},
             "notes": self.notes,
         }
-
-    def to_json(self) -> str:
-        """The same as JSON."""
-        return document(self.as_dict())
 
 
 def inspect(model: str | Path) -> Inspection:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sensmerge import markup
-from sensmerge.document import document
+from sensmerge.document import Documented
 from sensmerge.errors import InputError
 from sensmerge.terminal import plain
 
@@ -28,7 +28,7 @@ NEAR_UNIFORM = 0.02
 
 
 @dataclass(frozen=True)
-class Coefficients:
+class Coefficients(Documented):
     """Coefficients of K experts and L layers.
 
     Attributes:
@@ -155,10 +155,6 @@ class Coefficients:
             "base": "expert" if self.base else "origin",
             "notes": self.notes(),
         }
-
-    def to_json(self) -> str:
-        """The coefficients as JSON; see docs/json.md."""
-        return document(self.as_dict())
 
     def table(self) -> str:
         """The coefficients as text: a row per layer with factor and α of every expert, then τ."""

@@ -37,7 +37,7 @@ from sensmerge.calibration.runner import KEPT_SHARE, device_of, free_memory
 from sensmerge.calibration.sensitivity import cross_entropy
 from sensmerge.calibration.stream import Stream
 from sensmerge.calibration.surroundings import quiet_transformers, torch_threads
-from sensmerge.document import document
+from sensmerge.document import Documented
 from sensmerge.errors import InputError
 from sensmerge.files import write_atomically
 from sensmerge.merging.manifest import request
@@ -113,7 +113,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Learned:
+class Learned(Documented):
     """The outcome of learning.
 
     Attributes:
@@ -146,10 +146,6 @@ class Learned:
             ],
             "notes": self.notes,
         }
-
-    def to_json(self) -> str:
-        """The same as JSON; null for what was not computed."""
-        return document(self.as_dict())
 
     def write(self, path: Path) -> list[Path]:
         """Write the recipe, and a picture beside it; the history was written step by step.

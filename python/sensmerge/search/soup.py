@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sensmerge import __version__, markup
 from sensmerge.calibration.surroundings import quiet_transformers, torch_threads
-from sensmerge.document import document
+from sensmerge.document import Documented
 from sensmerge.errors import InputError
 from sensmerge.files import write_atomically
 from sensmerge.progress import bar
@@ -45,7 +45,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Soup:
+class Soup(Documented):
     """The outcome.
 
     Attributes:
@@ -101,10 +101,6 @@ class Soup:
             "validation": dict(zip(names, self.validation, strict=False)),
             "notes": self.notes,
         }
-
-    def to_json(self) -> str:
-        """The outcome as JSON."""
-        return document(self.as_dict())
 
     @property
     def notes(self) -> list[str]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from sensmerge import __version__, markup
 from sensmerge.calibration.surroundings import quiet_transformers, torch_threads
-from sensmerge.document import document
+from sensmerge.document import Documented
 from sensmerge.errors import InputError
 from sensmerge.files import write_atomically
 from sensmerge.progress import bar
@@ -89,7 +89,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Tuned:
+class Tuned(Documented):
     """The outcome of a search.
 
     Attributes:
@@ -177,10 +177,6 @@ class Tuned:
             "trials": [asdict(result) for result in self.trials],
             "notes": self.notes,
         }
-
-    def to_json(self) -> str:
-        """The same as JSON; null for what was not computed."""
-        return document(self.as_dict())
 
     def table(self) -> str:
         """The candidate that was taken, the best trial and the plain merges, as a table."""
