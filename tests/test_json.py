@@ -55,13 +55,18 @@ class Bench:
         adapters = [{"model": f"base+l{place}"} for place in range(2)]
         lora = self.write("lora.json", family.recipe("task_arithmetic", models=adapters))
         fresh, file = self.at("fresh"), self.at("written")
+        words = ["echo", '{"score": 2, "of": "{model}"}']
+        farm, farmed = self.farm(words), self.at("farmed")
+        assert run("farm", farm, farmed, "--quiet") == 0
         self.cases: dict[str, tuple[str, ...]] = {
+            "board": (farmed,),
             "calibrate": (self.recipe, "-o", self.calibration),
             "coefficients": (self.recipe, *measured),
             "convert": (self.e0, fresh, "--dtype", "bfloat16", "--force"),
             "diff": (self.base, self.e0, "--json", file),
             "explain": (self.recipe,),
             "extract-lora": (self.e0, self.base, "-o", self.at("l2"), "--rank", "3", "--force"),
+            "farm": (farm, farmed),
             "inspect": (self.e0,),
             "learn": (self.recipe, "-o", file + ".yaml", "--steps", "1", *SEARCH, *measured),
             "merge": (self.recipe, fresh, *measured, "--force", "--cuda"),
@@ -80,6 +85,13 @@ class Bench:
 
     def write(self, name: str, data: Any) -> str:
         return str(self.family.write_recipe(data, name))
+
+    def farm(self, words: list[str]) -> str:
+        """A farm of two candidates, scored by a command."""
+        evaluate = {"command": {"run": words, "score": "score"}}
+        recipe = self.family.recipe("linear")
+        data = {"recipe": recipe, "grid": {"seed": [3, 4]}, "evaluate": evaluate, "keep": 1}
+        return self.write("farm.json", data)
 
     def command(self, case: str) -> list[str]:
         return [case.partition(" ")[0], *self.cases[case]]

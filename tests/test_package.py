@@ -71,6 +71,7 @@ PYTHON_ROOMS = [
     {"report"},
     {"search"},
     {"workflow"},
+    {"farm"},
     {"demo"},
     {"cli", "start"},
 ]

@@ -22,6 +22,9 @@ VERSION = 1
 # Options of calibrations that were measured before there was a choice.
 WITHOUT_CHOICE = {"measure": "taylor", "base": "origin"}
 
+# The options that change what is measured; the others only change how it is used.
+MEASURED = {"measure", "base", "positions", "distance", "dtype", "samples", "max_length", "seed"}
+
 Matrix = NDArray[np.float64]
 
 Count = Annotated[int, Field(ge=0)]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sensmerge import __version__, _core
 from sensmerge.calibration import samples
 from sensmerge.calibration.kept import Kept, Part
-from sensmerge.calibration.record import Calibration, Expert, StatisticsFile
+from sensmerge.calibration.record import MEASURED, Calibration, Expert, StatisticsFile
 from sensmerge.errors import InputError
 from sensmerge.models.layers import block_of, blocks
 from sensmerge.progress import bar
@@ -103,7 +103,7 @@ def run(
         outside_sensitivity=np.array([[row[layer] for layer in outer] for row in sums]),
         order=order,
         alignment=g,
-        options=options.model_dump(include=_MEASURED),
+        options=options.model_dump(include=MEASURED),
         notes=[*_notes(sources, tasks, parts, known), *runner.notes, *base.notes],
         versions=_versions(),
         seconds={"sensitivity": middle - start, "alignment": end - middle} | base.seconds,
@@ -134,7 +134,7 @@ def _of_base(recipe: Recipe, options: Sensitivity, base: OfBase, keep: Path | No
         outside_sensitivity=nothing,
         order=[],
         alignment=nothing,
-        options=options.model_dump(include=_MEASURED),
+        options=options.model_dump(include=MEASURED),
         notes=base.notes,
         versions=_versions(),
         seconds=base.seconds,
@@ -160,10 +160,6 @@ class _Files:
         said = re.sub(r"[^\w.-]+", "-", name.rstrip("/").rsplit("/", 1)[-1]).strip("-.")
         stem = self.beside.name.removesuffix(".json")
         return self.beside.with_name(f"{stem}.{self.kind}.{place}-{said}.safetensors")
-
-
-# The options that change what is measured; the others only change how it is used.
-_MEASURED = {"measure", "base", "positions", "distance", "dtype", "samples", "max_length", "seed"}
 
 
 def _check_blocks(sources: list[loading.Source]) -> None:

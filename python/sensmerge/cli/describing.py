@@ -73,11 +73,15 @@ def explain(recipe: Path, leniency: Leniency | None, form: str) -> None:
 
 @click.command()
 @click.option("-o", "--output", type=FILE, help="The file to write; by default it is printed.")
-def schema(output: Path | None) -> None:
-    """Print a JSON Schema of recipes, for editors."""
-    from sensmerge.recipe.schema import recipe_schema
+@click.option("--farm", is_flag=True, help="The schema of farm files.")
+def schema(output: Path | None, farm: bool) -> None:
+    """Print a JSON Schema of recipes or of farm files, for editors."""
+    if farm:
+        from sensmerge.farm.settings import farm_schema as made
+    else:
+        from sensmerge.recipe.schema import recipe_schema as made
 
-    text = json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(made(), indent=2, ensure_ascii=False) + "\n"
     if output is None:
         click.echo(text, nl=False)
         return

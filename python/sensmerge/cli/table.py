@@ -24,7 +24,12 @@ COMMANDS = {
         "inspect": "List the tensors, dtypes, sizes and layers of MODEL.",
         "methods": "List the merge methods and their parameters, or describe the method NAME in "
         "full.",
-        "schema": "Print a JSON Schema of recipes, for editors.",
+        "schema": "Print a JSON Schema of recipes or of farm files, for editors.",
+    },
+    "farming": {
+        "board": "Show what the farm in FOLDER has found so far: on a terminal live, while it runs.",
+        "farm": "Merge and score many candidates of one recipe, as FARM says, and keep the best in "
+        "FOLDER.",
     },
     "measuring": {
         "calibrate": "Measure sensitivity and alignment of the experts of RECIPE.",

@@ -24,8 +24,12 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def parse_size(size: str | int) -> int:
+def parse_size(size: str | int, key: str = "max_shard_size") -> int:
     """A number of bytes from ``5GB``, ``500MiB`` or a plain number.
+
+    Args:
+        size: What is written.
+        key: The option or key that it is written for, for the message.
 
     Raises:
         InputError: The size is not written like that, or is not positive.
@@ -36,7 +40,7 @@ def parse_size(size: str | int) -> int:
         factor = _BINARY_UNITS.get(unit) if binary else _UNITS[unit]
         if factor is not None and (value := int(float(number) * factor)) > 0:
             return value
-    raise InputError(f"max_shard_size: '{size}' is not a size; write it like 5GB or 500MiB")
+    raise InputError(f"{key}: '{size}' is not a size; write it like 5GB or 500MiB")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sensmerge.recipe import Leniency
     from sensmerge.scaling.sigma import Coefficients
 
-__all__ = ["write", "write_comparison", "write_for"]
+__all__ = ["needs", "write", "write_comparison", "write_for"]
 
 
 def write(
@@ -50,7 +50,7 @@ def write(
         InputError: matplotlib or jinja2 is missing, a file cannot be written, or ``losses`` is no
             file of trials.
     """
-    with _needs():
+    with needs():
         from sensmerge.report import figures, page
     from sensmerge.report.losses import read
 
@@ -67,13 +67,18 @@ def write_comparison(comparison: Comparison, output: str | Path) -> None:
     Raises:
         InputError: matplotlib or jinja2 is missing, or the file cannot be written.
     """
-    with _needs():
+    with needs():
         from sensmerge.report import page
     write_atomically(Path(output), page.render_comparison(comparison))
 
 
 @contextmanager
-def _needs() -> Iterator[None]:
+def needs() -> Iterator[None]:
+    """Say what to install where an import for a report fails.
+
+    Raises:
+        InputError: matplotlib or jinja2 is missing.
+    """
     try:
         yield
     except ImportError as error:

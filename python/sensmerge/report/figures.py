@@ -25,8 +25,8 @@ TOP = 5
 _PNG_DPI = 160
 
 # Readable on light and on dark pages, and told apart without colour vision.
-_BAR = "#8da3b8"
-_TOP_BAR = "#d1495b"
+BAR = "#8da3b8"
+TOP_BAR = "#d1495b"
 _INK = "#7a7f87"
 _DIVERGING = "RdBu_r"
 
@@ -135,7 +135,7 @@ def _draw_sensitivity(rows: Any, coefficients: Coefficients) -> None:
     names = labels(coefficients.experts, 60)
     for axes, name, alpha in zip(rows, names, coefficients.alpha, strict=True):
         top = top_layers(alpha)
-        colors = [_TOP_BAR if layer in top else _BAR for layer in range(layers)]
+        colors = [TOP_BAR if layer in top else BAR for layer in range(layers)]
         axes.bar(range(layers), alpha, color=colors, width=0.78)
         axes.set_title(name, loc="left", fontsize=9)
         axes.set_ylabel("α")

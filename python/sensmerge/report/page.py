@@ -33,7 +33,7 @@ def render(
 ) -> str:
     """The page's text; everything that comes from files is escaped."""
     sentences = coefficients.sentences()
-    return _rendered(
+    return rendered(
         _TEMPLATE,
         title=title,
         sentences=sentences,
@@ -51,7 +51,7 @@ def render(
         sensitivity=Markup(figures.sensitivity_svg(coefficients)),
         scale=Markup(figures.scale_svg(coefficients)),
         alignment=Markup(figures.alignment_svg(calibration.alignment, coefficients.experts)),
-        recipe=None if recipe is None else _lines(recipe),
+        recipe=None if recipe is None else lines(recipe),
         losses=losses,
     )
 
@@ -60,7 +60,7 @@ def render_comparison(comparison: Comparison) -> str:
     """The page's text for two models compared; everything that comes from files is escaped."""
     of = "" if comparison.base is None else f", as task vectors of {comparison.base}"
     maps = heatmaps.heat_maps(comparison)
-    return _rendered(
+    return rendered(
         _COMPARISON,
         title=f"{comparison.b} against {comparison.a}{of}",
         notes=comparison.notes,
@@ -72,7 +72,8 @@ def render_comparison(comparison: Comparison) -> str:
     )
 
 
-def _rendered(template: Path, **values: Any) -> str:
+def rendered(template: Path, **values: Any) -> str:
+    """A page from a template, which gets the style beside the values; all text is escaped."""
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
@@ -86,7 +87,7 @@ def _rendered(template: Path, **values: Any) -> str:
     )
 
 
-def _lines(text: str) -> Markup:
+def lines(text: str) -> Markup:
     """A text of several lines, each of them made plain."""
     return Markup("\n").join(map(plain, text.rstrip("\n").split("\n")))
 

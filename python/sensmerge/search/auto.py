@@ -19,8 +19,8 @@ from sensmerge.recipe.parameters import SCALE
 from sensmerge.search.choice import difference
 from sensmerge.search.judge import Judge, Objective
 from sensmerge.search.lines import EVALUATIONS, minimise
-from sensmerge.search.settings import Settings, searched
-from sensmerge.search.trials import TEMPERATURES, bounds
+from sensmerge.search.settings import TEMPERATURES, Settings, searched
+from sensmerge.search.trials import bounds
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration

@@ -28,6 +28,8 @@ from sensmerge.search import tasks
 from sensmerge.search.candidates import Candidate
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from sensmerge.calibration import Calibration
     from sensmerge.calibration.samples import Sample
     from sensmerge.recipe import Recipe
@@ -162,22 +164,30 @@ class Judge:
         key = (json.dumps([names, asked.plain()]), part)
         samples = self._samples(part)
         if key not in self._known:
-            if self._candidate is None:
-                self._candidate = Candidate(
-                    self._models,
-                    asked,
-                    dtype=self._dtype,
-                    device=self._device,
-                    threads=self._threads,
-                )
-            else:
-                self._candidate.merge(asked)
             self._known[key] = tasks.sample_losses(
-                self._candidate.model, samples, advance or (lambda _: None)
+                self.merged(asked), samples, advance or (lambda _: None)
             )
         elif advance is not None:
             advance(sum(map(len, samples)))
         return self._known[key]
+
+    def merged(self, asked: Request) -> PreTrainedModel:
+        """The model of a merge, ready to run; the next merge changes it.
+
+        Raises:
+            InputError: It cannot be merged or run.
+        """
+        if self._candidate is None:
+            self._candidate = Candidate(
+                self._models,
+                asked,
+                dtype=self._dtype,
+                device=self._device,
+                threads=self._threads,
+            )
+        else:
+            self._candidate.merge(asked)
+        return self._candidate.model
 
     def key(self) -> dict[str, Any]:
         """All that losses depend on besides settings, the device among it."""

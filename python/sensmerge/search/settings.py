@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 # The parameter that is searched for besides the scale, if the method has it.
 DENSITY = "density"
 
+# The interval of T.
+TEMPERATURES = (0.005, 1.0)
+
 
 def method_of(recipe: Recipe, name: str) -> Method:
     """A method by name, in the semantics of a recipe.

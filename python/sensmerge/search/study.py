@@ -124,11 +124,7 @@ class Study:
         if self._options.sampler == "grid":
             # The seed determines the order of the grid, so that it is the same for all trials.
             return optuna.samplers.GridSampler(self._grid(), seed=self._options.seed)
-        if self._options.sampler == "cmaes":
-            return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
-        if self._options.sampler == "random":
-            return optuna.samplers.RandomSampler(seed=seed)
-        return optuna.samplers.TPESampler(seed=seed)
+        return sampler(self._options.sampler, seed)
 
     def _grid(self) -> dict[str, list[Any]]:
         """A few values of every setting that a candidate can have."""
@@ -175,6 +171,20 @@ class Study:
 
         self._space.choose(category, number)
         return asked
+
+
+def sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
+    """The sampler of a name that is not ``grid``.
+
+    Args:
+        name: ``tpe``, ``cmaes`` or ``random``.
+        seed: Its seed.
+    """
+    if name == "cmaes":
+        return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+    if name == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    return optuna.samplers.TPESampler(seed=seed)
 
 
 def _open(path: Path | None) -> optuna.Study:

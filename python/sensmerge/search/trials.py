@@ -30,7 +30,7 @@ from sensmerge.search.groups import moved
 from sensmerge.search.judge import Judge, Objective
 from sensmerge.search.lines import EVALUATIONS, minimise
 from sensmerge.search.results import Result
-from sensmerge.search.settings import DENSITY, Settings, method_of, searched
+from sensmerge.search.settings import DENSITY, TEMPERATURES, Settings, method_of, searched
 from sensmerge.terminal import plain
 
 if TYPE_CHECKING:
@@ -47,8 +47,6 @@ VALIDATION = 0.3
 
 # The number of trials, the best on the search samples, of which one may be taken.
 SHORTLIST = 10
-
-TEMPERATURES = (0.005, 1.0)
 
 
 @dataclass(frozen=True)
