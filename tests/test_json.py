@@ -54,7 +54,9 @@ class Bench:
             assert run("extract-lora", expert, self.base, "-o", lora, "--rank", "2", "--quiet") == 0
         adapters = [{"model": f"base+l{place}"} for place in range(2)]
         lora = self.write("lora.json", family.recipe("task_arithmetic", models=adapters))
-        fresh, file = self.at("fresh"), self.at("written")
+        fresh, file, planned = self.at("fresh"), self.at("written"), self.at("plan.json")
+        parted = ("plan", self.plain, self.at("parts"), "-o", planned, "--quiet")
+        assert run(*parted) == 0
         self.cases: dict[str, tuple[str, ...]] = {
             "calibrate": (self.recipe, "-o", self.calibration),
             "coefficients": (self.recipe, *measured),
@@ -66,9 +68,11 @@ class Bench:
             "learn": (self.recipe, "-o", file + ".yaml", "--steps", "1", *SEARCH, *measured),
             "merge": (self.recipe, fresh, *measured, "--force", "--cuda"),
             "merge --dry-run": (self.recipe, fresh, *measured, "--force", "--dry-run"),
+            "merge --plan": ("--plan", planned, "--shards", "1"),
             "merge-lora": (lora, self.at("l3"), "--rank", "2", "--force"),
             "methods": (),
             "plan": (self.recipe, "-o", file, *measured),
+            "plan OUT": (self.recipe, self.at("other"), "-o", file, *measured),
             "report": (self.calibration, "-o", file, "--recipe", self.recipe),
             "soup": (self.plain, "-o", file + ".yaml", *SEARCH),
             "tune": (self.recipe, "-o", file + ".yaml", "--trials", "2", *SEARCH, *measured),

@@ -70,6 +70,7 @@ PYTHON_ROOMS = [
     {"lora"},
     {"report"},
     {"search"},
+    {"distributed"},
     {"workflow"},
     {"demo"},
     {"cli", "start"},

@@ -15,11 +15,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sensmerge.errors import InputError, MethodError
+from sensmerge.errors import InputError, MethodError, WaitingError
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration, calibrate
     from sensmerge.comparison.differences import diff
+    from sensmerge.distributed.plan import PlannedMerge
     from sensmerge.lora.extraction import extract_lora
     from sensmerge.lora.merging import merge_lora
     from sensmerge.merging.conversion import convert
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from sensmerge.search.descent import learn
     from sensmerge.search.soup import soup
     from sensmerge.search.trials import tune
-    from sensmerge.workflow import merge
+    from sensmerge.workflow import merge, plan_merge
 
 __version__ = "0.1.0"
 
@@ -44,7 +45,9 @@ __all__ = [
     "MethodError",
     "Models",
     "Parameter",
+    "PlannedMerge",
     "Recipe",
+    "WaitingError",
     "calibrate",
     "coefficients",
     "convert",
@@ -57,6 +60,7 @@ __all__ = [
     "merge_tensors",
     "method",
     "open_models",
+    "plan_merge",
     "soup",
     "tune",
 ]
@@ -67,6 +71,7 @@ _HOMES = {
     "MergeResult": "sensmerge.merging.disk",
     "Models": "sensmerge.models",
     "Parameter": "sensmerge.recipe.extension",
+    "PlannedMerge": "sensmerge.distributed.plan",
     "Recipe": "sensmerge.recipe",
     "calibrate": "sensmerge.calibration",
     "coefficients": "sensmerge.scaling.sigma",
@@ -80,6 +85,7 @@ _HOMES = {
     "merge_tensors": "sensmerge.merging.memory",
     "method": "sensmerge.recipe.extension",
     "open_models": "sensmerge.models",
+    "plan_merge": "sensmerge.workflow",
     "soup": "sensmerge.search.soup",
     "tune": "sensmerge.search.trials",
 }
