@@ -14,6 +14,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -96,18 +97,28 @@ pub fn execute_shards(
     done.whole = which.iter().filter(|place| !pending.contains(place)).map(name).collect();
     check_space(output, pending.iter().map(|place| shards[*place].file_bytes).sum())?;
     let pool = pool(options.threads)?;
-    let work =
-        Work { manifest, inputs, output, options, monitor, folder: &folder, shards: &shards };
-    let delivered = AtomicUsize::new(0);
+    let exchanged = Exchanged::default();
+    let work = Work {
+        manifest,
+        inputs,
+        output,
+        options,
+        monitor,
+        folder: &folder,
+        shards: &shards,
+        exchanged: &exchanged,
+    };
     loop {
-        let (before, mut waiting) = (delivered.load(Ordering::Relaxed), None);
+        let (before, mut waiting) = (exchanged.left(), None);
         for place in std::mem::take(&mut pending) {
-            match pool.install(|| work.merge(place, &delivered)) {
+            let progress = monitor.progress();
+            match pool.install(|| work.merge(place)) {
                 Ok(()) => {
                     done.merged.push(name(&place));
                     done.bytes += shards[place].file_bytes;
                 }
                 Err(error @ Error::Waiting { .. }) => {
+                    monitor.rewind(progress);
                     waiting = Some(error);
                     pending.push(place);
                 }
@@ -115,11 +126,11 @@ pub fn execute_shards(
             }
         }
         let Some(error) = waiting else { break };
-        let is_alone = delivered.load(Ordering::Relaxed) == before;
-        if is_alone && start.elapsed() >= wait {
-            return Err(error);
-        }
-        if is_alone {
+        // What this process left meanwhile may be all that its other files waited for.
+        while exchanged.left() == before && !exchanged.are_there(&folder)? {
+            if start.elapsed() >= wait {
+                return Err(error);
+            }
             monitor.check()?;
             std::thread::sleep(PAUSE);
         }
@@ -187,12 +198,40 @@ struct Work<'w> {
     monitor: &'w Monitor,
     folder: &'w SharedFolder,
     shards: &'w [ShardLayout],
+    exchanged: &'w Exchanged,
+}
+
+/// What this process left for others, and what it lacked of theirs.
+#[derive(Default)]
+struct Exchanged {
+    left: AtomicUsize,
+    /// Names of the numbers that were missing when they were last asked for.
+    missing: Mutex<Vec<String>>,
+}
+
+impl Exchanged {
+    /// How often numbers were left for others.
+    fn left(&self) -> usize {
+        self.left.load(Ordering::Relaxed)
+    }
+
+    /// Whether all that was missing is there now.
+    fn are_there(&self, folder: &SharedFolder) -> Result<bool> {
+        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(name) = missing.last() {
+            if folder.numbers(name)?.is_none() {
+                return Ok(false);
+            }
+            missing.pop();
+        }
+        Ok(true)
+    }
 }
 
 impl Work<'_> {
-    /// Merge the tensors of one weight file. Every result left for others counts in `delivered`.
-    fn merge(&self, place: usize, delivered: &AtomicUsize) -> Result<()> {
-        let common = Share::new(self, place, delivered);
+    /// Merge the tensors of one weight file.
+    fn merge(&self, place: usize) -> Result<()> {
+        let common = Share::new(self, place);
         let mut job =
             Job::new(self.manifest, self.inputs, self.output, self.options, self.monitor)?;
         job.notes = self.folder.found();
@@ -225,12 +264,12 @@ pub(super) struct Share<'s> {
     /// Number of entries that are merged.
     entries: usize,
     /// Number of results that were exchanged.
-    exchanged: AtomicUsize,
-    delivered: &'s AtomicUsize,
+    rounds: AtomicUsize,
+    exchanged: &'s Exchanged,
 }
 
 impl<'s> Share<'s> {
-    fn new(work: &Work<'s>, place: usize, delivered: &'s AtomicUsize) -> Self {
+    fn new(work: &Work<'s>, place: usize) -> Self {
         let mut names = work
             .shards
             .iter()
@@ -251,8 +290,8 @@ impl<'s> Share<'s> {
             file: &work.shards[place].file_name,
             file_of,
             entries: work.manifest.merges().map(|(output, _)| output.elements()).sum(),
-            exchanged: AtomicUsize::new(0),
-            delivered,
+            rounds: AtomicUsize::new(0),
+            exchanged: work.exchanged,
         }
     }
 }
@@ -279,11 +318,11 @@ impl Together for Across<'_, '_> {
         take: &mut dyn FnMut(&[i64]) -> Result<()>,
     ) -> Result<()> {
         let Share { folder, file, files, .. } = self.share;
-        let round = self.share.exchanged.fetch_add(1, Ordering::Relaxed);
+        let round = self.share.rounds.fetch_add(1, Ordering::Relaxed);
         let name = |file: &str| format!("{round}-{file}");
         if files.contains(file) && folder.numbers(&name(file))?.is_none() {
             folder.put_numbers(&name(file), find()?)?;
-            self.share.delivered.fetch_add(1, Ordering::Relaxed);
+            self.share.exchanged.left.fetch_add(1, Ordering::Relaxed);
         }
         let (mut found, mut missing) = (Vec::new(), Vec::new());
         for file in files {
@@ -295,6 +334,8 @@ impl Together for Across<'_, '_> {
         if missing.is_empty() {
             return found.iter().try_for_each(|numbers| take(numbers));
         }
+        let names = missing.iter().map(|file| name(file)).collect();
+        *self.share.exchanged.missing.lock().unwrap_or_else(PoisonError::into_inner) = names;
         let reason = format!(
             "the method needs to know something of the whole model, and other processes have not found it \
              yet of {}",
