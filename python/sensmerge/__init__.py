@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from sensmerge.search.trials import tune
     from sensmerge.workflow import merge
 
-__version__ = "0.1.0"
+    __version__: str
 
 __all__ = [
     "Calibration",
@@ -89,6 +89,10 @@ def __getattr__(name: str) -> Any:
     # Loaded on first use: `import sensmerge` costs neither NumPy nor pydantic nor torch.
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("sensmerge")
     raise AttributeError(f"module 'sensmerge' has no attribute '{name}'")
 
 
