@@ -47,7 +47,7 @@ bench: $(STAMPS)/built ## Every method: seconds, ratio to what the machine allow
 	$(BIN)/python benches/merge.py
 
 docs: $(STAMPS)/docs $(STAMPS)/built ## The site of the documentation, into site/
-	$(BIN)/python scripts/site.py
+	$(BIN)/python scripts/website.py
 
 pins: $(STAMPS)/uv ## Resolve the pinned versions anew, into constraints/
 	$(BIN)/python scripts/pins.py

@@ -1,4 +1,4 @@
-"""Sphinx's settings: the site is the repository's Markdown as it stands, see scripts/site.py.
+"""Sphinx's settings: the site is the repository's Markdown as it stands, see scripts/website.py.
 
 Pages hold no directive, so that they read well on a code host. What a site needs beside them is
 added while they are read: the contents of the navigation, and the reference of the Python package.

@@ -87,7 +87,14 @@ def merge(folder: Path, method: str, threads: int) -> Tensors:
     recipe = {"merge_method": method, "base_model": "base", "models": models}
     (folder / "recipe.json").write_text(json.dumps(recipe | {"parameters": parameters}))
     out = folder / f"{method}-{threads}"
-    command = [sys.executable, "-m", "sensmerge.cli", "merge", str(folder / "recipe.json"), str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "sensmerge.cli",
+        "merge",
+        str(folder / "recipe.json"),
+        str(out),
+    ]
     subprocess.run([*command, "--threads", str(threads), "--quiet"], check=True)
     subprocess.run([*command[:3], "verify", str(out), "--quiet"], check=True)
     return read(out)

@@ -70,14 +70,18 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_anchors_are_those_of_code_hosts(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    text = "# A page: one, two\n## `two` words\n```\n# none\n```\n## [Two](a.md) words\n### λ and K·σ\n"
-    page.write_text(text, encoding="utf-8")
-    assert anchors(page) == {"a-page-one-two", "two-words", "two-words-1", "λ-and-kσ"}
+    lines = ["# A page: one", "## `two` words", "```", "# none", "```", "## [Two](a.md) words"]
+    page.write_text("\n".join([*lines, "### λ and K·σ", ""]), encoding="utf-8")
+    assert anchors(page) == {"a-page-one", "two-words", "two-words-1", "λ-and-kσ"}
 
 
 def test_the_index_leads_to_every_page() -> None:
     listed = {(DOCS / link.partition("#")[0]).resolve() for link in links(DOCS / "README.md")}
     assert {*DOCS.glob("*.md")} - {DOCS / "README.md"} <= listed
+    records = ROOT / "benches" / "records"
+    assert {*records.glob("*.md")} - {records / "README.md"} == {
+        records / link for link in links(records / "README.md")
+    }
     methods = {(DOCS / "methods" / link).resolve() for link in links(DOCS / "methods/README.md")}
     assert {*(DOCS / "methods").glob("*.md")} - {DOCS / "methods" / "README.md"} <= methods
 
@@ -115,7 +119,7 @@ def followed(
     for line in COMMAND.findall(text):
         command = " ".join(shlex.split(line, comments=True))
         if command == "sensmerge demo family":
-            continue  # trains for minutes; the fixture stands for it, and the demo has its own tests
+            continue  # trains for minutes, and has tests of its own; the fixture stands for it
         code = run(*command.split()[1:])
         captured = capsys.readouterr()
         assert code == 0, f"{command}: {captured.err}"
@@ -127,7 +131,7 @@ def test_the_tutorial_can_be_followed(
     family: Family, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = followed("tutorial.md", family.folder.parent, monkeypatch, capsys)
-    assert len(said) == 13
+    assert len(said) == 14
     shown = shown_outputs((DOCS / "tutorial.md").read_text(encoding="utf-8"))
     for command, lines in shown.items():
         printed = [without_numbers(line) for line in said[command].splitlines()]

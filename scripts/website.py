@@ -105,9 +105,9 @@ def rustdoc() -> None:
 
 def sphinx() -> None:
     """Write the pages."""
-    options = "--quiet --fail-on-warning --keep-going --builder html --conf-dir docs".split()
-    kept = ["--doctree-dir", str(ROOT / "target" / "doctrees")]
-    command = [sys.executable, "-m", "sphinx", *options, *kept, str(ROOT), str(SITE)]
+    strict = ["--fail-on-warning", "--keep-going", "--quiet"]
+    where = ["--conf-dir", "docs", "--doctree-dir", "target/doctrees", ".", str(SITE)]
+    command = [sys.executable, "-m", "sphinx", *strict, *where]
     paths = os.pathsep.join([str(PACKAGES), str(ROOT / "python")])
     if subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": paths}).returncode != 0:
         sys.exit("error: sphinx failed")
