@@ -50,6 +50,9 @@ def main() -> None:
     write("uv.txt", resolve("--group=setup"), lambda pin: True)
     # Without what they ask for: llama.cpp, which would be compiled, and a command line around it.
     write("smollm.txt", resolve("--group=smollm", "--no-deps"), lambda pin: True)
+    # Each apart from the others, since nobody needs them together.
+    write("docs.txt", resolve("--group=docs"), lambda pin: True)
+    write("release.txt", resolve("--group=release"), lambda pin: True)
     pins = resolve("pyproject.toml", *EXTRAS, "--group=dev")
     write("torch.txt", pins, lambda pin: TORCH.match(pin) is not None)
     write("tools.txt", pins, lambda pin: TORCH.match(pin) is None)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from sensmerge.search.trials import tune
     from sensmerge.workflow import merge, plan_merge
 
-__version__ = "0.1.0"
+    __version__: str
 
 __all__ = [
     "Calibration",
@@ -95,6 +95,10 @@ def __getattr__(name: str) -> Any:
     # Loaded on first use: `import sensmerge` costs neither NumPy nor pydantic nor torch.
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("sensmerge")
     raise AttributeError(f"module 'sensmerge' has no attribute '{name}'")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import click
 
-from sensmerge import InputError, WaitingError, __version__
+from sensmerge import InputError, WaitingError
 from sensmerge.cli import printing, signals
 from sensmerge.cli.table import Table, stand_ins
 
@@ -31,7 +31,7 @@ _HINTS = {
 @click.group(
     cls=Table, commands=stand_ins(), context_settings={"help_option_names": ["-h", "--help"]}
 )
-@click.version_option(__version__, prog_name="sensmerge")
+@click.version_option(package_name="sensmerge", prog_name="sensmerge")
 def commands() -> None:
     """Merge fine-tuned LLM checkpoints, each layer weighted by its importance."""
 

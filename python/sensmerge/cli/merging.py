@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sensmerge.recipe import Leniency, Recipe, StagedRecipe
 
 
-@click.command(epilog="mergekit's options are understood too: see docs/recipes.md.")
+@click.command(epilog="mergekit's options are understood too: see docs/mergekit.md.")
 @click.argument("recipe", type=FILE, required=False)
 @click.argument("out", type=FOLDER, required=False)
 @calibration_option
