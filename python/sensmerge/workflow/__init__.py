@@ -7,5 +7,14 @@ from __future__ import annotations
 
 from sensmerge.workflow.merges import merge
 from sensmerge.workflow.plans import as_mergekit, plan, plan_merge
+from sensmerge.workflow.steps import Settled, settle, sketched
 
-__all__ = ["as_mergekit", "merge", "plan", "plan_merge"]
+__all__ = [
+    "Settled",
+    "as_mergekit",
+    "merge",
+    "plan",
+    "plan_merge",
+    "settle",
+    "sketched",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +14,12 @@ from sensmerge.merging import disk
 from sensmerge.merging.disk import DEFAULT_SHARD_SIZE, MergeResult
 from sensmerge.merging.plan import parse_size
 from sensmerge.merging.stages import folder_of, is_merged, stage_folders
-from sensmerge.models import Models, open_models
+from sensmerge.models import open_models
 from sensmerge.models.pickles import unpickled, unpickling
 from sensmerge.recipe import Recipe, StagedRecipe, load
-from sensmerge.scaling.matching import needs_files, with_statistics
+from sensmerge.scaling.matching import needs_files
 from sensmerge.workflow.plans import plan_stages
-from sensmerge.workflow.steps import How, check, choose_auto, coefficients_of, measure
+from sensmerge.workflow.steps import check, settle
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
@@ -86,7 +86,7 @@ def merge(
     """
     asked = recipe if isinstance(recipe, Recipe | StagedRecipe) else load(recipe)
     parse_size(max_shard_size)
-    how = How(
+    how = _How(
         threads=threads,
         progress=progress,
         max_shard_size=max_shard_size,
@@ -107,27 +107,67 @@ def merge(
         return _merge(asked, out, calibration, how, [], device)
 
 
+@dataclass(frozen=True)
+class _How:
+    """The arguments of :func:`merge` that do not change what is merged."""
+
+    threads: int | None
+    progress: bool
+    max_shard_size: str | int
+    sync: bool
+    hash_output: bool
+    resume: bool
+    overwrite: bool
+    allow_nan: bool
+    chunk_bytes: int | None
+    tokenizer: bool
+    card: bool
+    committed: Callable[[], object] | None
+
+
 def _merge(
     recipe: Recipe,
     out: str | Path,
     calibration: Calibration | str | Path | None,
-    how: How,
+    how: _How,
     earlier: list[str],
     device: str,
 ) -> MergeResult:
     """Merge one recipe; ``earlier`` are notes of the stages before it."""
     models = open_models(recipe, progress=how.progress)
     pickled = unpickled()
-    check(recipe, models, out, calibration, how, [*map(str, pickled.copies)])
+    copies = [*map(str, pickled.copies)]
+    check(
+        recipe,
+        models,
+        out,
+        calibration,
+        copies,
+        overwrite=how.overwrite,
+        threads=how.threads,
+        progress=how.progress,
+    )
     with _statistics_beside(recipe, Path(out), calibration) as keep:
         if keep is not None or any(copy != path for path, copy in pickled.copies.items()):
             # What is merged is gone once this process is.
             how = replace(how, resume=False)
-        measured, notes = measure(
-            recipe, models, calibration, device, keep, threads=how.threads, progress=how.progress
+        settled = settle(
+            recipe,
+            models,
+            calibration,
+            device=device,
+            keep=keep,
+            threads=how.threads,
+            progress=how.progress,
         )
-        return _merge_measured(
-            recipe, models, out, measured, how, [*earlier, *pickled.notes, *notes], device
+        return disk.write(
+            settled.recipe,
+            settled.models,
+            out,
+            settled.calibration,
+            settled.coefficients,
+            notes=[*earlier, *pickled.notes, *settled.notes],
+            **asdict(how),
         )
 
 
@@ -146,34 +186,11 @@ def _statistics_beside(
         yield Path(folder) / "calibration.json"
 
 
-def _merge_measured(
-    recipe: Recipe,
-    models: Models,
-    out: str | Path,
-    measured: Calibration | None,
-    how: How,
-    notes: list[str],
-    device: str,
-) -> MergeResult:
-    """Merge one recipe, once what it needs is measured."""
-    models = with_statistics(recipe, measured, models)
-    recipe, chosen = choose_auto(recipe, measured, how, device)
-    return disk.write(
-        recipe,
-        models,
-        out,
-        measured,
-        coefficients_of(measured, recipe),
-        notes=[*notes, *chosen],
-        **asdict(how),
-    )
-
-
 def _merge_stages(
     asked: StagedRecipe,
     out: Path,
     calibration: Calibration | str | Path | None,
-    how: How,
+    how: _How,
     kept: Path | None,
     device: str,
     *,

@@ -16,17 +16,9 @@ from sensmerge.merging.stages import StagedPlan, folder_of, sketch, with_names
 from sensmerge.merging.tokenizer import merged_tokenizer
 from sensmerge.models import open_models
 from sensmerge.recipe import DEFAULT_TEMPERATURE, Recipe, StagedRecipe, load
-from sensmerge.scaling.matching import needs_calibration, needs_files, with_statistics
+from sensmerge.scaling.matching import needs_calibration, needs_files
 from sensmerge.scaling.required import with_measurements
-from sensmerge.workflow.steps import (
-    How,
-    check,
-    choose_auto,
-    coefficients_of,
-    measure,
-    provisional,
-    undamped,
-)
+from sensmerge.workflow.steps import check, provisional, settle, undamped
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
@@ -187,34 +179,25 @@ def plan_merge(
             "the recipe's method needs statistics by tensor, in files that other processes read "
             "too: make them by `sensmerge calibrate`, and give --calibration"
         )
-    how = How(
-        threads=threads,
-        progress=progress,
-        max_shard_size=max_shard_size,
-        sync=True,
-        hash_output=True,
-        resume=True,
-        overwrite=overwrite,
-        allow_nan=allow_nan,
-        chunk_bytes=None,
-        tokenizer=tokenizer,
-        card=card,
-        committed=None,
-    )
     shard_bytes = parse_size(max_shard_size)
     models = open_models(asked, progress=progress)
-    check(asked, models, out, calibration, how, [])
-    measured, notes = measure(
-        asked, models, calibration, device, None, threads=threads, progress=progress
-    )
-    models = with_statistics(asked, measured, models)
-    settled, chosen = choose_auto(asked, measured, how, device)
-    resolved = disk.resolve(
-        settled,
+    check(
+        asked,
         models,
-        measured,
-        coefficients_of(measured, settled),
-        notes=[*notes, *chosen],
+        out,
+        calibration,
+        [],
+        overwrite=overwrite,
+        threads=threads,
+        progress=progress,
+    )
+    settled = settle(asked, models, calibration, device=device, threads=threads, progress=progress)
+    resolved = disk.resolve(
+        settled.recipe,
+        settled.models,
+        settled.calibration,
+        settled.coefficients,
+        notes=settled.notes,
         threads=threads,
         progress=progress,
         tokenizer=tokenizer,

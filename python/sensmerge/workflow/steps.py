@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,29 +11,16 @@ from sensmerge.merging.manifest import request
 from sensmerge.merging.tokenizer import merged_tokenizer
 from sensmerge.models import Models
 from sensmerge.recipe import DEFAULT_TEMPERATURE, Recipe
-from sensmerge.scaling.matching import matching, needs_calibration, needs_coefficients
+from sensmerge.scaling.matching import (
+    matching,
+    needs_calibration,
+    needs_coefficients,
+    with_statistics,
+)
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
     from sensmerge.scaling.sigma import Coefficients
-
-
-@dataclass(frozen=True)
-class How:
-    """The arguments of :func:`merge` that do not change what is merged."""
-
-    threads: int | None
-    progress: bool
-    max_shard_size: str | int
-    sync: bool
-    hash_output: bool
-    resume: bool
-    overwrite: bool
-    allow_nan: bool
-    chunk_bytes: int | None
-    tokenizer: bool
-    card: bool
-    committed: Callable[[], object] | None
 
 
 def check(
@@ -42,22 +28,80 @@ def check(
     models: Models,
     out: str | Path,
     calibration: Calibration | str | Path | None,
-    how: How,
     copies: list[str],
+    *,
+    overwrite: bool,
+    threads: int | None,
+    progress: bool,
 ) -> None:
     """Refuse a merge that is bound to fail before a long measurement rather than after it."""
     inputs = [str(path) for model in models.all for path in model.paths]
-    _core.check_output(str(out), [*inputs, *copies], how.overwrite)
+    _core.check_output(str(out), [*inputs, *copies], overwrite)
     if recipe.auto or (calibration is None and needs_calibration(recipe)):
         if recipe.method.statistic is None:
-            sketched = undamped(provisional(recipe))
-            asked = request(sketched, None, models, threads=how.threads, progress=how.progress)
+            known = sketched(recipe)
+            asked = request(known, None, models, threads=threads, progress=progress)
             tensors = asked.manifest().tensors
             _core.check_space(str(out), sum(tensor.nbytes for tensor in tensors))
         merged_tokenizer(recipe, models)
 
 
-def measure(
+@dataclass(frozen=True)
+class Settled:
+    """A recipe of which nothing is open any more.
+
+    Attributes:
+        recipe: The recipe, with numbers for values that were ``auto``.
+        models: Its models, with what was measured of them.
+        calibration: What was measured of its experts; None for a plain merge.
+        coefficients: Their coefficients; None for a plain merge.
+        notes: Notes for the user on what was measured and chosen.
+    """
+
+    recipe: Recipe
+    models: Models
+    calibration: Calibration | None
+    coefficients: Coefficients | None
+    notes: list[str]
+
+
+def settle(
+    recipe: Recipe,
+    models: Models,
+    calibration: Calibration | str | Path | None = None,
+    *,
+    device: str = "cpu",
+    keep: Path | None = None,
+    threads: int | None = None,
+    progress: bool = True,
+) -> Settled:
+    """Measure what a recipe needs, unless it is given, and choose its values that are ``auto``.
+
+    Args:
+        recipe: The recipe.
+        models: Its models.
+        calibration: A calibration of its experts, or its path.
+        device: The torch device that models run on where something is measured.
+        keep: The file beside which statistics are written, if the recipe needs such.
+        threads: Threads to use; all cores by default.
+        progress: Show a progress bar.
+
+    Raises:
+        InputError: Recipe, models, samples or calibration cannot be used as they are.
+    """
+    measured, notes = _measured(
+        recipe, models, calibration, device, keep, threads=threads, progress=progress
+    )
+    models = with_statistics(recipe, measured, models)
+    if recipe.auto:
+        from sensmerge.search.auto import choose
+
+        recipe, chosen = choose(recipe, measured, device=device, threads=threads, progress=progress)
+        notes += chosen
+    return Settled(recipe, models, measured, _coefficients(measured, recipe), notes)
+
+
+def _measured(
     recipe: Recipe,
     models: Models,
     calibration: Calibration | str | Path | None,
@@ -80,18 +124,7 @@ def measure(
     return measured, list(measured.notes)
 
 
-def choose_auto(
-    recipe: Recipe, measured: Calibration | None, how: How, device: str
-) -> tuple[Recipe, list[str]]:
-    """The recipe with numbers for its ``auto`` values, and notes on how they were chosen."""
-    if not recipe.auto:
-        return recipe, []
-    from sensmerge.search.auto import choose
-
-    return choose(recipe, measured, device=device, threads=how.threads, progress=how.progress)
-
-
-def coefficients_of(measured: Calibration | None, recipe: Recipe) -> Coefficients | None:
+def _coefficients(measured: Calibration | None, recipe: Recipe) -> Coefficients | None:
     """The coefficients of a recipe; None for a plain merge."""
     if measured is None or not needs_coefficients(recipe):
         return None
@@ -104,6 +137,11 @@ def coefficients_of(measured: Calibration | None, recipe: Recipe) -> Coefficient
 def provisional(recipe: Recipe) -> Recipe:
     """The recipe with provisional numbers for its ``auto`` values."""
     return recipe.chosen(1 / len(recipe.experts), DEFAULT_TEMPERATURE) if recipe.auto else recipe
+
+
+def sketched(recipe: Recipe) -> Recipe:
+    """The recipe as far as it can be merged before anything is measured: for a sketch of it."""
+    return undamped(provisional(recipe))
 
 
 def undamped(recipe: Recipe) -> Recipe:
