@@ -20,6 +20,7 @@ from sensmerge.errors import InputError, MethodError
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration, calibrate
     from sensmerge.comparison.differences import diff
+    from sensmerge.evaluation import evaluate
     from sensmerge.lora.extraction import extract_lora
     from sensmerge.lora.merging import merge_lora
     from sensmerge.merging.conversion import convert
@@ -49,6 +50,7 @@ __all__ = [
     "coefficients",
     "convert",
     "diff",
+    "evaluate",
     "extract_lora",
     "learn",
     "merge",
@@ -72,6 +74,7 @@ _HOMES = {
     "coefficients": "sensmerge.scaling.sigma",
     "convert": "sensmerge.merging.conversion",
     "diff": "sensmerge.comparison.differences",
+    "evaluate": "sensmerge.evaluation",
     "extract_lora": "sensmerge.lora.extraction",
     "learn": "sensmerge.search.descent",
     "merge": "sensmerge.workflow",

@@ -161,8 +161,8 @@ def _merge(
     if recipe.auto or (calibration is None and needs_calibration(recipe)):
         # Refuse a merge that is bound to fail before the long measurement rather than after it.
         if recipe.method.statistic is None:
-            sketched = _undamped(_provisional(recipe))
-            asked = request(sketched, None, models, threads=how.threads, progress=how.progress)
+            known = sketched(recipe)
+            asked = request(known, None, models, threads=how.threads, progress=how.progress)
             tensors = asked.manifest().tensors
             _core.check_space(str(out), sum(tensor.nbytes for tensor in tensors))
         merged_tokenizer(recipe, models)
@@ -170,11 +170,23 @@ def _merge(
         if keep is not None or any(copy != path for path, copy in pickled.copies.items()):
             # What is merged is gone once this process is.
             how = replace(how, resume=False)
-        measured, notes = _measured(
-            recipe, models, calibration, device, keep, threads=how.threads, progress=how.progress
+        settled = settle(
+            recipe,
+            models,
+            calibration,
+            device=device,
+            keep=keep,
+            threads=how.threads,
+            progress=how.progress,
         )
-        return _merge_measured(
-            recipe, models, out, measured, how, [*earlier, *pickled.notes, *notes], device
+        return disk.write(
+            settled.recipe,
+            settled.models,
+            out,
+            settled.calibration,
+            settled.coefficients,
+            notes=[*earlier, *pickled.notes, *settled.notes],
+            **asdict(how),
         )
 
 
@@ -193,33 +205,59 @@ def _statistics_beside(
         yield Path(folder) / "calibration.json"
 
 
-def _merge_measured(
+@dataclass(frozen=True)
+class Settled:
+    """A recipe of which nothing is open any more.
+
+    Attributes:
+        recipe: The recipe, with numbers for values that were ``auto``.
+        models: Its models, with what was measured of them.
+        calibration: What was measured of its experts; None for a plain merge.
+        coefficients: Their coefficients; None for a plain merge.
+        notes: Notes for the user on what was measured and chosen.
+    """
+
+    recipe: Recipe
+    models: Models
+    calibration: Calibration | None
+    coefficients: Coefficients | None
+    notes: list[str]
+
+
+def settle(
     recipe: Recipe,
     models: Models,
-    out: str | Path,
-    measured: Calibration | None,
-    how: _How,
-    notes: list[str],
-    device: str,
-) -> MergeResult:
-    """Merge one recipe, once what it needs is measured."""
+    calibration: Calibration | str | Path | None = None,
+    *,
+    device: str = "cpu",
+    keep: Path | None = None,
+    threads: int | None = None,
+    progress: bool = True,
+) -> Settled:
+    """Measure what a recipe needs, unless it is given, and choose its values that are ``auto``.
+
+    Args:
+        recipe: The recipe.
+        models: Its models.
+        calibration: A calibration of its experts, or its path.
+        device: The torch device that models run on where something is measured.
+        keep: The file beside which statistics are written, if the recipe needs such.
+        threads: Threads to use; all cores by default.
+        progress: Show a progress bar.
+
+    Raises:
+        InputError: Recipe, models, samples or calibration cannot be used as they are.
+    """
+    measured, notes = _measured(
+        recipe, models, calibration, device, keep, threads=threads, progress=progress
+    )
     models = with_statistics(recipe, measured, models)
     if recipe.auto:
         from sensmerge.search.auto import choose
 
-        recipe, chosen = choose(
-            recipe, measured, device=device, threads=how.threads, progress=how.progress
-        )
+        recipe, chosen = choose(recipe, measured, device=device, threads=threads, progress=progress)
         notes += chosen
-    return disk.write(
-        recipe,
-        models,
-        out,
-        measured,
-        _coefficients(measured, recipe),
-        notes=notes,
-        **asdict(how),
-    )
+    return Settled(recipe, models, measured, _coefficients(measured, recipe), notes)
 
 
 def _merge_stages(
@@ -386,6 +424,11 @@ def _plan(
 def _provisional(recipe: Recipe) -> Recipe:
     """The recipe with provisional numbers for its ``auto`` values."""
     return recipe.chosen(1 / len(recipe.experts), DEFAULT_TEMPERATURE) if recipe.auto else recipe
+
+
+def sketched(recipe: Recipe) -> Recipe:
+    """The recipe as far as it can be merged before anything is measured: for a sketch of it."""
+    return _undamped(_provisional(recipe))
 
 
 def _undamped(recipe: Recipe) -> Recipe:
