@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import datasets
-import evaluate
 import huggingface_hub
 import jinja2.sandbox
 import lm_eval.api.metrics
@@ -180,6 +179,9 @@ def programs_confined(*, allowed: bool) -> Iterator[None]:
     Args:
         allowed: Whether programs may be run.
     """
+    # Only where it is needed, since it takes seconds to import.
+    import evaluate
+
     real = evaluate.load
 
     def load(path: str, *arguments: Any, **options: Any) -> Any:

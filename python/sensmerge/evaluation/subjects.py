@@ -28,11 +28,12 @@ from sensmerge.models.folders import tokenizer_files
 from sensmerge.models.opened import open_model
 from sensmerge.reading import is_folder, mode_of, object_of, own_file
 from sensmerge.recipe import Recipe
-from sensmerge.workflow import settle, sketched
+from sensmerge.workflow import Settled, settle, sketched
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from sensmerge import _core
     from sensmerge.calibration import Calibration
     from sensmerge.models import Models
 
@@ -144,13 +145,28 @@ class Merged(Subject):
         """See :class:`Subject`."""
         self._models = open_models(self.recipe, progress=how.progress)
         _check_folder(self._models.template.path)
+        if self.recipe.method.statistic is not None:
+            return
         # From headers alone, before a long measurement.
-        if self.recipe.method.statistic is None:
-            request(sketched(self.recipe), None, self._models, weights=False).manifest()
+        asked = request(sketched(self.recipe), None, self._models, weights=False)
+        if any(tensor.packing is not None for tensor in asked.dequantised().manifest().tensors):
+            raise InputError(
+                f"{self.name}: out_dtype: {self.recipe.out_dtype} is written, and not merged in "
+                "memory; merge the recipe, and evaluate the folder"
+            )
+        if any(tensor.packing is not None for tensor in asked.manifest().tensors):
+            self.notes.append(
+                f"{self.name}: the base is quantised, and so would be what a merge writes; what "
+                "was evaluated is not"
+            )
 
     @contextmanager
     def opened(self, how: Manner) -> Iterator[Running]:
         """See :class:`Subject`."""
+        # The tensors are the model's from then on, and held by nobody else.
+        yield self._merged(how)
+
+    def _merged(self, how: Manner) -> Running:
         assert self._models is not None
         with tempfile.TemporaryDirectory(prefix="sensmerge-") as name:
             folder, measured = Path(name, "model"), Path(name, "measured")
@@ -173,25 +189,28 @@ class Merged(Subject):
                 progress=how.progress,
             ).dequantised()
             manifest = asked.manifest()
-            beside = sidecars(
-                settled.recipe, settled.models, settled.coefficients, None, manifest, card=False
-            )
-            for file, path in beside.copies:
-                shutil.copyfile(path, folder / file)
-            for file, text in beside.texts:
-                (folder / file).write_text(text, encoding="utf-8")
-            _check_folder(folder)
+            self.notes += _written_beside(settled, manifest, folder)
             tensors, notes = memory.merged(asked, manifest, threads=how.threads)
-            self.notes += [*settled.notes, *settled.models.notes, *beside.notes]
-            self.notes += [*manifest.notes, *notes]
+            self.notes += [*settled.notes, *settled.models.notes, *manifest.notes, *notes]
             checkpoint = memory.checkpoint_of(self.name, tensors)
             kind = loading.main_dtype(self.name, checkpoint) if how.dtype == "stored" else None
             model = loading.assemble(folder, tensors, kind or torch.float32)
             _set_tokens(model, folder)
-            running = Running(
-                _on(model, how), vetted.tokenizer_of(folder), checkpoint.fingerprint()
-            )
-        yield running
+            tokenizer = vetted.tokenizer_of(folder)
+            return Running(_on(model, how), tokenizer, checkpoint.fingerprint())
+
+
+def _written_beside(settled: Settled, manifest: _core.Manifest, folder: Path) -> list[str]:
+    """Write the small files that a merge would put beside the weights; notes on them."""
+    beside = sidecars(
+        settled.recipe, settled.models, settled.coefficients, None, manifest, card=False
+    )
+    for file, path in beside.copies:
+        shutil.copyfile(path, folder / file)
+    for file, text in beside.texts:
+        (folder / file).write_text(text, encoding="utf-8")
+    _check_folder(folder)
+    return beside.notes
 
 
 @dataclass(kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sensmerge import markup
-from sensmerge.evaluation.benchmarks import area, title
+from sensmerge.evaluation.benchmarks import PAPER, area, title
 from sensmerge.terminal import plain
 
 if TYPE_CHECKING:
@@ -53,10 +53,9 @@ def cells(found: Evaluation) -> Cells:
 
 
 def ordered(tasks: Sequence[str]) -> list[str]:
-    """Tasks as columns: those of an area of the paper side by side, the others behind them."""
-    places = list(dict.fromkeys(area(task) for task in tasks))
-    places.sort(key=lambda place: place is None)
-    return [task for place in places for task in tasks if area(task) == place]
+    """Tasks as columns: the paper's in its order, and the others behind them in theirs."""
+    paper = [each.task for each in PAPER]
+    return sorted(tasks, key=lambda task: paper.index(task) if task in paper else len(paper))
 
 
 def percent(share: float | None) -> str:
