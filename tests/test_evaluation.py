@@ -173,14 +173,14 @@ def likeliest(model: Any, tokenizer: Any, row: dict[str, Any]) -> int:
 def accuracy(folder: Path) -> float:
     """The share of right choices, by the oracle."""
     model, tokenizer = opened(folder)
-    right = [likeliest(model, tokenizer, row) == row["answer"] for row in choices()]
+    right: list[bool] = [likeliest(model, tokenizer, row) == row["answer"] for row in choices()]
     return sum(right) / len(right)
 
 
 def exactness(family: Family, folder: Path) -> float:
     """The share of right answers, by the oracle."""
     model, tokenizer = opened(folder)
-    right = [
+    right: list[bool] = [
         greedy(model, tokenizer, row["prompt"], 4) == row["completion"] for row in answers(family)
     ]
     return sum(right) / len(right)
@@ -466,15 +466,17 @@ def test_models_that_cannot_be_run_are_refused(
 
 
 def test_options_out_of_range_are_refused(tmp_path: Path) -> None:
-    for options, said in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"dtype": "int8"}, "dtype: 'int8' is none of stored, float32"),
         ({"limit": 0}, "limit: 0 is too small"),
         ({"device": "nowhere"}, "device: 'nowhere' cannot be used"),
         ({"tasks_dir": tmp_path / "none"}, "there is no such folder of task files"),
         ({"tasks": []}, "tasks: none is named"),
-    ):
+    )
+    for options, said in cases:
+        asked: dict[str, Any] = {"tasks": "choice", "progress": False} | options
         with pytest.raises(InputError, match=said):
-            evaluate("nothing", **{"tasks": "choice", "progress": False} | options)
+            evaluate("nothing", **asked)
 
 
 def test_the_command_prints_and_keeps_a_table(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from sensmerge import InputError
 from sensmerge.evaluation import programs
 from sensmerge.evaluation.programs import PASSED, CodeEval, Limits, estimate, run
 
@@ -139,6 +140,6 @@ def test_programs_are_refused_where_they_cannot_be_limited(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     programs.check_confinement()
-    monkeypatch.setattr(programs.os, "name", "nt")
-    with pytest.raises(programs.InputError, match="run such tasks on Linux"):
+    monkeypatch.setattr(os, "name", "nt")
+    with pytest.raises(InputError, match="run such tasks on Linux"):
         programs.check_confinement()

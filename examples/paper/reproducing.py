@@ -65,9 +65,8 @@ def _table(name: str, about: str) -> click.Command:
     @click.option("--unpickle", is_flag=True, help="Read models stored as pickles.")
     def run(folder: Path, models: Path, **how: Any) -> None:
         from experts import Experts
-        from tabled import TABLES, evaluated, page
-
         from sensmerge.files import write_atomically
+        from tabled import TABLES, evaluated, page
 
         table, experts = TABLES[name], Experts.load(models)
         found = evaluated(table, experts, folder, **how)

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experts import SAMPLES, Experts, label
-
 import sensmerge
+from experts import SAMPLES, Experts, label
 from sensmerge import Recipe
 from sensmerge.demo.recipes import METHODS
 from sensmerge.evaluation.benchmarks import PAPER

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experts import Experts, label
-
 import sensmerge
+from experts import Experts, label
 from sensmerge.demo.recipes import METHODS
 from sensmerge.files import write_atomically
 from sensmerge.models.pickles import unpickling

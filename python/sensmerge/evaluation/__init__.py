@@ -130,7 +130,7 @@ def _named(models: Model | Sequence[Model] | Mapping[str, Model]) -> dict[str, M
     """Models by their names in the results: paths as they are written, or the place in the list."""
     if isinstance(models, Mapping):
         return dict(models)
-    several = list(models) if isinstance(models, list) else [models]
+    several: list[Any] = models if isinstance(models, list) else [models]
     return {_name(model, place): model for place, model in enumerate(several, start=1)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 GENERAL, MATH, CODE = "General Knowledge", "Mathematical Reasoning", "Code Generation"
@@ -44,7 +45,7 @@ def benchmark(task: str) -> Benchmark | None:
     return next((each for each in PAPER if each.task == task), None)
 
 
-def named(tasks: str | list[str] | tuple[str, ...]) -> list[str]:
+def named(tasks: str | Sequence[str]) -> list[str]:
     """The tasks that a list names, each once, with those of the preset in its place.
 
     Args:

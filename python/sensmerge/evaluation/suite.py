@@ -84,7 +84,7 @@ class Suite:
                     f"tasks: '{name}' stands for several tasks without a common score; name those "
                     f"that you want: {members}"
                 )
-            files = [path for path in map(_data_files, self._leaves(name)) for path in path]
+            files = [path for leaf in self._leaves(name) for path in _data_files(leaf)]
             wrong += [
                 f"task '{name}': its data is not there: {path}; relative paths start from the "
                 "current folder"
