@@ -338,14 +338,22 @@ def test_a_stop_loses_no_finished_score(
 
 
 def test_programs_are_run_apart(
-    family: Family, code: Path, monkeypatch: pytest.MonkeyPatch
+    family: Family, code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "a secret")
-    found = scores_of(
-        family.folder / "base", "code", tasks_dir=code, run_code=True, trust_tasks=True,
-        progress=False,
-    )  # fmt: skip
-    assert found == {"code": pytest.approx(sum(right for *_, right in PROGRAMS) / len(PROGRAMS))}
+    counted = Counted(monkeypatch)
+    options: dict[str, Any] = {"tasks_dir": code, "run_code": True, "trust_tasks": True}
+    options |= {"results": tmp_path / "results.json", "progress": False}
+    right = sum(passes for *_, passes in PROGRAMS) / len(PROGRAMS)
+    for _ in range(2):
+        assert scores_of(family.folder / "base", "code", **options) == {
+            "code": pytest.approx(right)
+        }
+    assert counted.tasks == ["code"]
+    # Another program in the task is another task.
+    own = code / "own.py"
+    own.write_text(own.read_text().replace('return found["pass@1"]', "return 1.0"))
+    assert scores_of(family.folder / "base", "code", **options) == {"code": 1.0}
 
 
 def test_code_needs_leave_before_anything_is_opened(code: Path, capsys: Said) -> None:

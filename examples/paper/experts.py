@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sensmerge import Calibration, InputError, Recipe, calibrate, refusals
+from sensmerge.calibration import forget
 from sensmerge.demo.recipes import DENSITIES, METHODS, MODES, PAPER_LAMBDAS
 from sensmerge.evaluation.benchmarks import PRESET
 from sensmerge.recipe.places import path_of
@@ -139,6 +140,7 @@ class Experts:
         recipe = self.recipe("task_arithmetic", "full", samples=samples)
         calibration = calibrate(recipe, device=device, keep=path)
         calibration.save(path)
+        forget(path)
         return calibration
 
 

@@ -215,25 +215,21 @@ def _forget() -> None:
 
 
 def evaluated(
-    tasks: Any, title: str, runner: Runner, limit: int | None, *, progress: bool
+    tasks: Any, runner: Runner, limit: int | None, title: str | None = None
 ) -> dict[str, Any]:
     """What the harness says of a model on tasks.
 
     Args:
         tasks: The tasks, as the harness's manager loads them.
-        title: What is shown while they are run.
         runner: The model.
         limit: Samples of each task; None for all.
-        progress: Show progress.
-
-    Raises:
-        InputError: The harness cannot evaluate them.
+        title: What is shown while they are run; None shows nothing.
     """
     state = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     random.seed(RANDOM_SEED)
     np.random.seed(SEED)
     torch.manual_seed(SEED)
-    _steps.title, _steps.enabled = title, progress
+    _steps.title, _steps.enabled = title or "", title is not None
     try:
         found: dict[str, Any] = lm_eval.evaluator.evaluate(
             lm=runner,
@@ -243,13 +239,6 @@ def evaluated(
             log_samples=False,
             confirm_run_unsafe_code=True,
         )
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"task '{title}': the harness cannot evaluate it: {type(error).__name__}: "
-            f"{first_line(error)}"
-        ) from error
     finally:
         random.setstate(state[0])
         np.random.set_state(state[1])

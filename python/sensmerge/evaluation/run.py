@@ -13,6 +13,7 @@ from sensmerge.evaluation.kinds import is_recipe
 from sensmerge.evaluation.record import Conditions, Evaluated, Evaluation
 from sensmerge.reading import mode_of
 from sensmerge.recipe import Recipe, StagedRecipe, load
+from sensmerge.scaling.matching import needs_calibration
 
 try:
     import lm_eval
@@ -115,7 +116,8 @@ def _evaluated(
         runner = Runner(running.model, running.tokenizer, options.batch_size) if missing else None
         for task in missing:
             assert runner is not None
-            score = suite.score(task, runner, conditions, progress=options.progress)
+            title = f"evaluating {subject.name} on {task}"
+            score = suite.score(task, runner, conditions, title if options.progress else None)
             ours = ours.with_score(task, score)
             found = _kept(found.with_model(subject.name, ours), options)
     return _kept(found, options)
@@ -161,5 +163,7 @@ def _subject(name: str, model: Any, options: Options) -> Subject:
             "memory; merge it, and evaluate the folder"
         )
     if isinstance(model, Recipe):
-        return Merged(name, recipe=model, calibration=options.calibration)
+        # One calibration may be for some of the recipes.
+        calibration = options.calibration if needs_calibration(model) else None
+        return Merged(name, recipe=model, calibration=calibration)
     return Folder(name, source=str(model))

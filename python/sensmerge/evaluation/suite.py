@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 import time
@@ -123,20 +124,30 @@ class Suite:
                 self.digests[name] = _digest(self._tasks[name]["tasks"], self._limit)
             yield
 
-    def score(self, name: str, runner: Runner, conditions: Conditions, *, progress: bool) -> Score:
+    def score(
+        self, name: str, runner: Runner, conditions: Conditions, title: str | None = None
+    ) -> Score:
         """A model's score on a task.
 
         Args:
             name: The task.
             runner: The model.
             conditions: What else the score depends on.
-            progress: Show progress.
+            title: What is shown while it is computed; None shows nothing.
 
         Raises:
             InputError: The harness cannot evaluate it, or gives no finite score.
         """
         start = time.monotonic()
-        found = harness.evaluated(self._tasks[name], name, runner, self._limit, progress=progress)
+        try:
+            found = harness.evaluated(self._tasks[name], runner, self._limit, title)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"task '{name}': the harness cannot evaluate it: {type(error).__name__}: "
+                f"{first_line(error)}"
+            ) from error
         numbers = {
             key: float(value)
             for key, value in found["results"][name].items()
@@ -258,7 +269,7 @@ def _digest(tasks: Mapping[str, Any], limit: int | None) -> str:
     said = hashlib.blake2b(digest_size=16)
 
     def add(data: Any) -> None:
-        said.update(json.dumps(data, sort_keys=True, default=repr).encode())
+        said.update(json.dumps(data, sort_keys=True, default=_written).encode())
 
     for name, task in sorted(tasks.items()):
         config = {key: each for key, each in task.dump_config().items() if key not in _PLACES}
@@ -266,3 +277,13 @@ def _digest(tasks: Mapping[str, Any], limit: int | None) -> str:
         for place, doc in task.doc_iterator(limit=limit):
             add([place, doc])
     return said.hexdigest()
+
+
+def _written(value: Any) -> str:
+    """What JSON has no form for: a function as it is written, whatever its address."""
+    if callable(value):
+        try:
+            return inspect.getsource(value)
+        except (OSError, TypeError):
+            return getattr(value, "__qualname__", type(value).__qualname__)
+    return repr(value)
