@@ -16,7 +16,6 @@ import sensmerge
 from families import Family, remove_tokenizer
 from sensmerge import InputError, Recipe, calibrate, evaluate, merge
 from sensmerge.evaluation import record, scores_of
-from sensmerge.evaluation.suite import Suite
 from test_bad_input import run
 from test_notebook import look
 
@@ -83,14 +82,6 @@ PROGRAMS = [
     ("import os\ndef f():\n    return os.environ.get('HF_TOKEN')", "assert f() is None", True),
     ("def f(:", "f()", False),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Datasets are converted below the test's folder."""
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 @pytest.fixture(scope="module")
@@ -187,15 +178,20 @@ def exactness(family: Family, folder: Path) -> float:
 
 
 class Counted:
-    """Counts what is scored."""
+    """Counts what is scored; a stop may come in the place of a task's score."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, stop: str | None = None) -> None:
+        # Not with the module: the harness takes seconds to import, and each worker does that.
+        from sensmerge.evaluation.suite import Suite
+
         self.tasks: list[str] = []
         score: Callable[..., record.Score] = Suite.score
 
-        def counted(suite: Suite, name: str, *rest: Any, **options: Any) -> record.Score:
+        def counted(suite: Suite, name: str, *rest: Any) -> record.Score:
+            if name == stop:
+                raise KeyboardInterrupt
             self.tasks.append(name)
-            return score(suite, name, *rest, **options)
+            return score(suite, name, *rest)
 
         monkeypatch.setattr(Suite, "score", counted)
 
@@ -322,14 +318,7 @@ def test_a_stop_loses_no_finished_score(
     family: Family, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = tmp_path / "results.json"
-    score: Callable[..., record.Score] = Suite.score
-
-    def stopped(suite: Suite, name: str, *rest: Any, **options: Any) -> record.Score:
-        if name == "answer":
-            raise KeyboardInterrupt
-        return score(suite, name, *rest, **options)
-
-    monkeypatch.setattr(Suite, "score", stopped)
+    Counted(monkeypatch, stop="answer")
     e0 = str(family.folder / "e0")
     with pytest.raises(KeyboardInterrupt):
         evaluate(e0, "choice,answer", tasks_dir=tasks, results=kept, progress=False)

@@ -41,7 +41,7 @@ output_type: generate_until
 test_split: test
 doc_to_text: "{{prompt}}"
 doc_to_target: "{{completion}}"
-generation_kwargs: {until: ["\\n"], do_sample: false, max_gen_toks: 24}
+generation_kwargs: {until: ["\\n"], do_sample: false, max_gen_toks: 16}
 metric_list:
   - {metric: exact_match, aggregation: mean, higher_is_better: true}
 """
@@ -54,7 +54,7 @@ output_type: generate_until
 test_split: test
 doc_to_text: "{{prompt}}"
 doc_to_target: "{{test}}"
-generation_kwargs: {until: ["\\ndef", "\\nclass"], do_sample: false, max_gen_toks: 48}
+generation_kwargs: {until: ["\\ndef", "\\nclass"], do_sample: false, max_gen_toks: 32}
 filter_list:
   - name: whole
     filter:
