@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import sensmerge
-from families import Family, remove_tokenizer
+from families import Family, add_tokens, remove_tokenizer
 from sensmerge import InputError, Recipe, calibrate, evaluate, merge
 from sensmerge.evaluation import record, scores_of
 from test_bad_input import run
@@ -245,6 +245,40 @@ def test_a_recipe_is_merged_in_memory(
     counted = Counted(monkeypatch)
     evaluate({"folder": out}, "choice", results=kept, **options)
     assert counted.tasks == []
+
+
+FEW = {"samples": 3, "dtype": "float32"}
+PAIR = [{"model": f"e{place}", "calibration": f"t{place}.jsonl"} for place in (0, 2)]
+
+
+@pytest.mark.parametrize(
+    ("method", "keys"),
+    [
+        ("linear", {"tokenizer_source": "union"}),
+        ("ties", {"out_dtype": "bfloat16"}),
+        ("fisher", {"models": PAIR}),
+        ("task_arithmetic", {"aim": {"omega": 0.4}, "sensitivity": FEW}),
+        ("task_arithmetic", {"parameters": {"lambda": "auto"}, "sensitivity": FEW}),
+        ("passthrough", {"slices": [{"sources": [{"model": "e0", "layer_range": [0, 2]}]},
+                                    {"sources": [{"model": "e2", "layer_range": [1, 3]}]}]}),
+    ],
+    ids=["union", "bfloat16", "statistics", "aim", "auto", "slices"],
+)  # fmt: skip
+def test_every_recipe_is_the_model_that_merge_writes(
+    family: Family, tasks: Path, tmp_path: Path, method: str, keys: dict[str, Any]
+) -> None:
+    copied = family.copy(tmp_path / "family")
+    add_tokens(copied.folder / "e1", "new0", "new1")
+    data = copied.recipe(method, **keys)
+    if "slices" in keys:
+        del data["models"], data["base_model"]
+    recipe = Recipe.from_dict(data, copied.folder)
+    merge(recipe, tmp_path / "out", sync=False, progress=False)
+    models: dict[str, Any] = {"recipe": recipe, "folder": tmp_path / "out"}
+    found = evaluate(models, "choice", tasks_dir=tasks, progress=False).models
+    assert found["recipe"].fingerprint == found["folder"].fingerprint
+    assert found["recipe"].tokenizer == found["folder"].tokenizer
+    assert found["recipe"].scores["choice"].value == pytest.approx(accuracy(tmp_path / "out"))
 
 
 def test_a_recipe_is_calibrated_first(family: Family, tasks: Path, tmp_path: Path) -> None:

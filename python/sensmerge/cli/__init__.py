@@ -24,8 +24,8 @@ _HINTS = {
     "run_code": "--run-code runs such programs; docs/evaluation.md says how they are confined, and "
     "what that does not protect from",
     "trust_tasks": "--trust-tasks runs what task files name, if they are your own",
-    "unpickle": "merge, merge-lora, calibrate, convert and eval read pickles with --unpickle; torch "
-    "opens them in a process of their own and takes tensors alone",
+    "unpickle": "merge, merge-lora, calibrate, convert and eval read pickles with --unpickle; "
+    "torch opens them in a process of their own and takes tensors alone",
 }
 
 

@@ -158,12 +158,12 @@ class Suite:
         if not math.isfinite(value):
             raise InputError(f"task '{name}': the harness gives no finite score for {metric}")
         word, _, filtered = metric.partition(",")
-        error = numbers.get(f"{word}_stderr,{filtered}")
+        spread = numbers.get(f"{word}_stderr,{filtered}")
         samples = sum(each["effective"] for each in found["n-samples"].values())
         return Score(
             value=value,
             metric=metric,
-            error=error if error is not None and math.isfinite(error) else None,
+            error=spread if spread is not None and math.isfinite(spread) else None,
             samples=samples,
             metrics={key: each for key, each in numbers.items() if math.isfinite(each)},
             digest=self.digests[name],
