@@ -326,10 +326,12 @@ def test_results_are_kept_and_added_to(
     values = [data["base"]["scores"][task]["value"] for task in found.tasks]
     assert data["base"]["average"] == pytest.approx(sum(values) / 2)
     assert data["e0"]["average"] is None
-    # Other samples are other scores, and are not mixed up in silence.
-    fewer = evaluate({"base": base}, "choice", limit=4, **options)
+    # Scores of other samples would take the place of those, which may have taken hours.
+    with pytest.raises(InputError, match="has this model's score on all samples, dtype stored"):
+        evaluate({"base": base}, "choice", limit=4, **options)
+    fewer = evaluate({"e1": family.folder / "e1"}, "choice", limit=4, **options)
     assert counted.tasks[3:] == ["choice"]
-    assert fewer.models["base"].scores["choice"].samples == 4
+    assert fewer.models["e1"].scores["choice"].samples == 4
     assert any("choice: scores are not of the same samples" in each for each in fewer.differences())
 
 

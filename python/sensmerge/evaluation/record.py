@@ -89,8 +89,7 @@ class Evaluated(BaseModel):
         score = self.scores.get(task)
         if score is None or score.digest != digest:
             return None
-        same = score.conditions.comparable(conditions)
-        return score if same and score.conditions.device == conditions.device else None
+        return score if score.conditions.comparable(conditions) else None
 
     def with_score(self, task: str, score: Score) -> Evaluated:
         """The same with one more score."""

@@ -124,9 +124,24 @@ def _evaluated(
 
 
 def _missing(suite: Suite, ours: Evaluated, conditions: Conditions) -> list[str]:
-    return [
+    """The tasks of which a model has no score yet.
+
+    Raises:
+        InputError: It has one of other samples or in another dtype, which would be lost.
+    """
+    missing = [
         task for task in suite.names if ours.known(task, suite.digests[task], conditions) is None
     ]
+    for task in missing:
+        kept = ours.scores.get(task)
+        if kept is not None and not kept.conditions.comparable(conditions):
+            limit = "all samples" if kept.conditions.limit is None else f"{kept.samples} samples"
+            raise InputError(
+                f"task '{task}': the file of results has this model's score on {limit}, dtype "
+                f"{kept.conditions.dtype}; keep scores of other samples or in another dtype in "
+                "another file"
+            )
+    return missing
 
 
 def _kept(found: Evaluation, options: Options) -> Evaluation:
