@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "constraints"
 # What the tests need: all but `hub`, since no test reaches the network, and `report`, a part of
 # `calibrate`.
-EXTRAS = [f"--extra={name}" for name in ("calibrate", "parquet", "tune")]
+EXTRAS = [f"--extra={name}" for name in ("calibrate", "eval", "parquet", "ray", "tune")]
 TORCH = re.compile(r"(torch|triton|nvidia-.*|cuda-.*)==")
 
 

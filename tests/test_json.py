@@ -62,6 +62,7 @@ class Bench:
             "coefficients": (self.recipe, *measured),
             "convert": (self.e0, fresh, "--dtype", "bfloat16", "--force"),
             "diff": (self.base, self.e0, "--json", file),
+            "eval": (self.e0, self.plain, *self.task(), "-o", self.at("results.json")),
             "explain": (self.recipe,),
             "extract-lora": (self.e0, self.base, "-o", self.at("l2"), "--rank", "3", "--force"),
             "inspect": (self.e0,),
@@ -78,6 +79,23 @@ class Bench:
             "tune": (self.recipe, "-o", file + ".yaml", "--trials", "2", *SEARCH, *measured),
             "verify": (self.out,),
         }  # fmt: skip
+
+    def task(self) -> tuple[str, ...]:
+        """A small task of choices, as options."""
+        folder = self.folder / "tasks"
+        folder.mkdir()
+        rows = [{"text": f"w{n}", "choices": ["w1 w2", "w3"], "answer": n % 2} for n in range(4)]
+        (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        said = {
+            "task": "choice", "dataset_path": "json", "output_type": "multiple_choice",
+            "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}},
+            "test_split": "test", "doc_to_text": "{{text}}", "doc_to_choice": "{{choices}}",
+            "doc_to_target": "answer", "metric_list": [
+                {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
+            ],
+        }  # fmt: skip
+        (folder / "choice.yaml").write_text(json.dumps(said))
+        return "--tasks", "choice", "--tasks-dir", str(folder)
 
     def at(self, name: str) -> str:
         return str(self.folder / name)
@@ -165,7 +183,8 @@ def test_the_document_says_what_the_text_says(
     noted = [line for line in said.err.splitlines() if line.startswith("note: ")]
     assert sorted(noted) == sorted(f"note: {note}" for note in data["notes"])
     assert all(
-        re.match(r"(note: |[a-z ]+(: \d+ %| \.\.\.))", line) for line in said.err.splitlines()
+        re.match(r"(note: |evaluating |[a-z ]+(: \d+ %| \.\.\.))", line)
+        for line in said.err.splitlines()
     )
 
     (text,) = texts

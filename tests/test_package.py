@@ -72,13 +72,14 @@ PYTHON_ROOMS = [
     {"search"},
     {"distributed"},
     {"workflow"},
+    {"evaluation"},
     {"demo"},
     {"cli", "start"},
 ]
 # The oracle of the tests: it imports no room, and no room imports it.
 APART = "reference"
 # The rooms that run models, and the process that reads pickles.
-TORCH_ROOMS = {"calibration", "demo", "search", "unpickling.py"}
+TORCH_ROOMS = {"calibration", "demo", "evaluation", "search", "unpickling.py"}
 
 UNSAFE_FILES = {
     "rust/sensmerge-core/src/checkpoint/mapping.rs",

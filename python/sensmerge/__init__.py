@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sensmerge.calibration import Calibration, calibrate
     from sensmerge.comparison.differences import diff
     from sensmerge.distributed.plan import PlannedMerge
+    from sensmerge.evaluation import evaluate
     from sensmerge.lora.extraction import extract_lora
     from sensmerge.lora.merging import merge_lora
     from sensmerge.merging.conversion import convert
@@ -52,6 +53,7 @@ __all__ = [
     "coefficients",
     "convert",
     "diff",
+    "evaluate",
     "extract_lora",
     "learn",
     "merge",
@@ -77,6 +79,7 @@ _HOMES = {
     "coefficients": "sensmerge.scaling.sigma",
     "convert": "sensmerge.merging.conversion",
     "diff": "sensmerge.comparison.differences",
+    "evaluate": "sensmerge.evaluation",
     "extract_lora": "sensmerge.lora.extraction",
     "learn": "sensmerge.search.descent",
     "merge": "sensmerge.workflow",

@@ -23,8 +23,11 @@ EXIT_TERMINATED = 143
 _HINTS = {
     "allow_nan": "--allow-nan writes such values instead of refusing them",
     "overwrite": "--force replaces what an earlier merge wrote",
-    "unpickle": "merge, merge-lora, calibrate and convert read pickles with --unpickle; torch "
-    "opens them in a process of their own and takes tensors alone",
+    "run_code": "--run-code runs such programs; docs/evaluation.md says how they are confined, and "
+    "what that does not protect from",
+    "trust_tasks": "--trust-tasks runs what task files name, if they are your own",
+    "unpickle": "merge, merge-lora, calibrate, convert and eval read pickles with --unpickle; "
+    "torch opens them in a process of their own and takes tensors alone",
 }
 
 
