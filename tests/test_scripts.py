@@ -1,4 +1,4 @@
-"""The scripts behind `make stubs`, `make pins` and `make docs`, and what releases are tried with."""
+"""The scripts behind `make stubs`, `make pins` and `make docs`, and what tries wheels."""
 
 from __future__ import annotations
 
