@@ -45,6 +45,8 @@ html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {
     "home_page_in_toc": True,
+    "navbar_persistent": [],  # one search box is enough, at the side
+    "show_toc_level": 2,
     "show_navbar_depth": 1,
     "use_download_button": False,
     "use_fullscreen_button": False,

@@ -2,14 +2,15 @@
 
 For wheels: it needs nothing but what they bring along, and neither torch nor this repository's
 sources. The workflow of releases runs it on every platform; RELEASE.md says how to do so by hand.
+Every platform has to give the same bytes, but for methods on whole matrices.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import struct
-import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -27,7 +28,11 @@ SHAPES = {
     "lm_head.weight": (64, 32),
 }
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 2}
-METHODS = ("task_arithmetic", "ties", "dare_ties", "slerp", "tsv")
+METHODS = ("task_arithmetic", "ties", "dare_ties", "della", "slerp", "karcher", "sce", "tsv")
+# Of these, the ones whose last bits may depend on the processor.
+BY_MATRICES = {"tsv"}
+# What the others gave on x86-64.
+DIGEST = "bdf89aaa8d980c6d0f53eab2938dd01bd524963cfd68d940ae3ea0cc71fa2be7"
 
 
 def write(folder: Path, tensors: Tensors) -> None:
@@ -62,15 +67,16 @@ def family(folder: Path) -> list[Tensors]:
     random = np.random.default_rng(0)
 
     def noise(scale: float) -> Tensors:
+        # Whole numbers times a power of two: the same on every platform.
         return {
-            name: (scale * random.standard_normal(shape)).astype(np.float32)
+            name: (random.integers(-(2**15), 2**15, shape) * scale).astype(np.float32)
             for name, shape in SHAPES.items()
         }
 
-    base = noise(1.0)
+    base = noise(2.0**-15)
     models = [base]
     for _ in range(2):
-        change = noise(0.1)
+        change = noise(2.0**-18)
         models.append({name: base[name] + change[name] for name in SHAPES})
     for name, tensors in zip(("base", "e0", "e1"), models, strict=True):
         write(folder / name, tensors)
@@ -78,25 +84,19 @@ def family(folder: Path) -> list[Tensors]:
 
 
 def merge(folder: Path, method: str, threads: int) -> Tensors:
-    """Merge the family by the command line."""
-    experts = ["e0"] if method == "slerp" else ["e0", "e1"]
-    parameters = {"t": 0.5} if method == "slerp" else {"lambda": 0.5}
-    if method in ("ties", "dare_ties"):
+    """Merge the family, and let the command line verify what was written."""
+    import sensmerge
+    from sensmerge.cli import commands
+
+    parameters = {"slerp": {"t": 0.5}, "karcher": {}, "sce": {}}.get(method, {"lambda": 0.5})
+    if method in ("ties", "dare_ties", "della"):
         parameters["density"] = 0.5
-    models = [{"model": name} for name in experts]
+    models = [{"model": name} for name in (["e0"] if method == "slerp" else ["e0", "e1"])]
     recipe = {"merge_method": method, "base_model": "base", "models": models}
-    (folder / "recipe.json").write_text(json.dumps(recipe | {"parameters": parameters}))
-    out = folder / f"{method}-{threads}"
-    command = [
-        sys.executable,
-        "-m",
-        "sensmerge.cli",
-        "merge",
-        str(folder / "recipe.json"),
-        str(out),
-    ]
-    subprocess.run([*command, "--threads", str(threads), "--quiet"], check=True)
-    subprocess.run([*command[:3], "verify", str(out), "--quiet"], check=True)
+    path, out = folder / "recipe.json", folder / f"{method}-{threads}"
+    path.write_text(json.dumps(recipe | {"parameters": parameters}))
+    sensmerge.merge(path, out, threads=threads, progress=False)
+    commands(["verify", str(out), "--quiet"], standalone_mode=False)
     return read(out)
 
 
@@ -110,6 +110,7 @@ def main() -> None:
     locked = getattr(sys, "_is_gil_enabled", lambda: True)()
     if free and locked:
         sys.exit("error: importing the extension turned the interpreter's lock on")
+    digest = hashlib.sha256()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         base, first, second = family(folder)
@@ -118,6 +119,8 @@ def main() -> None:
             for tensor in SHAPES:
                 if merged[tensor].tobytes() != again[tensor].tobytes():
                     sys.exit(f"error: {method}: {tensor} depends on the number of threads")
+                if method not in BY_MATRICES:
+                    digest.update(merged[tensor].tobytes())
         plain = read(folder / "task_arithmetic-1")
         for tensor in SHAPES:
             wanted = base[tensor] + 0.5 * (first[tensor] - base[tensor])
@@ -126,6 +129,8 @@ def main() -> None:
                 sys.exit(f"error: task_arithmetic: {tensor} is not the sum of the task vectors")
     if "torch" in sys.modules:
         sys.exit("error: a plain merge imported torch")
+    if digest.hexdigest() != DIGEST:
+        sys.exit(f"error: the bytes are others than on x86-64: {digest.hexdigest()}")
     place = Path(str(_core.__file__)).name
     kind = "free-threaded " if free else ""
     print(

@@ -1,13 +1,16 @@
-"""The scripts behind `make stubs`, `make pins` and `make docs`."""
+"""The scripts behind `make stubs`, `make pins` and `make docs`, and what tries wheels."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import conf
 import pins
+import sensmerge
 import stubs
 import website
 
@@ -96,6 +99,13 @@ def test_requirements_keep_their_hashes_and_lose_addresses() -> None:
 )
 def test_torch_and_what_only_it_needs_stand_apart(pin: str, torch: bool) -> None:
     assert (pins.TORCH.match(pin) is not None) is torch
+
+
+def test_what_tries_wheels_agrees_with_this_build() -> None:
+    command = [sys.executable, str(Path(website.__file__).parent / "try_wheel.py")]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith(f"sensmerge {sensmerge.__version__} (_core.")
 
 
 def test_faults_of_a_site_are_named(tmp_path: Path) -> None:
