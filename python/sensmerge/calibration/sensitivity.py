@@ -157,6 +157,8 @@ class _Passes:
         sample = self._samples[place]
         if self._entering is not None:
             self._entering.keep(place, sample)
+        # The head's gradient, as a rule the largest, comes while all activations are held.
+        logits.register_hook(lambda _: self.heap.make_room())
         value = cross_entropy(logits, sample)
         self.losses[place] = found = value.item()
         if not math.isfinite(found):
