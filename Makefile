@@ -46,14 +46,14 @@ stubs: $(STAMPS)/built ## Write python/sensmerge/_core.pyi from the Rust sources
 bench: $(STAMPS)/built ## Every method: seconds, ratio to what the machine allows, peak memory
 	$(BIN)/python benches/merge.py
 
-docs: ## The core's API documentation, into target/doc
-	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --locked --package sensmerge-core --no-deps
+docs: $(STAMPS)/docs $(STAMPS)/built ## The site of the documentation, into site/
+	$(BIN)/python scripts/website.py
 
 pins: $(STAMPS)/uv ## Resolve the pinned versions anew, into constraints/
 	$(BIN)/python scripts/pins.py
 
 clean: ## Remove what the other targets made
-	rm -rf .venv target demo dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv target demo dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -f python/sensmerge/_core.*so python/sensmerge/_core.*pyd
 
 $(STAMPS)/uv: constraints/uv.txt
@@ -63,6 +63,12 @@ $(STAMPS)/uv: constraints/uv.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@mkdir -p $(STAMPS) && touch $@
+
+# Apart from the packages of the tests, of which Sphinx needs other versions.
+$(STAMPS)/docs: $(STAMPS)/uv constraints/docs.txt
+	rm -rf .venv/docs
+	$(UV) install --target .venv/docs --require-hashes -r constraints/docs.txt
+	@touch $@
 
 # Rewritten only when TORCH is another than last time.
 $(STAMPS)/torch: $(STAMPS)/uv force

@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "constraints"
 # What the tests need: all but `hub`, since no test reaches the network, and `report`, a part of
 # `calibrate`.
-EXTRAS = [f"--extra={name}" for name in ("calibrate", "farm", "parquet", "tune")]
+NAMES = ("calibrate", "eval", "farm", "parquet", "ray", "tune")
+EXTRAS = [f"--extra={name}" for name in NAMES]
 TORCH = re.compile(r"(torch|triton|nvidia-.*|cuda-.*)==")
 
 
@@ -50,6 +51,9 @@ def main() -> None:
     write("uv.txt", resolve("--group=setup"), lambda pin: True)
     # Without what they ask for: llama.cpp, which would be compiled, and a command line around it.
     write("smollm.txt", resolve("--group=smollm", "--no-deps"), lambda pin: True)
+    # Each apart from the others, since nobody needs them together.
+    write("docs.txt", resolve("--group=docs"), lambda pin: True)
+    write("release.txt", resolve("--group=release"), lambda pin: True)
     pins = resolve("pyproject.toml", *EXTRAS, "--group=dev")
     write("torch.txt", pins, lambda pin: TORCH.match(pin) is not None)
     write("tools.txt", pins, lambda pin: TORCH.match(pin) is None)

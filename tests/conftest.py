@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import ipaddress
 import os
+import shutil
 import socket
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,9 +17,13 @@ from families import Family, llama_family
 if TYPE_CHECKING:
     from sensmerge import Calibration
 
-# Read by torch, matplotlib and huggingface_hub when they are first imported, here and in the
-# processes that tests start.
+_DATASETS = tempfile.mkdtemp(prefix="sensmerge-datasets-")
+atexit.register(shutil.rmtree, _DATASETS, ignore_errors=True)
+
+# Read by torch, matplotlib, huggingface_hub and datasets when they are first imported, here and in
+# the processes that tests start.
 os.environ.update(
+    HF_DATASETS_CACHE=_DATASETS,
     HF_HUB_DISABLE_TELEMETRY="1",
     HF_HUB_OFFLINE="1",
     MKL_NUM_THREADS="1",

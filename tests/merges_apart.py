@@ -26,8 +26,8 @@ OUTPUT_FILES = [
 OPTIONS = ["--max-shard-size", "600KB", "--threads", "2", "--quiet"]
 
 
-def write_models(folder: Path) -> Path:
-    """A base and two experts of three shards' size, and a recipe that merges them."""
+def write_models(folder: Path, layers: int = 3) -> Path:
+    """A base and two experts of as many shards' size as layers, and a recipe that merges them."""
     draw = np.random.default_rng(7)
     for name in ("base", "one", "two"):
         home = folder / name
@@ -36,10 +36,11 @@ def write_models(folder: Path) -> Path:
             f"model.layers.{layer}.mlp.up_proj.weight": draw.standard_normal(
                 (256, 512), dtype=np.float32
             )
-            for layer in range(3)
+            for layer in range(layers)
         }
         save_file(tensors, home / "model.safetensors", metadata={"format": "pt"})
-        (home / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 3}')
+        config = {"model_type": "llama", "num_hidden_layers": layers}
+        (home / "config.json").write_text(json.dumps(config))
         vocabulary = {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}
         (home / "tokenizer.json").write_text(json.dumps(vocabulary))
     recipe = folder / "recipe.json"

@@ -17,6 +17,8 @@ import torch_oracle as oracle
 from families import Family, add_tokens, llama_family, remove_tokenizer
 from sensmerge import Calibration, InputError, Recipe, _core
 from sensmerge.calibration import alignment, loading
+from sensmerge.calibration.entering import States
+from sensmerge.calibration.runner import Opened, Runner
 from sensmerge.calibration.samples import Sample
 from sensmerge.calibration.vocabularies import Vocabulary, common_columns
 from test_vocabulary import swap
@@ -46,6 +48,30 @@ def distance(
         form=form,
         threads=1,
     )
+
+
+@pytest.mark.parametrize("positions", ["completion", "all"])
+@pytest.mark.parametrize("memory", ["whole", "stream"])
+def test_an_expert_runs_on_its_own_samples_once(
+    family: Family, memory: str, positions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: dict[str, list[str]] = {}
+    states = Runner.states
+
+    def noted(self: Runner, opened: Opened, samples: list[Sample], *rest: Any) -> States:
+        ran[opened.name] = [Path(sample.place.split(",")[0]).name for sample in samples]
+        return states(self, opened, samples, *rest)
+
+    monkeypatch.setattr(Runner, "states", noted)
+    asked = oracle.recipe_of(family, positions=positions)
+    found = sensmerge.calibrate(asked, progress=False, memory=memory)
+    # On its own it ran when its sensitivity was measured.
+    assert ran == {
+        f"e{place}": [f"t{j}.jsonl" for j in range(3) if j != place for _ in range(oracle.SAMPLES)]
+        for place in range(3)
+    }
+    expected = oracle.alignment(family, positions=positions)
+    np.testing.assert_allclose(found.alignment, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import transformers
 import sensmerge
 from sensmerge import InputError
 from sensmerge.demo import run
+from sensmerge.demo.comparison import LONGEST
 from sensmerge.demo.evaluate import Score, TaskScore, evaluate
 from sensmerge.demo.family import QUICK, build
 from sensmerge.demo.recipes import METHODS, PAPER_LAMBDAS, Variant
@@ -118,7 +119,7 @@ def plain_loss(folder: Path, samples: list[Sample]) -> float:
     for sample in samples:
         prompt = tokenizer(sample.prompt).input_ids
         completion = tokenizer(sample.completion, add_special_tokens=False).input_ids
-        ids = torch.tensor([[*prompt, *completion, tokenizer.eos_token_id][:256]])
+        ids = torch.tensor([[*prompt, *completion, tokenizer.eos_token_id][:LONGEST]])
         labels = ids.clone()
         labels[0, : len(prompt)] = -100
         scored = int((labels != -100).sum())

@@ -12,7 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import sensmerge as package
+import torch_oracle as oracle
+from families import Family
+from sensmerge import Calibration, Recipe
+from sensmerge.models.layers import layer_of
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
@@ -186,6 +194,76 @@ def test_the_rust_example_merges_as_numpy_does(
         most = np.where(np.abs(two) > np.abs(one), two, one)
         expected = base.astype(np.float64) + 0.5 * most
         np.testing.assert_allclose(found[key], expected, rtol=0, atol=1e-6)
+
+
+@pytest.fixture
+def clipped(family: Family, measured: Calibration, tmp_path: Path) -> dict[str, Any]:
+    """A recipe of three experts with coefficients, its calibration, and tensors to merge."""
+    measured.save(tmp_path / "calibration.json")
+    recipe = family.recipe(
+        "clipped_mean",
+        parameters={"limit": 0.04, "lambda": 0.7},
+        sensitivity={"dtype": "float32", "samples": 4, "temperature": 0.02},
+    )
+    # Absolute, since the recipe lies elsewhere than the models.
+    recipe["base_model"] = str(family.folder / "base")
+    for model in recipe["models"]:
+        for key in ("model", "calibration"):
+            model[key] = str(family.folder / model[key])
+    names = ("base", "e0", "e1", "e2")
+    return {
+        "recipe": recipe,
+        "calibration": tmp_path / "calibration.json",
+        "tensors": [load_file(family.folder / name / "model.safetensors") for name in names],
+    }
+
+
+def test_coefficients_scale_its_weights(
+    python_site: Path, clipped: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(clipped["recipe"]))
+    found = merged(
+        python_site, recipe, tmp_path / "out", "--calibration", str(clipped["calibration"])
+    )
+    # Coefficients do not depend on the method: here they are asked of one that is always there.
+    plain = clipped["recipe"] | {"merge_method": "task_arithmetic", "parameters": {}}
+    coefficients = package.coefficients(
+        Calibration.load(clipped["calibration"]), Recipe.from_dict(plain, folder=tmp_path)
+    )
+    base, *experts = clipped["tensors"]
+    for name, start in base.items():
+        inner = name.startswith("model.layers.")
+        weights = np.array(coefficients.scale_of(layer_of(name)) if inner else np.ones(3))
+        assert not inner or np.ptp(weights) > 0.01
+        rows = np.array([expert[name].astype(np.float64) - start for expert in experts])
+        mean = np.tensordot(weights, np.clip(rows, -0.04, 0.04), 1) / weights.sum()
+        np.testing.assert_allclose(found[name], start + 0.7 * mean, rtol=0, atol=1e-6, err_msg=name)
+
+
+def test_a_search_runs_what_a_merge_writes(
+    python_site: Path, clipped: dict[str, Any], family: Family, tmp_path: Path
+) -> None:
+    recipe, best = tmp_path / "recipe.yaml", tmp_path / "best.yaml"
+    recipe.write_text(json.dumps(clipped["recipe"]))
+    given = ["--calibration", clipped["calibration"]]
+    options = ["--trials", "3", "--validation", "0", "--threads", "1", "--quiet"]
+    done = sensmerge(python_site, "tune", recipe, "-o", best, *given, *options)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(best.with_suffix(".trials.json").read_text())
+    assert len(told["trials"]) == 3
+    methods = {each["settings"]["method"] for each in (*told["trials"], *told["baselines"])}
+    assert methods == {"clipped_mean"}
+    # The first trial is the recipe as it stands, λ and T included.
+    done = sensmerge(python_site, "merge", recipe, tmp_path / "out", *given, "--quiet")
+    assert done.returncode == 0, done.stderr
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    losses = [
+        np.mean([oracle.loss(model, sample).item() for sample in oracle.samples_of(family, place)])
+        for place in range(3)
+    ]
+    assert told["trials"][0]["losses"] == pytest.approx(losses, rel=1e-5)
+    assert told["trials"][0]["losses"] != pytest.approx(told["trials"][1]["losses"], rel=1e-5)
 
 
 def test_whole_tensors_come_in_their_shape(

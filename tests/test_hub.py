@@ -151,7 +151,7 @@ def test_repositories_without_a_model_are_refused_without_downloading_weights(
     hub.repositories["org/old"] = Repository({"config.json": b"{}", "pytorch_model.bin": b"PK"})
     said = refused(hub, tmp_path, "org/old")
     assert "only as pytorch_model.bin" in said
-    assert "hint: merge, merge-lora, calibrate and convert read pickles with --unpickle" in said
+    assert "hint: merge, merge-lora, calibrate, convert and eval read pickles" in said
     assert set(hub.downloads) == {"adapter_config.json", "config.json"}
 
 

@@ -54,16 +54,19 @@ class Bench:
             assert run("extract-lora", expert, self.base, "-o", lora, "--rank", "2", "--quiet") == 0
         adapters = [{"model": f"base+l{place}"} for place in range(2)]
         lora = self.write("lora.json", family.recipe("task_arithmetic", models=adapters))
-        fresh, file = self.at("fresh"), self.at("written")
         words = ["echo", '{"score": 2, "of": "{model}"}']
         farm, farmed = self.farm(words), self.at("farmed")
         assert run("farm", farm, farmed, "--quiet") == 0
+        fresh, file, planned = self.at("fresh"), self.at("written"), self.at("plan.json")
+        parted = ("plan", self.plain, self.at("parts"), "-o", planned, "--quiet")
+        assert run(*parted) == 0
         self.cases: dict[str, tuple[str, ...]] = {
             "board": (farmed,),
             "calibrate": (self.recipe, "-o", self.calibration),
             "coefficients": (self.recipe, *measured),
             "convert": (self.e0, fresh, "--dtype", "bfloat16", "--force"),
             "diff": (self.base, self.e0, "--json", file),
+            "eval": (self.e0, self.plain, *self.task(), "-o", self.at("results.json")),
             "explain": (self.recipe,),
             "extract-lora": (self.e0, self.base, "-o", self.at("l2"), "--rank", "3", "--force"),
             "farm": (farm, farmed),
@@ -71,14 +74,33 @@ class Bench:
             "learn": (self.recipe, "-o", file + ".yaml", "--steps", "1", *SEARCH, *measured),
             "merge": (self.recipe, fresh, *measured, "--force", "--cuda"),
             "merge --dry-run": (self.recipe, fresh, *measured, "--force", "--dry-run"),
+            "merge --plan": ("--plan", planned, "--shards", "1"),
             "merge-lora": (lora, self.at("l3"), "--rank", "2", "--force"),
             "methods": (),
             "plan": (self.recipe, "-o", file, *measured),
+            "plan OUT": (self.recipe, self.at("other"), "-o", file, *measured),
             "report": (self.calibration, "-o", file, "--recipe", self.recipe),
             "soup": (self.plain, "-o", file + ".yaml", *SEARCH),
             "tune": (self.recipe, "-o", file + ".yaml", "--trials", "2", *SEARCH, *measured),
             "verify": (self.out,),
         }  # fmt: skip
+
+    def task(self) -> tuple[str, ...]:
+        """A small task of choices, as options."""
+        folder = self.folder / "tasks"
+        folder.mkdir()
+        rows = [{"text": f"w{n}", "choices": ["w1 w2", "w3"], "answer": n % 2} for n in range(4)]
+        (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        said = {
+            "task": "choice", "dataset_path": "json", "output_type": "multiple_choice",
+            "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}},
+            "test_split": "test", "doc_to_text": "{{text}}", "doc_to_choice": "{{choices}}",
+            "doc_to_target": "answer", "metric_list": [
+                {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
+            ],
+        }  # fmt: skip
+        (folder / "choice.yaml").write_text(json.dumps(said))
+        return "--tasks", "choice", "--tasks-dir", str(folder)
 
     def at(self, name: str) -> str:
         return str(self.folder / name)
@@ -173,7 +195,8 @@ def test_the_document_says_what_the_text_says(
     noted = [line for line in said.err.splitlines() if line.startswith("note: ")]
     assert sorted(noted) == sorted(f"note: {note}" for note in data["notes"])
     assert all(
-        re.match(r"(note: |[a-z ]+(: \d+ %| \.\.\.))", line) for line in said.err.splitlines()
+        re.match(r"(note: |evaluating |[a-z ]+(: \d+ %| \.\.\.))", line)
+        for line in said.err.splitlines()
     )
 
     (text,) = texts

@@ -70,7 +70,9 @@ PYTHON_ROOMS = [
     {"lora"},
     {"report"},
     {"search"},
+    {"distributed"},
     {"workflow"},
+    {"evaluation"},
     {"farm"},
     {"demo"},
     {"cli", "start"},
@@ -78,7 +80,7 @@ PYTHON_ROOMS = [
 # The oracle of the tests: it imports no room, and no room imports it.
 APART = "reference"
 # The rooms that run models, and the process that reads pickles.
-TORCH_ROOMS = {"calibration", "demo", "search", "unpickling.py"}
+TORCH_ROOMS = {"calibration", "demo", "evaluation", "search", "unpickling.py"}
 
 UNSAFE_FILES = {
     "rust/sensmerge-core/src/checkpoint/mapping.rs",
@@ -262,11 +264,19 @@ def test_the_command_is_installed() -> None:
     assert run.stdout.strip() == f"sensmerge, version {sensmerge.__version__}"
 
 
-def test_one_version_everywhere() -> None:
-    cargo = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]
-    assert importlib.metadata.version("sensmerge") == sensmerge.__version__
-    assert cargo["package"]["version"] == sensmerge.__version__
-    assert cargo["dependencies"]["sensmerge-core"]["version"] == sensmerge.__version__
+def test_the_version_stands_in_one_place() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    workspace = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]
+    assert project["dynamic"] == ["version"]
+    for member in workspace["members"]:
+        crate = tomllib.loads((ROOT / member / "Cargo.toml").read_text())["package"]
+        assert crate["version"] == {"workspace": True}, member
+    assert "version" not in workspace["dependencies"]["sensmerge-core"]
+    version = workspace["package"]["version"]
+    assert importlib.metadata.version("sensmerge") == sensmerge.__version__ == version
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)
+    assert newest is not None
+    assert newest[1] == version
 
 
 def test_the_package_is_typed() -> None:
@@ -404,7 +414,7 @@ def test_rooms_used_sees_every_way_of_naming_a_room() -> None:
     assert rooms_used(source) == {"kernel", "dtype", "error", "random", "method"}
 
 
-@pytest.mark.parametrize("name", ["uv.txt", "tools.txt", "torch.txt"])
+@pytest.mark.parametrize("name", ["docs.txt", "release.txt", "tools.txt", "torch.txt", "uv.txt"])
 def test_pins_are_names_versions_and_hashes(name: str) -> None:
     text = (ROOT / "constraints" / name).read_text()
     pin = r"[a-z0-9-]+==[\w.+]+(?: ; [^\n]+)? \\\n(?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+"

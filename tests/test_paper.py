@@ -16,7 +16,7 @@ QUERY = "model.layers.0.self_attn.q_proj.weight"
 
 
 def test_they_are_calibrated_and_merged(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "examples" / "paper"), str(tmp_path)]
+    command = [sys.executable, str(ROOT / "examples" / "paper"), "shapes", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "'[PAD]'" in done.stdout
     merged = load_file(tmp_path / "merged" / "model.safetensors")

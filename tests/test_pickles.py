@@ -202,7 +202,10 @@ def test_refused_by_default_with_the_option(
     assert run("merge", str(recipe), str(out)) == 2
     said = capsys.readouterr().err
     assert "holds weights only as pytorch_model.bin: a pickle can run code" in said
-    assert "\nhint: merge, merge-lora, calibrate and convert read pickles with --unpickle" in said
+    assert (
+        "\nhint: merge, merge-lora, calibrate, convert and eval read pickles with --unpickle"
+        in said
+    )
     file = models.folder / "e0" / "pytorch_model.bin"
     assert run("convert", str(file), str(out)) == 2
     assert "--unpickle" in capsys.readouterr().err

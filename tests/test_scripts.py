@@ -1,11 +1,18 @@
-"""The scripts behind `make stubs` and `make pins`."""
+"""The scripts behind `make stubs`, `make pins` and `make docs`, and what tries wheels."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
+import conf
 import pins
+import sensmerge
 import stubs
+import website
 
 GENERATED = '''
 """
@@ -92,3 +99,36 @@ def test_requirements_keep_their_hashes_and_lose_addresses() -> None:
 )
 def test_torch_and_what_only_it_needs_stand_apart(pin: str, torch: bool) -> None:
     assert (pins.TORCH.match(pin) is not None) is torch
+
+
+def test_what_tries_wheels_agrees_with_this_build() -> None:
+    command = [sys.executable, str(Path(website.__file__).parent / "try_wheel.py")]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith(f"sensmerge {sensmerge.__version__} (_core.")
+
+
+def test_faults_of_a_site_are_named(tmp_path: Path) -> None:
+    (tmp_path / "rust").mkdir()
+    (tmp_path / "rust" / "a.html").write_text('<a href="gone.html">not looked at</a>')
+    (tmp_path / "picture.png").write_bytes(b"")
+    (tmp_path / "a.html").write_text(
+        '<link href="https://elsewhere.invalid/a.css"><h1 id="top">A</h1><a href="#top">up</a>'
+        '<a href="b.html#there">b</a><a href="b.html#gone">b</a><a href="https://x.invalid">x</a>'
+        '<img src="picture.png"><a href="c.html">c</a>'
+    )
+    (tmp_path / "b.html").write_text('<h1 id="there">B</h1><script src="b.js"></script>')
+    assert list(website.faults(tmp_path)) == [
+        "a.html: loads https://elsewhere.invalid/a.css, which needs a network",
+        "a.html: b.html#gone leads to no place in b.html",
+        "a.html: c.html leads to no file",
+        "b.html: b.js leads to no file",
+    ]
+
+
+def test_the_navigation_follows_the_index() -> None:
+    text = "# Index\n\n## One\n\n- [A](a.md): first\n- [B](b/c.md)\n\n## Empty\n\nwords\n"
+    made = conf.contents(text)
+    assert made.count("```{toctree}") == 1
+    assert ":caption: One" in made
+    assert "A <a>\nB <b/c>" in made

@@ -15,11 +15,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sensmerge.errors import InputError, MethodError
+from sensmerge.errors import InputError, MethodError, WaitingError
 
 if TYPE_CHECKING:
     from sensmerge.calibration import Calibration, calibrate
     from sensmerge.comparison.differences import diff
+    from sensmerge.distributed.plan import PlannedMerge
+    from sensmerge.evaluation import evaluate
     from sensmerge.lora.extraction import extract_lora
     from sensmerge.lora.merging import merge_lora
     from sensmerge.merging.conversion import convert
@@ -32,9 +34,9 @@ if TYPE_CHECKING:
     from sensmerge.search.descent import learn
     from sensmerge.search.soup import soup
     from sensmerge.search.trials import tune
-    from sensmerge.workflow import merge
+    from sensmerge.workflow import merge, plan_merge
 
-__version__ = "0.1.0"
+    __version__: str
 
 __all__ = [
     "Calibration",
@@ -44,11 +46,14 @@ __all__ = [
     "MethodError",
     "Models",
     "Parameter",
+    "PlannedMerge",
     "Recipe",
+    "WaitingError",
     "calibrate",
     "coefficients",
     "convert",
     "diff",
+    "evaluate",
     "extract_lora",
     "learn",
     "merge",
@@ -57,6 +62,7 @@ __all__ = [
     "merge_tensors",
     "method",
     "open_models",
+    "plan_merge",
     "soup",
     "tune",
 ]
@@ -67,11 +73,13 @@ _HOMES = {
     "MergeResult": "sensmerge.merging.disk",
     "Models": "sensmerge.models",
     "Parameter": "sensmerge.recipe.extension",
+    "PlannedMerge": "sensmerge.distributed.plan",
     "Recipe": "sensmerge.recipe",
     "calibrate": "sensmerge.calibration",
     "coefficients": "sensmerge.scaling.sigma",
     "convert": "sensmerge.merging.conversion",
     "diff": "sensmerge.comparison.differences",
+    "evaluate": "sensmerge.evaluation",
     "extract_lora": "sensmerge.lora.extraction",
     "learn": "sensmerge.search.descent",
     "merge": "sensmerge.workflow",
@@ -80,6 +88,7 @@ _HOMES = {
     "merge_tensors": "sensmerge.merging.memory",
     "method": "sensmerge.recipe.extension",
     "open_models": "sensmerge.models",
+    "plan_merge": "sensmerge.workflow",
     "soup": "sensmerge.search.soup",
     "tune": "sensmerge.search.trials",
 }
@@ -89,6 +98,10 @@ def __getattr__(name: str) -> Any:
     # Loaded on first use: `import sensmerge` costs neither NumPy nor pydantic nor torch.
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("sensmerge")
     raise AttributeError(f"module 'sensmerge' has no attribute '{name}'")
 
 

@@ -3,7 +3,7 @@
 import collections.abc
 import os
 from os import PathLike
-from typing import SupportsIndex, final
+from typing import SupportsFloat, SupportsIndex, final
 
 import numpy
 import numpy.typing
@@ -24,6 +24,7 @@ __all__ = [
     "match_units",
     "merge",
     "merge_into",
+    "merge_shards",
     "methods",
     "pickle_files",
     "read_into",
@@ -545,6 +546,8 @@ def merge(
     resume: bool = True,
     overwrite: bool = False,
     allow_nan: bool = False,
+    keep: bool = False,
+    only_commit: bool = False,
     progress: collections.abc.Callable[[int, int], object] | None = None,
     committed: collections.abc.Callable[[], object] | None = None,
 ) -> str:
@@ -566,6 +569,8 @@ def merge(
         resume: Whether the same merge may go on if it is killed; not where inputs are temporary.
         overwrite: Replace the output of an earlier merge in the folder.
         allow_nan: Write NaN and infinite values instead of refusing them.
+        keep: Leave what is written if the merge fails, for the same merge to go on from.
+        only_commit: Merge nothing, and put in place what ``merge_shards`` merged.
         progress: Called several times a second with the bytes read and the expected bytes to read.
         committed: Called once, on another thread, when Ctrl-C cannot cancel the merge any more.
 
@@ -574,6 +579,7 @@ def merge(
         ``shards``, ``notes`` and ``seconds``.
 
     Raises:
+        WaitingError: With ``only_commit``, weight files are missing.
         InputError: The checkpoints cannot be merged as asked, or the folder cannot be written to.
         OSError: A file cannot be read or written.
         KeyboardInterrupt: Ctrl-C was pressed; nothing is left behind.
@@ -605,6 +611,48 @@ def merge_into(
         InputError: The checkpoints cannot be merged as asked, or an output is missing, of another
             size, read-only, or overlaps another or an input.
         KeyboardInterrupt: Ctrl-C was pressed; some outputs are written, others are not.
+    """
+
+def merge_shards(
+    manifest: Manifest,
+    output: str | PathLike[str],
+    max_shard_bytes: SupportsIndex,
+    shards: collections.abc.Sequence[int],
+    *,
+    wait: SupportsFloat | SupportsIndex = 0.0,
+    threads: SupportsIndex | None = None,
+    sync: bool = True,
+    overwrite: bool = False,
+    allow_nan: bool = False,
+    progress: collections.abc.Callable[[int, int], object] | None = None,
+) -> str:
+    """Merge the tensors of some weight files of a model that other processes merge, too.
+
+    The files stay in the folder under temporary names until ``merge`` with ``commit`` puts all in place.
+    Files that are whole already are left as they are, so that a call may be repeated.
+
+    Args:
+        manifest: The merge, with digests of the weights; its own files are opened.
+        output: The folder, the same for all processes.
+        max_shard_bytes: Largest size of a weight file's data, the same for all processes.
+        shards: Indices of the weight files, from 0.
+        wait: Seconds to wait for other processes, where the method has to know something of the whole
+            model.
+        threads: Threads to use; all cores by default.
+        sync: Flush files to disk before saying that they are whole.
+        overwrite: Replace the output of an earlier merge in the folder.
+        allow_nan: Write NaN and infinite values instead of refusing them.
+        progress: Called several times a second with the bytes read and the expected bytes to read.
+
+    Returns:
+        JSON: ``output``, ``merged`` and ``whole`` (names of weight files that were merged now, and of those
+        that were whole already), ``bytes`` and ``seconds``.
+
+    Raises:
+        WaitingError: Other processes have not done their part in time; call again.
+        InputError: The checkpoints cannot be merged as asked, or the folder cannot be written to.
+        OSError: A file cannot be read or written.
+        KeyboardInterrupt: Ctrl-C was pressed; files that are whole stay.
     """
 
 def methods() -> str:

@@ -29,6 +29,10 @@ class MethodError(InputError):
     """
 
 
+class WaitingError(RuntimeError):
+    """Other processes that merge parts of the same model have not done their part; try again."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of another library's message, or the error's type if the message is empty."""
     lines = str(error).strip().splitlines()

@@ -1,21 +1,21 @@
 """Cross-task alignment: how far apart two experts' logits are on the samples of each one's task.
 
-Sens-Merging, Eq. 4. Every model runs once over all samples, as far as its output head. The head's
-inputs at the compared positions are small and are kept; logits are computed from them for one
-sample and two models at a time.
+Sens-Merging, Eq. 4. Every model runs once over all samples, as far as its output head; over its own
+it ran when its sensitivity was measured. The head's inputs at the compared positions are small and
+are kept; logits are computed from them for one sample and two models at a time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sensmerge import _core
 from sensmerge.calibration import blocks as inner
+from sensmerge.calibration.entering import Entering, States
 from sensmerge.calibration.sensitivity import as_bytes
 from sensmerge.errors import InputError
 
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from sensmerge.calibration.samples import Sample
     from sensmerge.calibration.stream import Stream
     from sensmerge.calibration.vocabularies import Columns
-
-# For every sample: the inputs of the output head at the compared positions, [positions, hidden].
-States = list[torch.Tensor]
 
 
 @torch.inference_mode()
@@ -46,13 +43,13 @@ def states(
         positions: Which positions are kept: ``completion`` or ``all``.
         advance: Told of every sample that is done.
     """
-    found = []
-    for sample in samples:
-        with _entering_head(model, sample, positions) as seen:
+    entering = Entering(model, positions)
+    with entering.watching(stop=True):
+        for place, sample in enumerate(samples):
             inner.run(model, sample.ids)
-        found += seen
-        advance(1)
-    return found
+            entering.keep(place, sample)
+            advance(1)
+    return entering.states()
 
 
 @torch.no_grad()
@@ -64,36 +61,16 @@ def states_streamed(
     advance: Callable[[int], None],
 ) -> States:
     """The same as :func:`states`, block by block, for all samples at once."""
+    entering = Entering(stream.model, positions)
     with stream.outer_on_device():
         calls = [stream.enter(sample.ids) for sample in samples]
         _, last = stream.forward(calls, keep=False)
-        found = []
-        for sample, call, hidden in zip(samples, calls, last, strict=True):
-            with _entering_head(stream.model, sample, positions) as seen:
+        with entering.watching(stop=True):
+            for place, (sample, call, hidden) in enumerate(zip(samples, calls, last, strict=True)):
                 stream.leave(call, hidden)
-            found += seen
-            advance(1)
-    return found
-
-
-@contextmanager
-def _entering_head(
-    model: PreTrainedModel, sample: Sample, positions: str
-) -> Iterator[list[torch.Tensor]]:
-    """Keep the inputs of the output head at a sample's positions, and end the run there."""
-    head: Any = model.get_output_embeddings()
-    where = torch.tensor(sample.logit_positions(positions))
-    seen: list[torch.Tensor] = []
-
-    def stop(_: Any, args: tuple[torch.Tensor, ...]) -> None:
-        seen.append(args[0][0, where.to(args[0].device)].cpu())
-        inner.enough()
-
-    handle = head.register_forward_pre_hook(stop)
-    try:
-        yield seen
-    finally:
-        handle.remove()
+                entering.keep(place, sample)
+                advance(1)
+    return entering.states()
 
 
 class Head:

@@ -2,7 +2,8 @@
 
 glibc keeps freed memory to hand it out again. Much of it lies in pieces between memory in use, and
 what fits into none of them takes new memory from the system: the process holds more than it uses.
-At 6.7 B parameters, the pieces that one forward pass leaves come to 0.8 GB.
+At 6.7 B parameters, the pieces that one forward pass leaves come to 0.8 GB. At 1.1 B, 32 MB on top
+of what was in use cost no more processor time than 128 MB.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ import sys
 from pathlib import Path
 
 # Bytes that the process may hold on top of the most that was ever in use.
-_WAITING = 128 * 10**6
+_WAITING = 32 * 10**6
+
+# Bytes for which a call of malloc_trim pays.
+_WORTH = 16 * 10**6
 
 # Bytes that are freed between two calls of `Heap.tidy`.
 _BETWEEN_LOOKS = 256 * 10**6
@@ -40,6 +44,15 @@ class Heap:
         if self._freed >= _BETWEEN_LOOKS:
             self._freed = 0
             self.tidy()
+
+    def make_room(self) -> None:
+        """Give freed memory back, before much is taken of it that may not fit into the pieces.
+
+        Does nothing where glibc does not tell how much is in use.
+        """
+        used = _in_use()
+        if used and _resident() > self._beside + used + _WORTH:
+            return_freed()
 
     def tidy(self) -> None:
         """Give freed memory back if the process holds too much of it.

@@ -258,14 +258,27 @@ def stored_dtype(path: Path) -> torch.dtype:
     Raises:
         InputError: It is none of those that are merged.
     """
+    return main_dtype(str(path), _core.Checkpoint(str(path)))
+
+
+def main_dtype(name: str, checkpoint: _core.Checkpoint) -> torch.dtype:
+    """The floating-point dtype that holds most of a checkpoint's bytes.
+
+    Args:
+        name: The model's name, for messages.
+        checkpoint: The checkpoint, on disk or in memory.
+
+    Raises:
+        InputError: It is none of those that are merged.
+    """
     sizes: Counter[str] = Counter()
-    for tensor in _core.Checkpoint(str(path)).tensors:
+    for tensor in checkpoint.tensors:
         if is_float(tensor.dtype):
             sizes[tensor.dtype] += tensor.nbytes
     stored = sizes.most_common(1)[0][0] if sizes else "no floating-point dtype"
     known = STORED.get(stored)
     if known is None or not known.merged:
-        raise InputError(f"{path}: is stored as {stored}; use sensitivity.dtype: float32")
+        raise InputError(f"{name}: is stored as {stored}; use sensitivity.dtype: float32")
     dtype: torch.dtype = getattr(torch, known.torch)
     return dtype
 

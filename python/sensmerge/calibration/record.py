@@ -147,7 +147,8 @@ class Calibration:
         base: The base's name in the recipe, if it has one.
         experts: The experts, in the recipe's order.
         layers: Names of the L blocks, as in the checkpoint.
-        sensitivity: K × L, s_i^l of Eq. 3: sums of |θ · g|, or of g² if ``measure`` is ``fisher``.
+        sensitivity: K × L, s_i^l of Eq. 3: sums of ``|θ · g|``, or of g² if ``measure`` is
+            ``fisher``.
         outside_layers: Names of the M other layers, in the model's order.
         outside_sensitivity: K × M, the same for these.
         order: Names of all L + M layers, in the model's order.
@@ -187,7 +188,7 @@ class Calibration:
 
     @property
     def measure(self) -> str:
-        """What its sensitivities are sums of: |θ · g| (``taylor``) or g² (``fisher``)."""
+        """What its sensitivities are sums of: ``|θ · g|`` (``taylor``) or g² (``fisher``)."""
         return str((WITHOUT_CHOICE | self.options)["measure"])
 
     @property

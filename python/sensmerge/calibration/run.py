@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sensmerge import __version__, _core
 from sensmerge.calibration import samples
@@ -31,12 +30,14 @@ except ImportError as error:
         f"calibration needs torch and transformers ({error}); pip install 'sensmerge[calibrate]'"
     ) from None
 
-from sensmerge.calibration import alignment, loading, statistics
+from sensmerge.calibration import loading, statistics
 from sensmerge.calibration.base import OfBase, measure_base
+from sensmerge.calibration.entering import Entering, States
+from sensmerge.calibration.pairs import Pairs, distances
 from sensmerge.calibration.runner import Opened, Runner
 from sensmerge.calibration.sources import open_sources
 from sensmerge.calibration.surroundings import quiet_transformers, torch_threads
-from sensmerge.calibration.vocabularies import Columns, Vocabulary, common_columns, translated
+from sensmerge.calibration.vocabularies import Vocabulary, translated
 
 if TYPE_CHECKING:
     from sensmerge.recipe import Recipe
@@ -82,13 +83,15 @@ def run(
         known = [loading.known(source) for source in sources]
         read = readings(tasks, known, known)
         start = time.monotonic()
-        by = options.measure
         files = None if kind is None or keep is None else _Files(kind, keep)
-        parts = _sensitivities(sources, tasks, runner, kept, progress, threads, by, files)
+        parts, states = _sensitivities(
+            sources, tasks, options, runner, kept, progress, threads, files
+        )
         middle = time.monotonic()
         experts = [part.expert for part in parts]
-        common = _common(known, experts)
-        g = _alignments(sources, read, common, experts, options, runner, kept, progress, threads)
+        g = distances(
+            Pairs(sources, experts, known, read), options, runner, kept, states, progress, threads
+        )
         end = time.monotonic()
     order = _order(parts)
     sums = [_by_layer(source, part, order) for source, part in zip(sources, parts, strict=True)]
@@ -206,20 +209,22 @@ def readings(
 def _sensitivities(
     sources: list[loading.Source],
     tasks: list[samples.Task],
+    options: Sensitivity,
     runner: Runner,
     kept: Kept,
     progress: bool,
     threads: int | None,
-    by: str,
     files: _Files | None,
-) -> list[Part]:
+) -> tuple[list[Part], dict[int, States]]:
+    """The sensitivity of every expert; of those measured now, what entered their heads, too."""
     fingerprints = [source.fingerprint() for source in sources]
     found = [
         kept.part(fingerprint, task.record.token_ids, None if files is None else files.kind)
         for fingerprint, task in zip(fingerprints, tasks, strict=True)
     ]
     missing = [task for part, task in zip(found, tasks, strict=True) if part is None]
-    parts = []
+    parts: list[Part] = []
+    states: dict[int, States] = {}
     total = sum(len(task.samples) for task in missing)
     with bar(total, "sensitivity", "samples", enabled=progress) as advance:
         for place, (source, task, fingerprint, part) in enumerate(
@@ -227,20 +232,25 @@ def _sensitivities(
         ):
             if part is None:
                 opened = runner.open(source)
+                # A single expert has none to be compared with.
+                entering = Entering(opened.model, options.positions) if len(tasks) > 1 else None
                 with _statistics(files, place, opened, source, task, runner) as measured:
                     sums, loss = runner.sensitivity(
-                        opened, task.samples, threads, advance, by, measured.squares
-                    )
+                        opened, task.samples, threads, advance, options.measure,
+                        measured.squares, entering,
+                    )  # fmt: skip
+                if entering is not None:
+                    states[place] = entering.states()
                 size = loading.vocabulary(opened.model)
                 expert = Expert(source.name, fingerprint, size, loss, task.record)
                 part = Part(expert, sums, opened.layers.tied, measured.file)
                 kept.add(part)
                 # Freed before the next expert is loaded.
-                del opened
+                del opened, entering
             # An earlier run may have called the expert otherwise.
             expert = replace(part.expert, model=source.name, task=task.record)
             parts.append(replace(part, expert=expert))
-    return parts
+    return parts, states
 
 
 @dataclass
@@ -283,70 +293,6 @@ def _statistics(
             with grams.watching():
                 runner.states(opened, task.samples, "completion", lambda _: None)
             measured.file = grams.write(path, checkpoint)
-
-
-def _common(
-    known: list[Vocabulary], experts: list[Expert]
-) -> dict[tuple[int, int], list[Columns] | None]:
-    """The logits in common of every two experts."""
-    return {
-        (i, j): common_columns(one, other, (experts[i].vocabulary, experts[j].vocabulary))
-        for i, one in enumerate(known)
-        for j, other in enumerate(known)
-        if i != j
-    }
-
-
-def _alignments(
-    sources: list[loading.Source],
-    read: list[list[list[samples.Sample]]],
-    common: dict[tuple[int, int], list[Columns] | None],
-    experts: list[Expert],
-    options: Sensitivity,
-    runner: Runner,
-    kept: Kept,
-    progress: bool,
-    threads: int | None,
-) -> NDArray[np.float64]:
-    """The distances g: row i, column j compares model i with expert j on the samples of task j."""
-    count = len(sources)
-    g = np.zeros((count, count))
-    missing = []
-    for i in range(count):
-        for j in range(count):
-            known = 0.0 if i == j else kept.distance(experts[i], experts[j])
-            if known is None:
-                missing.append((i, j))
-            else:
-                g[i, j] = known
-    # For every model: the tasks that it has to run on, to measure the missing pairs it is in.
-    wanted = [sorted({j for pair in missing if i in pair for j in pair[1:]}) for i in range(count)]
-    total = sum(len(read[j][j]) for row in wanted for j in row)
-    heads: dict[int, alignment.Head] = {}
-    states: dict[tuple[int, int], alignment.States] = {}
-    with bar(total, "alignment", "samples", enabled=progress) as advance:
-        for i, row in enumerate(wanted):
-            if row:
-                opened = runner.open(sources[i])
-                joined = [sample for j in row for sample in read[i][j]]
-                found = iter(runner.states(opened, joined, options.positions, advance))
-                for j in row:
-                    states[i, j] = [next(found) for _ in read[i][j]]
-                heads[i] = alignment.Head(opened.model, opened.stream)
-                del opened
-    for i, j in missing:
-        g[i, j] = alignment.distance(
-            heads[i],
-            heads[j],
-            states[i, j],
-            states[j, j],
-            read[j][j],
-            pair=f"experts '{sources[i].name}' and '{sources[j].name}'",
-            form=options.distance,
-            threads=threads,
-            columns=common[i, j],
-        )
-    return g
 
 
 def _order(parts: list[Part]) -> list[str]:

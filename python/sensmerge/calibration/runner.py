@@ -21,6 +21,7 @@ from sensmerge.models.dtypes import STORED
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from sensmerge.calibration.entering import Entering, States
     from sensmerge.calibration.samples import Sample
     from sensmerge.calibration.statistics import Squares
 
@@ -128,6 +129,7 @@ class Runner:
         advance: Callable[[int], None],
         by: str,
         squares: Squares | None = None,
+        entering: Entering | None = None,
     ) -> tuple[dict[str, float], float]:
         """Σ|θ · g| or Σ g² of every layer, and the mean loss."""
         return sensitivity.measure(
@@ -141,6 +143,7 @@ class Runner:
             most=KEPT_SHARE * free_memory(self._device),
             by=by,
             squares=squares,
+            entering=entering,
         )
 
     def states(
@@ -149,7 +152,7 @@ class Runner:
         samples: list[Sample],
         positions: str,
         advance: Callable[[int], None],
-    ) -> alignment.States:
+    ) -> States:
         """The inputs of the model's output head, for every sample."""
         if opened.streamed and opened.stream is not None:
             return alignment.states_streamed(opened.stream, samples, positions, advance=advance)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ from sensmerge.models.dtypes import dtype_name
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from sensmerge.calibration.entering import Entering
     from sensmerge.calibration.samples import Sample
     from sensmerge.calibration.statistics import Squares
     from sensmerge.calibration.stream import Stream
@@ -49,6 +50,7 @@ def measure(
     most: float = math.inf,
     by: str = "taylor",
     squares: Squares | None = None,
+    entering: Entering | None = None,
 ) -> tuple[dict[str, float], float]:
     """Sum |θ · g|, or g², by layer over the samples.
 
@@ -64,6 +66,7 @@ def measure(
         most: Bytes that the kept inputs of blocks may take where it is run block by block.
         by: What is summed: |θ · g| (``taylor``) or g² (``fisher``).
         squares: Given every gradient too, to sum its squares entry by entry.
+        entering: Keeps what enters the output head, where that is asked for.
 
     Returns:
         The sum for every layer, in the model's order, and the mean loss.
@@ -73,9 +76,12 @@ def measure(
     """
     found: dict[int, dict[str, float]] = {}
     summed = _MEASURES[by]
-    passes = _Passes(layers, samples, expert, threads, summed.sum, squares)
+    passes = _Passes(layers, samples, expert, threads, summed.sum, squares, entering)
     scales = _scales(model)
-    with _tidied(model, layers, passes.heap, enabled=stream is None):
+    with (
+        _tidied(model, layers, passes.heap, enabled=stream is None),
+        nullcontext() if entering is None else entering.watching(),
+    ):
         for scale in scales:
             passes.loss_scale = scale
             # At first all samples, then those whose gradients overflowed at the scale before.
@@ -119,6 +125,7 @@ class _Passes:
         threads: int | None,
         sum_of: SumOf,
         squares: Squares | None,
+        entering: Entering | None,
     ) -> None:
         self.loss_scale = 1.0
         self.losses: dict[int, float] = {}
@@ -129,6 +136,7 @@ class _Passes:
         self._expert = expert
         self._sum_of = sum_of
         self._squares = squares
+        self._entering = entering
         # Torch's own threads are idle meanwhile.
         self._threads = threads or torch.get_num_threads()
         # By sample: its tokens, without repetitions.
@@ -147,6 +155,10 @@ class _Passes:
     def loss(self, place: int, logits: torch.Tensor) -> torch.Tensor:
         """The scaled loss of a sample."""
         sample = self._samples[place]
+        if self._entering is not None:
+            self._entering.keep(place, sample)
+        # The head's gradient, as a rule the largest, comes while all activations are held.
+        logits.register_hook(lambda _: self.heap.make_room())
         value = cross_entropy(logits, sample)
         self.losses[place] = found = value.item()
         if not math.isfinite(found):

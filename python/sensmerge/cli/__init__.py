@@ -9,11 +9,13 @@ from collections.abc import Sequence
 
 import click
 
-from sensmerge import InputError, __version__
+from sensmerge import InputError, WaitingError
 from sensmerge.cli import printing, signals
 from sensmerge.cli.table import Table, stand_ins
 
 EXIT_BAD_INPUT = 2
+# That of sysexits.h for what may succeed later.
+EXIT_TRY_AGAIN = 75
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
@@ -21,15 +23,18 @@ EXIT_TERMINATED = 143
 _HINTS = {
     "allow_nan": "--allow-nan writes such values instead of refusing them",
     "overwrite": "--force replaces what an earlier merge wrote",
-    "unpickle": "merge, merge-lora, calibrate and convert read pickles with --unpickle; torch "
-    "opens them in a process of their own and takes tensors alone",
+    "run_code": "--run-code runs such programs; docs/evaluation.md says how they are confined, and "
+    "what that does not protect from",
+    "trust_tasks": "--trust-tasks runs what task files name, if they are your own",
+    "unpickle": "merge, merge-lora, calibrate, convert and eval read pickles with --unpickle; "
+    "torch opens them in a process of their own and takes tensors alone",
 }
 
 
 @click.group(
     cls=Table, commands=stand_ins(), context_settings={"help_option_names": ["-h", "--help"]}
 )
-@click.version_option(__version__, prog_name="sensmerge")
+@click.version_option(package_name="sensmerge", prog_name="sensmerge")
 def commands() -> None:
     """Merge fine-tuned LLM checkpoints, each layer weighted by its importance."""
 
@@ -37,7 +42,8 @@ def commands() -> None:
 def main() -> None:
     """Run the command line.
 
-    Exits with 0 when done, 2 for bad input, 130 interrupted, 143 terminated, 1 for anything else.
+    Exits with 0 when done, 2 for bad input, 75 where other processes have to do their part first,
+    130 interrupted, 143 terminated, 1 for anything else.
     """
     # By default, torch's idle threads spin; on a busy machine that starves the threads at work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -50,6 +56,10 @@ def main() -> None:
         sys.exit(EXIT_BAD_INPUT)
     except InputError as error:
         _fail(error.lines, EXIT_BAD_INPUT, _HINTS.get(error.option or ""))
+    except WaitingError as error:
+        _fail(
+            [str(error)], EXIT_TRY_AGAIN, "try again once the others are done, or --wait for them"
+        )
     except click.ClickException as error:
         if isinstance(error, click.UsageError) and error.ctx is not None:
             click.echo(error.ctx.get_usage(), err=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sensmerge.cli import mergekit, printing, signals
+from sensmerge.cli import mergekit, parts, printing, signals
 from sensmerge.cli.options import (
     FILE,
     FOLDER,
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from sensmerge.recipe import Leniency, Recipe, StagedRecipe
 
 
-@click.command(epilog="mergekit's options are understood too: see docs/recipes.md.")
-@click.argument("recipe", type=FILE)
+@click.command(epilog="mergekit's options are understood too: see docs/mergekit.md.")
+@click.argument("recipe", type=FILE, required=False)
 @click.argument("out", type=FOLDER, required=False)
 @calibration_option
 @device_option
@@ -51,19 +51,24 @@ if TYPE_CHECKING:
     help="Keep the models of a recipe's stages here, and use those that are here already.",
 )
 @leniency_options
+@parts.options
 @format_option()
 @quiet_option
 @mergekit.options
 def merge(
-    recipe: Path,
+    recipe: Path | None,
     out: Path | None,
     calibration: Path | None,
+    threads: int | None,
+    device: str,
     max_shard_size: str | int,
     no_sync: bool,
     no_hash: bool,
     dry_run: bool,
     force: bool,
     unpickle: bool,
+    allow_nan: bool,
+    stages: Path | None,
     leniency: Leniency | None,
     form: str,
     quiet: bool,
@@ -73,18 +78,27 @@ def merge(
     copy_tokenizer: bool,
     write_model_card: bool,
     lazy: bool,
-    **same: Any,
+    **asked: Any,
 ) -> None:
     """Merge the models of RECIPE into the folder OUT.
 
     Calibrates first if the recipe has a `sensitivity:` section and no --calibration is given.
+    Several processes can merge one model, each some of its weight files: see docs/many-machines.md.
     """
     from sensmerge import workflow
     from sensmerge.models.pickles import unpickling
 
+    part = parts.Part(**asked)
+    part.check(recipe)
+    if part.plan_file is not None:
+        from sensmerge.distributed.plan import PlannedMerge
+
+        planned = PlannedMerge.load(part.plan_file)
+        parts.carry_out(planned, part, form, threads=threads, sync=not no_sync, quiet=quiet)
+        return
     out = out or out_path
-    if out is None:
-        raise click.UsageError("Missing argument 'OUT'.")
+    if recipe is None or out is None:
+        raise click.UsageError(f"Missing argument '{'RECIPE' if recipe is None else 'OUT'}'.")
     without_effect = [each for each in (mergekit.note(),) if each is not None]
     if not quiet:
         printing.note(*without_effect)
@@ -97,21 +111,31 @@ def merge(
             told = [*without_effect, *printing.held(form, plan.notes)]
             printing.give(form, data, plan.describe(), quiet=quiet, told=told)
         return
+    how: dict[str, Any] = {
+        "calibration": measured,
+        "threads": threads,
+        "progress": not quiet,
+        "device": device,
+        "max_shard_size": size,
+        "overwrite": force,
+        "allow_nan": allow_nan,
+        "tokenizer": copy_tokenizer,
+        "card": write_model_card,
+    }
+    if part.engine == parts.RAY:
+        planned = workflow.plan_merge(loaded, out, **how)
+        parts.carry_out(planned, part, form, threads=threads, sync=not no_sync, quiet=quiet)
+        return
     result = workflow.merge(
         loaded,
         out,
-        calibration=measured,
-        progress=not quiet,
-        max_shard_size=size,
         sync=not no_sync,
         hash_output=not no_hash,
-        overwrite=force,
         unpickle=unpickle,
+        stages=stages,
         committed=signals.drop,
-        tokenizer=copy_tokenizer,
-        card=write_model_card,
         reuse=lazy,
-        **same,
+        **how,
     )
     signals.ignore()
     data = result.as_dict() | {"notes": [*without_effect, *result.notes]}
@@ -173,15 +197,27 @@ def _seeded(recipe: Recipe | StagedRecipe, seed: int | None) -> Recipe | StagedR
 
 @click.command()
 @click.argument("recipe", type=FILE)
+@click.argument("out", type=FOLDER, required=False)
 @click.option("-o", "--output", type=FILE, required=True, help="The plan.json to write.")
 @calibration_option
+@device_option
+@threads_option
+@shard_option
+@force_option
+@click.option("--allow-nan", is_flag=True, help="Write NaN and infinity instead of refusing them.")
 @leniency_options
 @format_option()
 @quiet_option
 def plan(
     recipe: Path,
+    out: Path | None,
     output: Path,
     calibration: Path | None,
+    device: str,
+    threads: int | None,
+    max_shard_size: str,
+    force: bool,
+    allow_nan: bool,
     leniency: Leniency | None,
     form: str,
     quiet: bool,
@@ -189,14 +225,32 @@ def plan(
     """Write the plan of the merge of RECIPE: every output tensor, its inputs and its numbers.
 
     No tensor is merged. The plan names the models' files with digests, so that changes are noticed.
+    With the folder OUT, the plan is one that several processes can carry out by `merge --plan`, and
+    what the recipe needs to know of the models is measured first.
     """
     from sensmerge import workflow
     from sensmerge.files import write_atomically
 
     check_writable(output)
-    planned = workflow.plan(
-        load_staged(recipe, leniency), calibration=load_calibration(calibration)
-    )
+    loaded, measured = load_staged(recipe, leniency), load_calibration(calibration)
+    if out is not None:
+        parted = workflow.plan_merge(
+            loaded,
+            out,
+            measured,
+            threads,
+            not quiet,
+            device=device,
+            max_shard_size=max_shard_size,
+            overwrite=force,
+            allow_nan=allow_nan,
+        )
+        parted.save(output)
+        data = {"written": [output], **parted.as_dict()}
+        text = f"{parted.describe()}\nwrote {output}"
+        printing.give(form, data, text, quiet=quiet)
+        return
+    planned = workflow.plan(loaded, calibration=measured)
     write_atomically(output, planned.to_json())
     data = {"written": [output], "notes": planned.notes}
     printing.give(form, data, f"wrote {output}", quiet=quiet)

@@ -31,6 +31,9 @@ COMMANDS = {
         "farm": "Merge and score many candidates of one recipe, as FARM says, and keep the best in "
         "FOLDER.",
     },
+    "evaluating": {
+        "eval": "Score models on benchmarks, zero-shot: folders, models on the Hub, or recipes.",
+    },
     "measuring": {
         "calibrate": "Measure sensitivity and alignment of the experts of RECIPE.",
         "coefficients": "Print the coefficients of every expert and layer.",
@@ -83,6 +86,9 @@ def stand_ins() -> list[click.Command]:
 def command(name: str) -> click.Command:
     """Import a command."""
     module = next(module for module, commands in COMMANDS.items() if name in commands)
-    found = getattr(import_module(f"sensmerge.cli.{module}"), name.replace("-", "_"))
+    members = vars(import_module(f"sensmerge.cli.{module}"))
+    function = name.replace("-", "_")
+    # A name that the language has a function of is written with a line at its end.
+    found = members.get(function, members.get(f"{function}_"))
     assert isinstance(found, click.Command)
     return found

@@ -20,6 +20,10 @@ from sensmerge.demo.text import TASKS, Corpus, corpora
 # Where task arithmetic looks for its own best λ, beside 1/K and 1.
 _LAMBDAS = (0.1, 0.2, 0.5, 0.7)
 
+# Tokens to which samples are cut that models are scored on: a little more than they were trained
+# on at a time.
+LONGEST = 128
+
 _NOTE = """\
 Made by `sensmerge demo`, which replaces what is listed here when it runs again.
 
@@ -116,15 +120,17 @@ class _Trial:
 
     def score(self, model: Path) -> Score:
         """Score a model on held-back samples."""
-        return evaluate(model, self._held_back)
+        return evaluate(model, self._held_back, longest=LONGEST)
 
     def best(self, mode: str | None) -> Variant:
         """Task arithmetic at the λ that is best on samples the table does not use."""
         scales = sorted({*_LAMBDAS, 1 / len(TASKS), 1.0})
         variants = [Variant("task_arithmetic", mode, scale) for scale in scales]
-        return min(
-            variants, key=lambda variant: evaluate(self.merge(variant), self._development).mean
-        )
+
+        def loss(variant: Variant) -> float:
+            return evaluate(self.merge(variant), self._development, longest=LONGEST).mean
+
+        return min(variants, key=loss)
 
 
 def _prepare(folder: Path) -> None:

@@ -67,19 +67,20 @@ class Score:
         return self.mean - other.mean, math.sqrt(variance) / len(self.tasks)
 
 
-def evaluate(folder: Path, samples: dict[str, list[Sample]]) -> Score:
+def evaluate(folder: Path, samples: dict[str, list[Sample]], *, longest: int = MAX_LENGTH) -> Score:
     """Load a model as any user would and score it in float32.
 
     Args:
         folder: A model's folder.
-        samples: Each task's samples; completions are scored, cut to 256 tokens in all.
+        samples: Each task's samples, of which completions are scored.
+        longest: Tokens to which samples are cut.
     """
     with quiet_transformers():
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model = load(folder)
     return Score(
         {
-            task: score(model, [_encode(tokenizer, sample) for sample in chosen])
+            task: score(model, [_encode(tokenizer, sample, longest) for sample in chosen])
             for task, chosen in samples.items()
         }
     )
@@ -128,9 +129,11 @@ def score(model: transformers.PreTrainedModel, samples: Sequence[Tokenised]) -> 
     return TaskScore(losses, tokens, exact)
 
 
-def _encode(tokenizer: transformers.PreTrainedTokenizerBase, sample: Sample) -> Tokenised:
+def _encode(
+    tokenizer: transformers.PreTrainedTokenizerBase, sample: Sample, longest: int
+) -> Tokenised:
     """Token ids as calibration lays them out; the completion's are scored."""
     prompt = tokenizer(sample.prompt)["input_ids"]
     completion = tokenizer(sample.completion, add_special_tokens=False)["input_ids"]
-    ids = [*prompt, *completion, tokenizer.eos_token_id][:MAX_LENGTH]
+    ids = [*prompt, *completion, tokenizer.eos_token_id][:longest]
     return Tokenised(ids, list(range(len(prompt), len(ids))), place="")

@@ -7,6 +7,8 @@ completions alone, as instruction tuning does. All are saved as transformers sav
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from sensmerge.calibration.surroundings import quiet_transformers
+from sensmerge.calibration.surroundings import quiet_transformers, torch_threads
 from sensmerge.demo.text import Amounts, Corpus, Sample
 
 BEGIN, END = "<s>", "</s>"
@@ -52,9 +54,9 @@ FULL = Size(
     amounts=Amounts(training=600_000, calibration=30, development=40, held_back=60),
     vocabulary=2048,
     hidden=96,
-    blocks=8,
-    base_steps=260,
-    expert_steps=110,
+    blocks=6,
+    base_steps=200,
+    expert_steps=90,
     rows=12,
     length=96,
 )
@@ -92,20 +94,24 @@ def build(folder: Path, corpora: dict[str, Corpus], size: Size, seed: int, say: 
     say(f"base: {parameters / 1e6:.1f} M parameters, {size.blocks} blocks, all tasks")
     everything = [torch.stack([ids, ids]) for ids, _ in streams.values()]
     batches = _batches(everything, size.rows // len(streams), size.length, seed)
-    _train(model, batches, size.base_steps, BASE_LEARNING_RATE, say)
+    for _ in _steps(model, batches, size.base_steps, BASE_LEARNING_RATE, say, "base"):
+        pass
     _save(model, tokenizer, folder / "base", shards=1)
     # Experts start from the base as it is stored, so that a task vector is what they learned.
-    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    for place, task in enumerate(streams):
+    experts = {task: deepcopy(model) for task in streams}
+    lessons = []
+    for place, (task, (ids, scored)) in enumerate(streams.items()):
         say(f"expert {task}: from the base, on {task} alone")
-        model.load_state_dict(start)
-        ids, scored = streams[task]
         completions = torch.stack([ids, torch.where(scored == 1, ids, IGNORED)])
         batches = _batches([completions], size.rows, size.length, seed + 1 + place)
-        _train(model, batches, size.expert_steps, EXPERT_LEARNING_RATE, say)
+        lessons.append(
+            _steps(experts[task], batches, size.expert_steps, EXPERT_LEARNING_RATE, say, task)
+        )
+    _side_by_side(lessons)
+    for place, task in enumerate(streams):
         # One expert in several files, as large checkpoints are.
         shards = 3 if place == len(streams) - 1 else 1
-        _save(model, tokenizer, folder / task, shards)
+        _save(experts[task], tokenizer, folder / task, shards)
 
 
 def train_tokenizer(corpora: dict[str, Corpus], vocabulary: int) -> Tokenizer:
@@ -179,14 +185,34 @@ def _batches(
         yield torch.stack(windows, dim=1)
 
 
-def _train(
+def _side_by_side(lessons: list[Iterator[None]]) -> None:
+    """Go through lessons step by step, as many at a time as torch has threads, each with one.
+
+    On matrices as small as these, two threads are a third faster than one, not twice.
+    """
+    threads = torch.get_num_threads()
+    with torch_threads(1), ThreadPoolExecutor(threads) as pool:
+        # Steps are taken in turns, so that three lessons keep two threads busy to the end.
+        left = {pool.submit(next, lesson, _END): lesson for lesson in lessons}
+        while left:
+            for done in wait(left, return_when=FIRST_COMPLETED).done:
+                lesson = left.pop(done)
+                if done.result() is not _END:
+                    left[pool.submit(next, lesson, _END)] = lesson
+
+
+_END = object()
+
+
+def _steps(
     model: transformers.LlamaForCausalLM,
     batches: Iterator[torch.Tensor],
     steps: int,
     learning_rate: float,
     say: Say,
-) -> None:
-    """AdamW with a short warm-up and a linear decay to zero."""
+    name: str,
+) -> Iterator[None]:
+    """Train, one step at a time: AdamW with a short warm-up and a linear decay to zero."""
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.01, fused=True
     )
@@ -204,7 +230,8 @@ def _train(
         optimizer.step()
         optimizer.zero_grad()
         if (step + 1) % 100 == 0 or step + 1 == steps:
-            say(f"  step {step + 1} of {steps}: training loss {loss.item():.2f}")
+            say(f"  {name}: step {step + 1} of {steps}, training loss {loss.item():.2f}")
+        yield
 
 
 def scored_logits(

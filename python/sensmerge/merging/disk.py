@@ -151,6 +151,67 @@ def write(
         KeyboardInterrupt: Ctrl-C was pressed; nothing is left behind.
     """
     shard_bytes = parse_size(max_shard_size)
+    resolved = resolve(
+        recipe,
+        models,
+        measured,
+        found,
+        notes=notes,
+        threads=threads,
+        progress=progress,
+        tokenizer=tokenizer,
+        card=card,
+    )
+    result = carry_out(
+        resolved.manifest,
+        resolved.checkpoints,
+        out,
+        shard_bytes,
+        resolved.beside,
+        resolved.notes,
+        threads=threads,
+        progress=progress,
+        sync=sync,
+        hash_output=hash_output,
+        resume=resume,
+        overwrite=overwrite,
+        allow_nan=allow_nan,
+        chunk_bytes=chunk_bytes,
+        committed=committed,
+    )
+    return replace(result, calibration=measured, coefficients=found)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """All that is written for a recipe, but for the tensors' data.
+
+    Attributes:
+        manifest: Every output tensor with its inputs and numbers.
+        checkpoints: The manifest's models, in its order.
+        beside: The files beside the weights.
+        notes: Notes for the user.
+    """
+
+    manifest: _core.Manifest
+    checkpoints: list[_core.Checkpoint]
+    beside: Sidecars
+    notes: list[str]
+
+
+def resolve(
+    recipe: Recipe,
+    models: Models,
+    measured: Calibration | None,
+    found: Coefficients | None,
+    *,
+    notes: list[str] | None,
+    threads: int | None,
+    progress: bool,
+    tokenizer: bool,
+    card: bool,
+) -> Resolved:
+    """Resolve a recipe without ``auto`` values to numbers and files; see :func:`write`."""
     asked = request(recipe, found, models, threads=threads, progress=progress)
     manifest = asked.manifest()
     beside = sidecars(
@@ -165,29 +226,13 @@ def write(
     )
     known = [*(notes or []), *recipe.notes, *models.notes]
     known += [] if found is None else found.notes()
-    result = carry_out(
-        manifest,
-        asked.checkpoints,
-        out,
-        shard_bytes,
-        beside,
-        [with_names(note, recipe.places.stages) for note in [*known, *beside.notes]],
-        threads=threads,
-        progress=progress,
-        sync=sync,
-        hash_output=hash_output,
-        resume=resume,
-        overwrite=overwrite,
-        allow_nan=allow_nan,
-        chunk_bytes=chunk_bytes,
-        committed=committed,
-    )
-    return replace(result, calibration=measured, coefficients=found)
+    said = [with_names(note, recipe.places.stages) for note in [*known, *beside.notes]]
+    return Resolved(manifest, asked.checkpoints, beside, said)
 
 
 def carry_out(
     manifest: _core.Manifest,
-    checkpoints: list[_core.Checkpoint],
+    checkpoints: list[_core.Checkpoint] | None,
     out: str | Path,
     shard_bytes: int,
     beside: Sidecars,
@@ -201,6 +246,8 @@ def carry_out(
     resume: bool = True,
     overwrite: bool,
     allow_nan: bool,
+    keep: bool = False,
+    only_commit: bool = False,
     chunk_bytes: int | None = None,
     committed: Callable[[], object] | None = None,
 ) -> MergeResult:
@@ -208,7 +255,7 @@ def carry_out(
 
     Args:
         manifest: The manifest.
-        checkpoints: Its models, in its order.
+        checkpoints: Its models, in its order; None opens the files that it names.
         out: The folder to write.
         shard_bytes: Largest size of a weight file's data, in bytes.
         beside: The files beside the weights.
@@ -222,6 +269,8 @@ def carry_out(
         resume: Whether the same merge may go on if it is killed; not where inputs are temporary.
         overwrite: Replace the output of an earlier merge.
         allow_nan: Write NaN and infinite values instead of refusing them.
+        keep: Leave what is written if the merge fails, for the same merge to go on from.
+        only_commit: Merge nothing: put in place what other processes merged.
         chunk_bytes: Bytes that a thread works on at a time.
         committed: Called once, on another thread, when Ctrl-C cannot cancel the merge any more.
     """
@@ -243,6 +292,8 @@ def carry_out(
                 resume=resume,
                 overwrite=overwrite,
                 allow_nan=allow_nan,
+                keep=keep,
+                only_commit=only_commit,
                 progress=report,
                 committed=committed,
             )

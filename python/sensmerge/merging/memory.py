@@ -64,12 +64,9 @@ def merge_tensors(
     models = _models(recipe, tensors)
     models, found = with_measurements(recipe, calibration, models)
     asked = request(recipe, found, models, threads=threads).dequantised()
-    manifest = asked.manifest()
-    parts = [part for tensor in manifest.tensors for part in tensor.parts]
-    merged = {name: _empty(name, dtype, shape) for name, dtype, shape in parts}
-    outputs = {name: _bytes(name, tensor) for name, tensor in merged.items()}
-    _run(asked, manifest, outputs, threads, allow_nan)
-    return merged
+    tensors, notes = merged(asked, asked.manifest(), threads=threads, allow_nan=allow_nan)
+    _log(notes)
+    return tensors
 
 
 def merge_into(
@@ -124,20 +121,46 @@ def merge_into(
     if not isinstance(model, Mapping):
         _check_whole(model, {tensor.name for tensor in planned}, taken)
     asked = asked.with_dtype(_one_dtype(places, [tensor.name for tensor in planned]))
-    _run(asked, asked.manifest(), outputs, threads, allow_nan)
+    _log(_run(asked, asked.manifest(), outputs, threads, allow_nan))
 
 
-def _models(recipe: Recipe, given: Given) -> Models:
-    if isinstance(given, Models):
-        return given
-    checkpoints = {
-        name: tensors if isinstance(tensors, _core.Checkpoint) else _in_memory(name, tensors)
-        for name, tensors in (given or {}).items()
-    }
-    return open_models(recipe, checkpoints)
+def merged(
+    asked: Request,
+    manifest: _core.Manifest,
+    *,
+    threads: int | None = None,
+    allow_nan: bool = False,
+) -> tuple[dict[str, Any], list[str]]:
+    """Carry out a request into new tensors.
+
+    Args:
+        asked: The request.
+        manifest: Its manifest.
+        threads: Threads to use; all cores by default.
+        allow_nan: Write NaN and infinite values instead of refusing them.
+
+    Returns:
+        Every tensor by name, as :func:`merge_tensors` gives them; and what was found in the inputs.
+
+    Raises:
+        InputError: As :func:`merge_tensors`.
+    """
+    parts = [part for tensor in manifest.tensors for part in tensor.parts]
+    tensors = {name: _empty(name, dtype, shape) for name, dtype, shape in parts}
+    outputs = {name: _bytes(name, tensor) for name, tensor in tensors.items()}
+    return tensors, _run(asked, manifest, outputs, threads, allow_nan)
 
 
-def _in_memory(model: str, tensors: Tensors) -> _core.Checkpoint:
+def checkpoint_of(model: str, tensors: Tensors) -> _core.Checkpoint:
+    """Tensors in memory as a checkpoint; they are not copied.
+
+    Args:
+        model: The name of the model, for messages.
+        tensors: Names to torch tensors (on the CPU, contiguous) or NumPy arrays.
+
+    Raises:
+        InputError: A tensor is none of these, or of a dtype that can be neither merged nor copied.
+    """
     described = [
         (name, _dtype(f"{model}, tensor '{name}'", tensor), list(tensor.shape),
          _bytes(f"{model}, tensor '{name}'", tensor))
@@ -146,16 +169,29 @@ def _in_memory(model: str, tensors: Tensors) -> _core.Checkpoint:
     return _core.Checkpoint.from_memory(model, described)
 
 
+def _models(recipe: Recipe, given: Given) -> Models:
+    if isinstance(given, Models):
+        return given
+    checkpoints = {
+        name: tensors if isinstance(tensors, _core.Checkpoint) else checkpoint_of(name, tensors)
+        for name, tensors in (given or {}).items()
+    }
+    return open_models(recipe, checkpoints)
+
+
 def _run(
     asked: Request,
     manifest: _core.Manifest,
     outputs: dict[str, Any],
     threads: int | None,
     allow_nan: bool,
-) -> None:
-    notes = _core.merge_into(
+) -> list[str]:
+    return _core.merge_into(
         manifest, asked.checkpoints, outputs, threads=threads, allow_nan=allow_nan
     )
+
+
+def _log(notes: list[str]) -> None:
     for note in notes:
         _LOG.warning(note)
 

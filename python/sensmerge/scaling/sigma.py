@@ -85,7 +85,7 @@ class Coefficients(Documented):
 
     @property
     def near_uniform(self) -> bool:
-        """Whether every |K · σ − 1| is below 0.02, outside the blocks too."""
+        """Whether every ``|K · σ − 1|`` is below 0.02, outside the blocks too."""
         every = np.column_stack([self.sigma, self.outside])
         return bool(np.all(np.abs(len(self.experts) * every - 1) < NEAR_UNIFORM))
 

@@ -15,6 +15,8 @@ pub enum Kind {
     Io,
     /// The caller asked to stop.
     Interrupted,
+    /// Other processes have to do their part first; the same call may succeed later.
+    Waiting,
 }
 
 /// An option that would have avoided an error. Front ends show it under their own name for it.
@@ -101,6 +103,15 @@ pub enum Error {
         hint: Option<Hint>,
     },
 
+    /// Other processes that write the same output have not done their part yet.
+    #[error("{}: {reason}", path.display())]
+    Waiting {
+        /// The output folder.
+        path: PathBuf,
+        /// What is missing.
+        reason: String,
+    },
+
     /// The caller cancelled the merge. No output folder is left behind; outputs in the caller's memory
     /// may be partly merged.
     #[error("interrupted")]
@@ -121,6 +132,7 @@ impl Error {
             Self::Io { source, .. } if is_no_such(source) => Kind::Input,
             Self::Io { .. } => Kind::Io,
             Self::Interrupted => Kind::Interrupted,
+            Self::Waiting { .. } => Kind::Waiting,
             Self::File { .. }
             | Self::Tensor { .. }
             | Self::Setting { .. }

@@ -22,6 +22,7 @@ mod prepared;
 mod read;
 mod register;
 mod sensitivity;
+mod shards;
 mod task_vector;
 mod units;
 mod weight_files;
@@ -57,6 +58,8 @@ mod _core {
     use crate::register::{register_function, register_native};
     #[pymodule_export]
     use crate::sensitivity::{sum_abs_product, sum_squares};
+    #[pymodule_export]
+    use crate::shards::merge_shards;
     #[pymodule_export]
     use crate::task_vector::task_vector;
     #[pymodule_export]

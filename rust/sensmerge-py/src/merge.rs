@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use pyo3::prelude::*;
-use sensmerge_core::engine::{DEFAULT_CHUNK_BYTES, Monitor, Options, Sidecar, execute};
+use sensmerge_core::engine::{DEFAULT_CHUNK_BYTES, Monitor, Options, Sidecar, commit, execute};
 
 use crate::checkpoint::Checkpoint;
 use crate::door::enter;
@@ -25,6 +25,8 @@ use crate::manifest::{Manifest, inputs, opened};
 ///     resume: Whether the same merge may go on if it is killed; not where inputs are temporary.
 ///     overwrite: Replace the output of an earlier merge in the folder.
 ///     allow_nan: Write NaN and infinite values instead of refusing them.
+///     keep: Leave what is written if the merge fails, for the same merge to go on from.
+///     only_commit: Merge nothing, and put in place what ``merge_shards`` merged.
 ///     progress: Called several times a second with the bytes read and the expected bytes to read.
 ///     committed: Called once, on another thread, when Ctrl-C cannot cancel the merge any more.
 ///
@@ -33,6 +35,7 @@ use crate::manifest::{Manifest, inputs, opened};
 ///     ``shards``, ``notes`` and ``seconds``.
 ///
 /// Raises:
+///     WaitingError: With ``only_commit``, weight files are missing.
 ///     InputError: The checkpoints cannot be merged as asked, or the folder cannot be written to.
 ///     OSError: A file cannot be read or written.
 ///     KeyboardInterrupt: Ctrl-C was pressed; nothing is left behind.
@@ -44,7 +47,7 @@ use crate::manifest::{Manifest, inputs, opened};
     cards: "collections.abc.Sequence[tuple[str, str]]" = Vec::new(),
     notes: "collections.abc.Sequence[str]" = Vec::new(),
     threads = None, chunk_bytes = None, sync = true, hash = true, resume = true, overwrite = false,
-    allow_nan = false,
+    allow_nan = false, keep = false, only_commit = false,
     progress: "collections.abc.Callable[[int, int], object] | None" = None,
     committed: "collections.abc.Callable[[], object] | None" = None
 ))]
@@ -70,6 +73,8 @@ pub(crate) fn merge(
     resume: bool,
     overwrite: bool,
     allow_nan: bool,
+    keep: bool,
+    only_commit: bool,
     progress: Option<&Bound<'_, PyAny>>,
     committed: Option<Py<PyAny>>,
 ) -> PyResult<String> {
@@ -88,12 +93,14 @@ pub(crate) fn merge(
         resume,
         overwrite,
         allow_nan,
+        keep,
         ..Options::default()
     };
     let monitor = committed.map_or_else(Monitor::new, |call| Monitor::with_committed(told(call)));
     let summary = enter(py, &monitor, progress, || {
         let inputs = inputs(&manifest, models)?;
-        execute(&manifest, &inputs, &output, &sidecars, &notes, &options, &monitor)
+        let carry_out = if only_commit { commit } else { execute };
+        carry_out(&manifest, &inputs, &output, &sidecars, &notes, &options, &monitor)
     })?;
     Ok(serde_json::json!(summary).to_string())
 }

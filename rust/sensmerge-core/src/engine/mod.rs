@@ -9,8 +9,9 @@
 //! ```
 //!
 //! [`execute`] writes a folder, [`execute_into`] the caller's memory, and [`Prepared`] runs the
-//! reductions once and the last sweep often. The merged bytes are the same in all three, and depend
-//! neither on the number of threads nor on the size of chunks.
+//! reductions once and the last sweep often. [`execute_shards`] writes some files of a folder to which
+//! other processes write the rest, and [`commit`] puts all of them in place. The merged bytes are the same
+//! in all of them, and depend neither on the number of threads nor on the size of chunks.
 
 mod average;
 mod card;
@@ -34,6 +35,7 @@ mod read;
 pub mod reduce;
 mod resume;
 mod scaled;
+mod shards;
 mod stage;
 mod tensor;
 mod units;
@@ -48,7 +50,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::Serialize;
 
 use crate::checkpoint::INDEX_FILE;
-use crate::checkpoint::layout::{index_json, layout};
+use crate::checkpoint::layout::{ShardLayout, index_json, layout};
 use crate::checkpoint::output::{Input, OutputFolder, Writing, check_space};
 use crate::error::{Error, Result};
 use crate::manifest::Manifest;
@@ -60,6 +62,8 @@ pub use monitor::Monitor;
 pub use pool::pool;
 pub use prepare::Prepared;
 pub use read::read_into;
+use shards::Share;
+pub use shards::{Shards, commit, execute_shards};
 use stage::Stage;
 use tensor::{Precision, Tensor};
 pub use units::match_units;
@@ -95,6 +99,9 @@ pub struct Options {
     /// Bytes that matrices which are merged as wholes may take together; one is always merged. `None` is
     /// half of the memory that is available when they are merged.
     pub matrix_bytes: Option<u64>,
+    /// Leave what is written if the merge fails or is cancelled, for the same merge to go on from, as if it
+    /// had been killed; otherwise it is removed.
+    pub keep: bool,
 }
 
 impl Default for Options {
@@ -109,6 +116,7 @@ impl Default for Options {
             overwrite: false,
             allow_nan: false,
             matrix_bytes: None,
+            keep: false,
         }
     }
 }
@@ -158,6 +166,26 @@ pub struct Summary {
     pub seconds: f64,
 }
 
+impl Summary {
+    fn of(
+        manifest: &Manifest,
+        output: &Path,
+        shards: Vec<ShardLayout>,
+        notes: Vec<String>,
+        seconds: f64,
+    ) -> Self {
+        Self {
+            output: output.to_path_buf(),
+            tensors: manifest.tensors.len(),
+            parameters: manifest.tensors.iter().map(|tensor| tensor.elements() as u64).sum(),
+            bytes: manifest.tensors.iter().map(|tensor| tensor.nbytes() as u64).sum(),
+            shards: shards.into_iter().map(|shard| shard.file_name).collect(),
+            notes,
+            seconds,
+        }
+    }
+}
+
 /// A merge in progress: the data shared by all parts of the engine.
 struct Job<'e> {
     manifest: &'e Manifest,
@@ -169,6 +197,8 @@ struct Job<'e> {
     notes: Arc<Mutex<BTreeSet<String>>>,
     /// Whether decisions are dropped once their tensors are merged.
     is_brief: bool,
+    /// What is shared with other processes, where each merges a part of the model.
+    share: Option<&'e Share<'e>>,
 }
 
 impl<'e> Job<'e> {
@@ -185,7 +215,8 @@ impl<'e> Job<'e> {
         })?;
         let notes = Arc::default();
         let is_brief = true;
-        Ok(Self { manifest, inputs, program, output, options, monitor, notes, is_brief })
+        let share = None;
+        Ok(Self { manifest, inputs, program, output, options, monitor, notes, is_brief, share })
     }
 
     /// The notes that were `known` before, the manifest's and those found by the merge, each once.
@@ -240,8 +271,7 @@ pub fn execute(
     let shards = layout(manifest.specs(), options.max_shard_bytes);
     let pool = pool(options.threads)?;
     let digest = resume::digest(manifest, inputs, &shards, options);
-    let Options { overwrite, sync, hash, .. } = *options;
-    let how = Writing { overwrite, sync, hash, job: digest };
+    let how = writing(options, digest);
     let mut folder = OutputFolder::create_for(output, &protected, how)?;
     job.notes = folder.found();
     let missing = shards.iter().filter(|shard| !folder.has(&shard.file_name));
@@ -278,15 +308,12 @@ pub fn execute(
         inputs.check_unchanged()?;
         monitor.commit()
     })?;
-    Ok(Summary {
-        output: output.to_path_buf(),
-        tensors: manifest.tensors.len(),
-        parameters: manifest.tensors.iter().map(|tensor| tensor.elements() as u64).sum(),
-        bytes: manifest.tensors.iter().map(|tensor| tensor.nbytes() as u64).sum(),
-        shards: shards.into_iter().map(|shard| shard.file_name).collect(),
-        notes,
-        seconds: start.elapsed().as_secs_f64(),
-    })
+    Ok(Summary::of(manifest, output, shards, notes, start.elapsed().as_secs_f64()))
+}
+
+fn writing(options: &Options, job: Option<String>) -> Writing {
+    let Options { overwrite, sync, hash, keep, .. } = *options;
+    Writing { overwrite, sync, hash, keep, job }
 }
 
 /// Merge into memory and return the notes for the user. `buffers` holds, by name, one buffer for every
@@ -322,7 +349,7 @@ fn with_notes(content: &str, notes: &[String]) -> String {
 
 /// Copy the tensors that are copied; reduce and write the others, stage by stage.
 fn run(job: &Job, mut destination: Destination) -> Result<()> {
-    let (tensors, stages) = tensors_and_stages(job)?;
+    let (tensors, stages) = tensors_and_stages(job, |place| destination.is_finished(place))?;
     let bytes = |tensor: &Tensor| tensor.entry_bytes * tensor.elements() as u64;
     let subjects: Vec<Subject> = tensors.iter().map(Tensor::subject).collect();
     let sweeps = 1 + job.program.sweeps(&subjects);
@@ -330,11 +357,7 @@ fn run(job: &Job, mut destination: Destination) -> Result<()> {
 
     copy::verify(job)?;
     copy::write(job, &mut destination)?;
-    let whole =
-        |stage: &&[Tensor]| stage.iter().all(|tensor| destination.is_finished(tensor.place));
-    let stages = stages.into_iter().map(|stage| &tensors[stage]);
-    let stages: Vec<&[Tensor]> = stages.filter(|stage| !whole(stage)).collect();
-    stages.into_iter().try_for_each(|stage| match precision(stage) {
+    stages.into_iter().map(|stage| &tensors[stage]).try_for_each(|stage| match precision(stage) {
         Precision::Single => run_stage::<f32>(job, stage, &mut destination),
         Precision::Double => run_stage::<f64>(job, stage, &mut destination),
     })
@@ -351,8 +374,12 @@ fn run_stage<T: Computed>(
 }
 
 /// The tensors that are merged, and the stages as ranges of them: one stage of all tensors if a
-/// reduction is over the whole model, otherwise one per window.
-fn tensors_and_stages<'e>(job: &Job<'e>) -> Result<(Vec<Tensor<'e>>, Vec<Range<usize>>)> {
+/// reduction is over the whole model, otherwise one per window. Tensors at places that are whole already are
+/// left out; of a reduction over the whole model only where other processes see to them.
+fn tensors_and_stages<'e>(
+    job: &Job<'e>,
+    is_whole: impl Fn(usize) -> bool,
+) -> Result<(Vec<Tensor<'e>>, Vec<Range<usize>>)> {
     let mut tensors = Tensor::all(job.manifest, job.inputs)?;
     if job.program.scope() == Scope::Model {
         // Magnitudes that are compared with one threshold must be of one type.
@@ -361,9 +388,14 @@ fn tensors_and_stages<'e>(job: &Job<'e>) -> Result<(Vec<Tensor<'e>>, Vec<Range<u
                 tensor.precision = Precision::Double;
             }
         }
-        let all = 0..tensors.len();
-        return Ok((tensors, vec![all]));
+        let all_whole = tensors.iter().all(|tensor| is_whole(tensor.place));
+        if job.share.is_some() || all_whole {
+            tensors.retain(|tensor| !is_whole(tensor.place));
+        }
+        let all = (!tensors.is_empty()).then_some(0..tensors.len());
+        return Ok((tensors, Vec::from_iter(all)));
     }
+    tensors.retain(|tensor| !is_whole(tensor.place));
     if let Some(combine) = &job.program.matrices {
         for tensor in &mut tensors {
             tensor.precision = Precision::Double;

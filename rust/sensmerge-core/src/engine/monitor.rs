@@ -71,6 +71,12 @@ impl Monitor {
         self.total.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// Take progress back to what it was.
+    pub(super) fn rewind(&self, (done, total): (u64, u64)) {
+        self.done.store(done, Ordering::Relaxed);
+        self.total.store(total, Ordering::Relaxed);
+    }
+
     pub(super) fn advance(&self, bytes: u64) {
         self.done.fetch_add(bytes, Ordering::Relaxed);
     }

@@ -54,7 +54,7 @@ impl Prepared {
         let mut places = BTreeMap::new();
         let mut job = Job::new(&manifest, &inputs, Path::new("output"), &options, monitor)?;
         job.is_brief = false;
-        let (tensors, cuts) = tensors_and_stages(&job)?;
+        let (tensors, cuts) = tensors_and_stages(&job, |_| false)?;
         let stages = pool(options.threads)?.install(|| {
             copy::verify(&job)?;
             let decide = |cut: &std::ops::Range<usize>| {
@@ -135,7 +135,7 @@ impl Prepared {
     ) -> Result<()> {
         let mut destination = Destination::memory(&self.manifest, buffers)?;
         let job = self.job(monitor)?;
-        let (tensors, cuts) = tensors_and_stages(&job)?;
+        let (tensors, cuts) = tensors_and_stages(&job, |_| false)?;
         pool(self.options.threads)?.install(|| {
             copy::write(&job, &mut destination)?;
             for (cut, decision) in cuts.into_iter().zip(&self.stages) {

@@ -2,10 +2,10 @@
 
 use super::{Inputs, Options};
 use crate::checkpoint::layout::ShardLayout;
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, Model};
 
 /// A digest of all that decides the bytes of the weight files: this program's version, the manifest, the
-/// state of every input file, and the layout of the output. `None` where inputs lie in memory, whose state
+/// state of every input file unless the manifest has a digest of its weights, and the layout of the output. `None` where inputs lie in memory, whose state
 /// nobody knows later, or where nobody is to go on.
 pub(super) fn digest(
     manifest: &Manifest,
@@ -25,7 +25,10 @@ pub(super) fn digest(
     add(env!("CARGO_PKG_VERSION").as_bytes());
     add(&serde_json::to_vec(manifest).ok()?);
     add(&[u8::from(options.allow_nan)]);
-    for checkpoint in &inputs.checkpoints {
+    // Where other machines take part, inputs have other devices and times there.
+    let unsealed = |(_, model): &(_, &Model)| model.fingerprint.is_none();
+    let pairs = inputs.checkpoints.iter().zip(&manifest.models).filter(unsealed);
+    for (checkpoint, _) in pairs {
         checkpoint.stamps().iter().for_each(|stamp| add(stamp.as_bytes()));
     }
     for shard in shards {

@@ -6,13 +6,14 @@ use rayon::prelude::*;
 
 use super::Job;
 use super::pack::Packer;
+use super::shards::Across;
 use super::tensor::Tensor;
 use super::window::{block_entries, blocks, chunks};
 use crate::dtype::Real;
 use crate::error::Result;
 use crate::program::block::Block;
 use crate::program::idle::Idle;
-use crate::program::sweep::{self, Chunk, LookAtChunk, LookAtTensor, Sweep, Wants};
+use crate::program::sweep::{self, Chunk, LookAtChunk, LookAtTensor, Sweep, Together, Wants};
 use crate::program::{Blocks, Computed, Decision, Subject};
 
 /// The buffers of the threads.
@@ -44,6 +45,7 @@ pub(super) struct Stage<'s, 'm, T: Real> {
     pub(super) chunks: Vec<Chunk>,
     pub(super) division: Blocks,
     pub(super) scratch: Scratch<T>,
+    across: Option<Across<'s, 'm>>,
     subjects: Vec<Subject<'m>>,
 }
 
@@ -64,6 +66,7 @@ impl<'s, 'm, T: Computed> Stage<'s, 'm, T> {
                 bytes: Vec::new(),
                 packer: Packer::default(),
             })),
+            across: job.share.map(|share| Across { share, tensors, output: job.output }),
             subjects: tensors.iter().map(Tensor::subject).collect(),
         }
     }
@@ -174,6 +177,10 @@ impl<T: Computed> Sweep<T> for Deciding<'_, '_, '_, T> {
             });
             Ok(())
         })
+    }
+
+    fn together(&self) -> Option<&dyn Together> {
+        self.stage.across.as_ref().map(|across| across as _)
     }
 }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::Subject;
 use super::block::Block;
-use super::sweep::{Blocks, Chunk, LookAtChunk, LookAtTensor, Reader, Sweep, Wants};
+use super::sweep::{Blocks, Chunk, LookAtChunk, LookAtTensor, Reader, Sweep, Together, Wants};
 use crate::dtype::Real;
 use crate::error::Result;
 
@@ -58,6 +58,10 @@ impl<T: Real> Sweep<T> for Derived<'_, T> {
         self.sweep.visit_tensors(&|tensor, reader| {
             look(tensor, &mut DerivedReader { sweep: self, tensor, reader });
         })
+    }
+
+    fn together(&self) -> Option<&dyn Together> {
+        self.sweep.together()
     }
 }
 

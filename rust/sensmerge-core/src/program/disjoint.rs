@@ -2,7 +2,7 @@
 //! with it take part (Yadav et al. 2023, §4.2).
 
 use super::block::{Block, Parts};
-use super::sweep::{Chunk, reduce_model, reduce_tensors};
+use super::sweep::{Chunk, Portable, reduce_model, reduce_tensors};
 use super::{Combine, CombineOn, Form, Join, Reduction, Scope, Subject, Sweep};
 use crate::dtype::Real;
 use crate::error::Result;
@@ -184,6 +184,18 @@ impl<T: Real> Reduction<T> for SumOfSigns {
 
     fn merge(&self, partial: &mut i64, next: i64) {
         *partial += next;
+    }
+}
+
+impl Portable for i64 {
+    fn to_numbers(&self) -> Vec<i64> {
+        vec![*self]
+    }
+
+    fn take_numbers(&mut self, numbers: &[i64]) -> bool {
+        let [number] = numbers else { return false };
+        *self = *number;
+        true
     }
 }
 

@@ -17,7 +17,7 @@
 //! any order, so that the result does not depend on threads.
 
 use super::block::Block;
-use super::sweep::{Chunk, reduce_model};
+use super::sweep::{Chunk, Portable, reduce_all, reduce_model};
 use super::{Reduction, Sweep};
 use crate::dtype::Real;
 use crate::error::Result;
@@ -107,15 +107,14 @@ impl<T: Real> Search<T> {
     }
 }
 
-/// Sweep over the entries of one tensor, or of all, until each of `searches` has found its magnitude.
+/// Sweep over the entries of one tensor, or of the whole model, until each of `searches` has found its
+/// magnitude. There are so many `entries`.
 pub(super) fn select<T: Real>(
     sweep: &dyn Sweep<T>,
     tensor: Option<usize>,
+    entries: u64,
     searches: &mut [Search<T>],
 ) -> Result<()> {
-    let among = |chunk: &&Chunk| tensor.is_none_or(|tensor| chunk.tensor == tensor);
-    let chunks = sweep.chunks().iter().filter(among);
-    let entries = chunks.map(|chunk| chunk.entries.len() as u64).sum();
     loop {
         let mut open: Vec<&mut Search<T>> =
             searches.iter_mut().filter(|search| search.found.is_none()).collect();
@@ -123,7 +122,11 @@ pub(super) fn select<T: Real>(
             return Ok(());
         }
         let sought = open.iter().map(|search| (search.model, search.bracket)).collect();
-        let tallies = reduce_model(sweep, &Tallies { tensor, sought })?;
+        let reduction = Tallies { tensor, sought };
+        let tallies = match tensor {
+            Some(_) => reduce_all(sweep, &reduction)?,
+            None => reduce_model(sweep, &reduction)?,
+        };
         for (search, tally) in open.iter_mut().zip(&tallies) {
             let before = search.bracket;
             search.narrow(entries, tally);
@@ -213,5 +216,55 @@ impl<T: Real> Tally<T> {
             bin.least = bin.least.min(other.least);
             bin.greatest = bin.greatest.max(other.greatest);
         }
+    }
+}
+
+/// For every search three counts, the number of bins that hold anything, and of each of these its place,
+/// count, least and greatest magnitude.
+impl<T: Real> Portable for Vec<Tally<T>> {
+    fn to_numbers(&self) -> Vec<i64> {
+        let mut numbers = Vec::new();
+        for tally in self {
+            let Counts { above, high, low } = tally.counts;
+            let filled = || tally.bins.iter().enumerate().filter(|(_, bin)| bin.count > 0);
+            let counts = [above, high, low, filled().count() as u64];
+            numbers.extend(counts.map(u64::cast_signed));
+            for (place, bin) in filled() {
+                let (least, greatest) = (bin.least.into(), bin.greatest.into());
+                numbers.extend([
+                    (place as u64).cast_signed(),
+                    bin.count.cast_signed(),
+                    least,
+                    greatest,
+                ]);
+            }
+        }
+        numbers
+    }
+
+    fn take_numbers(&mut self, mut numbers: &[i64]) -> bool {
+        for tally in self {
+            let Some(([above, high, low, filled], rest)) = numbers.split_first_chunk() else {
+                return false;
+            };
+            let [above, high, low] = [above, high, low].map(|count| count.cast_unsigned());
+            tally.counts = Counts { above, high, low };
+            numbers = rest;
+            for _ in 0..*filled {
+                let Some(([place, count, least, greatest], rest)) = numbers.split_first_chunk()
+                else {
+                    return false;
+                };
+                let bin = usize::try_from(*place).ok().and_then(|place| tally.bins.get_mut(place));
+                let (Some(bin), Ok(least), Ok(greatest)) =
+                    (bin, T::Magnitude::try_from(*least), T::Magnitude::try_from(*greatest))
+                else {
+                    return false;
+                };
+                *bin = Bin { count: count.cast_unsigned(), least, greatest };
+                numbers = rest;
+            }
+        }
+        numbers.is_empty()
     }
 }

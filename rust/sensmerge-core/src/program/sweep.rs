@@ -7,7 +7,8 @@
 //! - Partial results of a tensor are merged in index order, and a sum keeps the sums of blocks until
 //!   the end, since floating-point addition is not associative.
 //! - Partial results over all tensors are merged in any order, and may hold only values whose merging
-//!   is associative and commutative: counts, and least and greatest values.
+//!   is associative and commutative: counts, and least and greatest values. So several processes may
+//!   each reduce some tensors of a model and exchange what they found ([`Together`]).
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -17,7 +18,7 @@ use super::Subject;
 use super::block::Block;
 use super::idle::Idle;
 use crate::dtype::Real;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A run of consecutive entries of one tensor, processed by one thread at a time.
 #[derive(Clone, Debug)]
@@ -62,6 +63,48 @@ pub(crate) trait Sweep<T: Real>: Sync {
     /// # Errors
     /// [`Error::Interrupted`](crate::Error::Interrupted).
     fn visit_tensors(&self, look: LookAtTensor<T>) -> Result<()>;
+
+    /// The rest of the model, where other processes merge it; `None` where these tensors are all.
+    fn together(&self) -> Option<&dyn Together>;
+}
+
+/// The model of which a sweep reads some tensors, while other processes see to the rest.
+pub(crate) trait Together: Sync {
+    /// Number of entries of all tensors that are merged.
+    fn entries(&self) -> usize;
+
+    /// Whether a tensor of this sweep counts here; one that is written in two files is read twice.
+    fn counts(&self, tensor: usize) -> bool;
+
+    /// Exchange a result: `find` is asked for that of this sweep's tensors unless it is known already, and
+    /// `take` gets those of all processes, in any order. All processes exchange the same results in the
+    /// same order.
+    ///
+    /// # Errors
+    /// [`Error::Waiting`] while results of other processes are missing; [`Error::Io`]; the errors of
+    /// `find` and `take`.
+    fn exchange(
+        &self,
+        find: &mut dyn FnMut() -> Result<Vec<i64>>,
+        take: &mut dyn FnMut(&[i64]) -> Result<()>,
+    ) -> Result<()>;
+}
+
+/// A partial result over tensors of a model as plain numbers, for another process.
+pub(crate) trait Portable {
+    /// All that it holds.
+    fn to_numbers(&self) -> Vec<i64>;
+
+    /// Take over what [`to_numbers`](Self::to_numbers) gave for a result of the same reduction; whether it
+    /// was that.
+    fn take_numbers(&mut self, numbers: &[i64]) -> bool;
+}
+
+/// Numbers of another process that are not what it should have found.
+pub(crate) fn foreign_numbers() -> Error {
+    let reason = "the numbers that a process left for the others are not a result of this merge; remove \
+                  the output folder and begin anew";
+    Error::setting("reductions", reason)
 }
 
 /// The blocks of a chunk, one after the other.
@@ -181,16 +224,49 @@ pub(crate) fn reduce_by_halves<T: Real, R: Reduction<T>>(
     Ok(found.into_iter().map(whole).collect())
 }
 
-/// Run a reduction with one result for all tensors.
+/// Run a reduction with one result for the whole model.
 ///
 /// # Errors
-/// The errors of the sweep.
-pub(crate) fn reduce_model<T: Real, R: Reduction<T>>(
+/// The errors of the sweep, and of [`Together::exchange`].
+pub(crate) fn reduce_model<T: Real, R: Reduction<T, Partial: Portable>>(
     sweep: &dyn Sweep<T>,
     reduction: &R,
 ) -> Result<R::Partial> {
+    let Some(together) = sweep.together() else { return reduce_all(sweep, reduction) };
+    let mut result = reduction.identity(None);
+    let mut find = || {
+        let ours = reduce(sweep, reduction, &|tensor| together.counts(tensor))?;
+        Ok(ours.to_numbers())
+    };
+    together.exchange(&mut find, &mut |numbers| {
+        let mut next = reduction.identity(None);
+        if !next.take_numbers(numbers) {
+            return Err(foreign_numbers());
+        }
+        reduction.merge(&mut result, next);
+        Ok(())
+    })?;
+    Ok(result)
+}
+
+/// Run a reduction with one result for all tensors of the sweep.
+///
+/// # Errors
+/// The errors of the sweep.
+pub(crate) fn reduce_all<T: Real, R: Reduction<T>>(
+    sweep: &dyn Sweep<T>,
+    reduction: &R,
+) -> Result<R::Partial> {
+    reduce(sweep, reduction, &|_| true)
+}
+
+fn reduce<T: Real, R: Reduction<T>>(
+    sweep: &dyn Sweep<T>,
+    reduction: &R,
+    counts: &(dyn Fn(usize) -> bool + Sync),
+) -> Result<R::Partial> {
     let partials = Idle::new(|| reduction.identity(None));
-    let wants = |tensor, model| reduction.wants(tensor, model);
+    let wants = |tensor, model| counts(tensor) && reduction.wants(tensor, model);
     sweep.read_chunks(&wants, &|_, chunk, blocks| {
         partials.lend(|partial| {
             while let Some(block) = blocks.next() {

@@ -29,7 +29,7 @@ use super::block::Block;
 use super::cut::{Cut, Kept, Target};
 use super::sample::{bracket, sample};
 use super::select::{Place, Search, Selected, locate, select};
-use super::sweep::{Chunk, Reader, reduce_tensors};
+use super::sweep::{Chunk, Reader, Together, foreign_numbers, reduce_tensors};
 use super::{Reduction, Subject, Sweep};
 use crate::dtype::Real;
 use crate::error::Result;
@@ -114,31 +114,25 @@ pub(super) fn cuts_by_model<T: Real>(
 ) -> Result<Vec<Vec<Cut<T>>>> {
     let subjects = sweep.subjects();
     let Some(first) = subjects.first() else { return Ok(Vec::new()) };
-    let entries: usize = subjects.iter().map(Subject::elements).sum();
+    let together = sweep.together();
+    let of_sweep = || subjects.iter().map(Subject::elements).sum();
+    let entries: usize = together.map_or_else(of_sweep, Together::entries);
     let trimmed = |model: usize| {
         let density = first.numbers(density)[model];
         entries as u64 - (density * entries as f64).floor() as u64
     };
     let models: Vec<usize> = (0..first.models).filter(|&model| trimmed(model) > 0).collect();
-    let samples: Vec<OnceLock<Vec<Vec<T::Magnitude>>>> =
-        subjects.iter().map(|_| OnceLock::new()).collect();
-    if !models.is_empty() {
-        sweep.visit_tensors(&|tensor, reader| {
-            let elements = subjects[tensor].elements() as u128;
-            let runs = (MODEL_RUNS as u128 * elements).div_ceil(entries as u128);
-            let _ = samples[tensor].set(sample(&subjects[tensor], runs as usize, reader));
-        })?;
+    if models.is_empty() {
+        return Ok(vec![vec![Cut::All; first.models]; subjects.len()]);
     }
-    let search = |&model: &usize| {
-        let found = samples.iter().filter_map(OnceLock::get);
-        let mut magnitudes: Vec<T::Magnitude> =
-            found.flat_map(|models| models[model].iter().copied()).collect();
+    let samples = samples_of_model(sweep, entries, &models)?;
+    let search = |(&model, mut sample): (&usize, Vec<T::Magnitude>)| {
         let rank = trimmed(model) - 1;
         let share = rank as f64 / entries as f64;
-        Search::new(model, rank, bracket::<T>(&mut magnitudes, share, MODEL_MARGIN))
+        Search::new(model, rank, bracket::<T>(&mut sample, share, MODEL_MARGIN))
     };
-    let mut searches: Vec<Search<T>> = models.iter().map(search).collect();
-    select(sweep, None, &mut searches)?;
+    let mut searches: Vec<Search<T>> = models.iter().zip(samples).map(search).collect();
+    select(sweep, None, entries as u64, &mut searches)?;
     let mut cuts = vec![Cut::All; first.models];
     for search in searches {
         if let Some(Selected { magnitude, .. }) = search.found {
@@ -146,6 +140,56 @@ pub(super) fn cuts_by_model<T: Real>(
         }
     }
     Ok(subjects.iter().map(|_| cuts.clone()).collect())
+}
+
+/// Magnitudes of some models, of `entries` entries, spread evenly over the whole model; in any order.
+fn samples_of_model<T: Real>(
+    sweep: &dyn Sweep<T>,
+    entries: usize,
+    models: &[usize],
+) -> Result<Vec<Vec<T::Magnitude>>> {
+    let subjects = sweep.subjects();
+    let together = sweep.together();
+    let of_sweep = || {
+        let samples: Vec<OnceLock<Vec<Vec<T::Magnitude>>>> =
+            subjects.iter().map(|_| OnceLock::new()).collect();
+        sweep.visit_tensors(&|tensor, reader| {
+            if together.is_some_and(|together| !together.counts(tensor)) {
+                return;
+            }
+            let elements = subjects[tensor].elements() as u128;
+            let runs = (MODEL_RUNS as u128 * elements).div_ceil(entries as u128);
+            let _ = samples[tensor].set(sample(&subjects[tensor], runs as usize, reader));
+        })?;
+        let of_model = |&model: &usize| {
+            let found = samples.iter().filter_map(OnceLock::get);
+            found.flat_map(|models| models[model].iter().copied()).collect()
+        };
+        Ok(models.iter().map(of_model).collect::<Vec<Vec<T::Magnitude>>>())
+    };
+    let Some(together) = together else { return of_sweep() };
+    let mut all = vec![Vec::new(); models.len()];
+    // As numbers: for every model how many, and the magnitudes.
+    let mut find = || {
+        let numbers = |sample: Vec<T::Magnitude>| {
+            let length = (sample.len() as u64).cast_signed();
+            std::iter::once(length).chain(sample.into_iter().map(Into::into))
+        };
+        Ok(of_sweep()?.into_iter().flat_map(numbers).collect())
+    };
+    together.exchange(&mut find, &mut |mut numbers| {
+        for sample in &mut all {
+            let (length, rest) = numbers.split_first().ok_or_else(foreign_numbers)?;
+            let of_model = usize::try_from(*length).ok().and_then(|all| rest.split_at_checked(all));
+            let (of_model, rest) = of_model.ok_or_else(foreign_numbers)?;
+            for &magnitude in of_model {
+                sample.push(T::Magnitude::try_from(magnitude).map_err(|_| foreign_numbers())?);
+            }
+            numbers = rest;
+        }
+        Ok(())
+    })?;
+    Ok(all)
 }
 
 /// The cuts of a tensor if it is small, otherwise brackets from a sample. One per target.
@@ -336,7 +380,7 @@ fn search<T: Real>(
         let rank = elements - kept[kept.len() - 1].max(1);
         searches.push(Search::new(target.row, rank, bracket));
     }
-    select(sweep, Some(tensor), &mut searches)?;
+    select(sweep, Some(tensor), elements, &mut searches)?;
     let cut = |((search, &kept), &(_, target, _)): ((Search<T>, &u64), &(usize, Target, _))| {
         let Some(Selected { magnitude, above }) = search.found else { return Ok(Cut::All) };
         match target.kept {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use sensmerge_core::checkpoint::Checkpoint;
 use sensmerge_core::engine::{Inputs, Monitor, Options, execute};
-use sensmerge_core::manifest::{Builder, View};
+use sensmerge_core::manifest::{Builder, Manifest, View};
 use sensmerge_core::method::{Base, Owner, Semantics, Statistic, schemas};
 use tempfile::tempdir;
 
@@ -51,10 +51,9 @@ fn measured(
     (Arc::new(Checkpoint::open(&path).unwrap()), names)
 }
 
-#[test]
-fn bytes_depend_on_no_option() {
-    let folder = tempdir().unwrap();
-    let paths = ["base", "one", "two", "three"].map(|name| folder.path().join(name));
+/// Call `see` with the name and the manifest of every method's merge of three models in `folder`.
+pub(crate) fn every_method(folder: &Path, see: impl Fn(&str, &Manifest)) {
+    let paths = ["base", "one", "two", "three"].map(|name| folder.join(name));
     for (seed, path) in (1..).zip(&paths) {
         let tensors = [
             f32s("layers.0.w", &[ENTRIES], &entries(seed)),
@@ -94,32 +93,39 @@ fn bytes_depend_on_no_option() {
                 let measured = |place: usize, view: View| match schema.statistic {
                     None => view,
                     Some(statistic) => {
-                        let (checkpoint, names) = measured(folder.path(), place, statistic);
+                        let (checkpoint, names) = measured(folder, place, statistic);
                         view.statistics(checkpoint, names)
                     }
                 };
                 let manifest = planned(builder, base, &experts[..models], measured).unwrap();
-                let inputs = Inputs::open(&manifest).unwrap();
-                let written = |threads, chunk_bytes| {
-                    let out = folder.path().join("out");
-                    let threads = Some(threads);
-                    let options = Options {
-                        threads,
-                        chunk_bytes,
-                        overwrite: true,
-                        sync: false,
-                        ..Options::default()
-                    };
-                    execute(&manifest, &inputs, &out, &[], &[], &options, &Monitor::new()).unwrap();
-                    fs::read(out.join("model.safetensors")).unwrap()
-                };
-                let expected = written(1, usize::MAX);
-                for (threads, chunk_bytes) in [(1, 1), (2, 16_384), (3, 100_003), (8, 1 << 16)] {
-                    let same = written(threads, chunk_bytes) == expected;
-                    let name = schema.name;
-                    assert!(same, "{name} {semantics:?}: {threads} threads, {chunk_bytes} bytes");
-                }
+                see(&format!("{} {semantics:?}", schema.name), &manifest);
             }
         }
     }
+}
+
+#[test]
+fn bytes_depend_on_no_option() {
+    let folder = tempdir().unwrap();
+    every_method(folder.path(), |name, manifest| {
+        let inputs = Inputs::open(manifest).unwrap();
+        let written = |threads, chunk_bytes| {
+            let out = folder.path().join("out");
+            let threads = Some(threads);
+            let options = Options {
+                threads,
+                chunk_bytes,
+                overwrite: true,
+                sync: false,
+                ..Options::default()
+            };
+            execute(manifest, &inputs, &out, &[], &[], &options, &Monitor::new()).unwrap();
+            fs::read(out.join("model.safetensors")).unwrap()
+        };
+        let expected = written(1, usize::MAX);
+        for (threads, chunk_bytes) in [(1, 1), (2, 16_384), (3, 100_003), (8, 1 << 16)] {
+            let same = written(threads, chunk_bytes) == expected;
+            assert!(same, "{name}: {threads} threads, {chunk_bytes} bytes");
+        }
+    });
 }

@@ -14,4 +14,5 @@ mod output;
 mod prepared;
 mod reader;
 mod rows;
+mod shards;
 mod units;

@@ -5,12 +5,14 @@
 //! is renamed last. Until then a marker says that the folder is unfinished and whose it is, and a lock on
 //! the marker keeps other merges out. The marker also lists weight files that are whole, so that after a
 //! kill the same merge goes on from them. The files that an older output listed and the new one does not
-//! write are removed.
+//! write are removed. Several processes may write one folder's weight files ([`SharedFolder`]); what they
+//! finished is then taken over like the work of a merge that was killed.
 
 mod marker;
 mod ours;
 mod place;
 mod record;
+mod shared;
 mod weights;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,6 +33,7 @@ use crate::error::{Error, Hint, Result};
 pub use place::{check, check_space};
 use place::{check_content, is_empty, missing};
 use record::{Finished, Owner, Record};
+pub use shared::{Progress, SharedFolder};
 pub use weights::ShardWriter;
 use weights::{Finishing, sha256, sha256_of};
 
@@ -42,6 +45,9 @@ pub(super) const MARKER: &str = ".sensmerge-unfinished";
 
 const TEMPORARY_PREFIX: &str = ".sensmerge-";
 const TEMPORARY_SUFFIX: &str = ".partial";
+/// Of files in which processes that write one folder tell each other what they finished and found.
+const FINISHED_SUFFIX: &str = ".finished";
+const FOUND_SUFFIX: &str = ".found";
 
 /// The content of a folder before the merge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +65,7 @@ const OTHERS: &str = "holds an unfinished merge of another recipe, of other opti
 
 /// How the files of an output are written.
 #[derive(Clone, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "they are independent switches")]
 pub struct Writing {
     /// Replace the output of an earlier merge.
     pub overwrite: bool,
@@ -66,14 +73,17 @@ pub struct Writing {
     pub sync: bool,
     /// Hash files, and list the hashes; a merge that was killed goes on only from hashed files.
     pub hash: bool,
+    /// Leave what is written if the folder is not finished, as if the process had been killed.
+    pub keep: bool,
     /// A digest of all that decides the bytes of the weight files; `None` if there is none.
     pub job: Option<String>,
 }
 
 /// An output folder being written.
 ///
-/// If it is dropped before [`OutputFolder::finish`] has succeeded, it removes all that it wrote. Only
-/// where its files already replace some of an older output do they stay, and with them the marker.
+/// If it is dropped before [`OutputFolder::finish`] has succeeded, it removes all that it wrote, unless it is
+/// to [keep](Writing::keep) it. Where its files already replace some of an older output, they stay too, and
+/// with them the marker.
 #[derive(Debug)]
 pub struct OutputFolder {
     path: PathBuf,
@@ -155,6 +165,7 @@ impl OutputFolder {
             how,
             marker,
             marker_path,
+            shared: false,
             notes: Arc::default(),
             hashes: Mutex::default(),
             threads: Mutex::default(),
@@ -173,20 +184,25 @@ impl OutputFolder {
         };
         // Until what a killed merge left is known, nothing may remove its marker.
         folder.before = if was_unfinished { Before::Unfinished } else { Before::Files };
-        let kept = if ours { folder.take_back(&found)? } else { BTreeMap::new() };
+        let mut kept = if ours { folder.take_back(&found)? } else { BTreeMap::new() };
+        if let Some(job) = folder.finishing.how.job.as_deref().filter(|_| ours) {
+            kept.extend(shared::finished(path, job)?);
+        }
         folder.before = match is_empty(path)? {
             true if !replaced => Before::Nothing,
             _ if was_unfinished => Before::Unfinished,
             _ => Before::Files,
         };
+        let has_older = folder.before != Before::Nothing && (overwrite || replaced);
+        let kept_names: BTreeSet<String> = kept.keys().map(|name| temporary(name)).collect();
+        // What other processes said is in the marker before their files go.
+        folder.begin(kept, has_older)?;
         for name in names(path)?.iter().filter(|name| is_temporary(name)) {
-            if !kept.keys().any(|kept| temporary(kept) == *name) {
+            if !kept_names.contains(name) {
                 let stale = path.join(name);
                 std::fs::remove_file(&stale).map_err(Error::io(&stale))?;
             }
         }
-        let has_older = folder.before != Before::Nothing && (overwrite || replaced);
-        folder.begin(kept, has_older)?;
         Ok(folder)
     }
 
@@ -416,6 +432,9 @@ impl Drop for OutputFolder {
             return;
         }
         self.finishing.stop();
+        if self.finishing.how.keep {
+            return;
+        }
         let mut clean = true;
         for name in lock(&self.files).iter() {
             clean &= remove(&self.path.join(temporary(name))).is_ok();
@@ -456,7 +475,8 @@ fn temporary(name: &str) -> String {
 }
 
 fn is_temporary(name: &str) -> bool {
-    name.starts_with(TEMPORARY_PREFIX) && name.ends_with(TEMPORARY_SUFFIX)
+    let suffixes = [TEMPORARY_SUFFIX, FINISHED_SUFFIX, FOUND_SUFFIX];
+    name.starts_with(TEMPORARY_PREFIX) && suffixes.iter().any(|suffix| name.ends_with(suffix))
 }
 
 /// Remove empty folders, innermost first.

@@ -65,8 +65,21 @@ pub(super) fn listing(
 /// [`Error::File`] for a list that is malformed or holds a name that is not a bare file name;
 /// [`Error::Io`].
 pub(super) fn listed(folder: &Path) -> Result<BTreeSet<String>> {
+    Ok(read(folder)?.map(|listing| listing.files).unwrap_or_default())
+}
+
+/// The digest of the job that wrote a complete output.
+///
+/// # Errors
+/// As for [`listed`].
+pub(super) fn job(folder: &Path) -> Result<Option<String>> {
+    Ok(read(folder)?.and_then(|listing| listing.job))
+}
+
+/// The list of a folder, if it has one.
+fn read(folder: &Path) -> Result<Option<Listing>> {
     if !names(folder)?.contains(OUTPUT_FILE) {
-        return Ok(BTreeSet::new());
+        return Ok(None);
     }
     let path = folder.join(OUTPUT_FILE);
     let refuse = |reason: String| {
@@ -78,7 +91,7 @@ pub(super) fn listed(folder: &Path) -> Result<BTreeSet<String>> {
         serde_json::from_slice(&text).map_err(|error| refuse(error.to_string()))?;
     match listing.files.iter().find(|name| !is_bare(name)) {
         Some(name) => Err(refuse(format!("it names '{name}', which is not a file name"))),
-        None => Ok(listing.files),
+        None => Ok(Some(listing)),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Weight files while they are written, by any number of threads at once; and what is done once one is
-//! whole, on a thread of its own: hash it, flush it, and say so in the marker.
+//! whole, on a thread of its own: hash it, flush it, and say so in the marker, if this process alone writes
+//! the folder.
 //!
 //! The hash is of what the file holds, read back from the system's cache, since pieces are written in any
 //! order. While it is computed, other weight files are being written.
@@ -52,8 +53,11 @@ impl ShardWriter {
 #[derive(Debug)]
 pub(super) struct Finishing {
     pub how: Writing,
+    /// The marker and its path.
     pub marker: File,
     pub marker_path: PathBuf,
+    /// Whether other processes write the folder too: each says of its files elsewhere that they are whole.
+    pub shared: bool,
     /// Notes of the merge, kept with what is finished.
     pub notes: Arc<Mutex<BTreeSet<String>>>,
     /// Hashes of files, by name.
@@ -82,6 +86,10 @@ impl Finishing {
         let notes = lock(&self.notes).iter().cloned().collect();
         let finished = Finished { file, bytes, sha256, notes };
         let mut hashes = lock(&self.hashes);
+        if self.shared {
+            hashes.insert(finished.file, finished.sha256);
+            return Ok(());
+        }
         let written = record::add(&self.marker, &finished)
             .and_then(|()| if self.how.sync { self.marker.sync_all() } else { Ok(()) });
         written.map_err(Error::io(&self.marker_path))?;

@@ -1,0 +1,1 @@
+"""Merges by several processes, on one machine or many, that each write some weight files."""
