@@ -2,10 +2,11 @@
 
 ``python benches/farm.py [--size 1b] [--candidates 20] [--rounds 3] [--record]``
 
-A base and three experts of random weights in bfloat16. Every candidate is written to the disk, scored by
-a command that prints a number at once, and deleted unless it is the best. Beside it the same recipes are
-merged by ``sensmerge.merge``, with the same options, each over the one before. Both in turns, in one
-process; the evaluation costs next to nothing, so that what is left is the farm's own.
+A base and three experts of random weights in bfloat16. Every candidate is written to the disk,
+scored by a command that prints a number at once, and deleted unless it is the best. Beside it the
+same recipes are merged by ``sensmerge.merge``, with the same options, each over the one before.
+Both in turns, in one process; the evaluation costs next to nothing, so that what is left is the
+farm's own.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def main() -> None:
 
 
 def measured(method: str, options: argparse.Namespace) -> list[dict[str, float]]:
-    """Rounds of one method: seconds of the farm and of bare merges, and the farm's own a candidate."""
+    """Rounds of one method: seconds of farm and bare merges, and the farm's own a candidate."""
     scales = [0.1 + 0.8 * place / options.candidates for place in range(options.candidates)]
     recipe: dict[str, Any] = {
         "merge_method": method,

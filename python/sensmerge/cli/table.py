@@ -27,7 +27,8 @@ COMMANDS = {
         "schema": "Print a JSON Schema of recipes or of farm files, for editors.",
     },
     "farming": {
-        "board": "Show what the farm in FOLDER has found so far: on a terminal live, while it runs.",
+        "board": "Show what the farm in FOLDER has found so far: on a terminal live, while it "
+        "runs.",
         "farm": "Merge and score many candidates of one recipe, as FARM says, and keep the best in "
         "FOLDER.",
     },

@@ -80,7 +80,9 @@ class Board(Documented):
         tasks = _names(each.scores for each in done)
         whole = [each for each in done if set(each.scores) == set(tasks)]
         front = front_of([each.scores for each in whole], better) if len(tasks) > 1 else []
-        counts = {status: sum(each.status == status for each in found) for status in STATUSES}
+        counts: dict[str, int] = {
+            status: sum(each.status == status for each in found) for status in STATUSES
+        }
         failed = counts["failed"]
         if failed:
             notes.append(f"{failed} of {len(found)} candidates failed; the board says why")
@@ -185,7 +187,8 @@ class Board(Documented):
         said = ", ".join(f"{count} {status}" for status, count in self.counts.items() if count)
         of = "" if self.disk is None else f" of {human_size(self.disk)}"
         state = "running" if self.running else "not running"
-        return f"{plain(self.folder)}: {said or 'no candidates'}; {human_size(self.bytes)}{of} on the disk; {state}"
+        size = f"{human_size(self.bytes)}{of} on the disk"
+        return f"{plain(self.folder)}: {said or 'no candidates'}; {size}; {state}"
 
     def table(self, most: int | None = SHOWN) -> str:
         """The board as text.

@@ -1,4 +1,4 @@
-"""Calibrations of a farm: one for each set of experts and way to measure them, kept in its folder."""
+"""Calibrations of a farm, kept in its folder: one for each set of experts and way to measure."""
 
 from __future__ import annotations
 

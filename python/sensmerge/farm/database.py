@@ -1,7 +1,7 @@
 """All that is known of a farm's candidates, in one SQLite file in its folder.
 
-Only the farm's main thread writes. A change is whole or not there, also where the process is killed or
-the disk is full.
+Only the farm's main thread writes. A change is whole or not there, also where the process is killed
+or the disk is full.
 """
 
 from __future__ import annotations
@@ -302,7 +302,8 @@ class Database:
             rows = self._connection.execute(
                 "SELECT status, count(*) FROM candidates GROUP BY status"
             ).fetchall()
-        return dict.fromkeys(STATUSES, 0) | dict(rows)
+        counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
+        return counts | dict(rows)
 
     def candidate(self, number: int) -> Candidate:
         """The candidate of a number."""

@@ -74,7 +74,8 @@ def coefficients_svg(candidate: Candidate) -> str | None:
         key: found[key]
         for key in ("experts", "layers", "mode", "temperature", "cross_task", "outside_blocks")
     }
-    return scale_svg(Coefficients(**arrays, **same, base=found["base"] == "expert"))
+    given: dict[str, Any] = {**arrays, **same}
+    return scale_svg(Coefficients(**given, base=found["base"] == "expert"))
 
 
 def _grid(each: Any, draw: Any, label: str) -> str:
@@ -115,7 +116,7 @@ def _along(axes: Axes, values: list[Any]) -> list[float]:
 
 
 def _number(value: Any) -> float | None:
-    """A value as a number, also one that YAML 1.1 takes for text, such as 1e-3; None if it is none."""
+    """A value as a number, also where YAML 1.1 takes it for text (1e-3); None if it is none."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:

@@ -26,7 +26,8 @@ def front_of(scores: Sequence[Mapping[str, float]], better: Better) -> list[int]
     for place in sorted(range(len(rows)), key=rows.__getitem__):
         row = rows[place]
         beaten = any(
-            rows[other] != row and all(one <= two for one, two in zip(rows[other], row, strict=True))
+            rows[other] != row
+            and all(one <= two for one, two in zip(rows[other], row, strict=True))
             for other in front
         )
         if not beaten:

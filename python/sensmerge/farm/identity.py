@@ -1,4 +1,4 @@
-"""What makes two candidates the same: everything that decides their bytes, however it is written."""
+"""What makes two candidates the same: all that decides their bytes, however it is written."""
 
 from __future__ import annotations
 
@@ -133,8 +133,7 @@ def calibration_key(
     options = recipe.sensitivity
     measured = recipe.measured if recipe.measures_experts else []
     experts = [
-        [weights(each.model), _samples(recipe, each.calibration, content)]
-        for each in measured
+        [weights(each.model), _samples(recipe, each.calibration, content)] for each in measured
     ]
     base = None
     if recipe.aim is not None and recipe.base_model is not None:

@@ -1,7 +1,7 @@
 """One candidate as plain data: what is to be merged and scored goes in, what came of it comes out.
 
-Whatever runs candidates, in this process or on other machines, needs these functions alone: a job and
-an outcome hold text, numbers, lists and mappings, which any of them can send.
+Whatever runs candidates, in this process or on other machines, needs these functions alone: a job
+and an outcome hold text, numbers, lists and mappings, which any of them can send.
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ def run(job: Job, bench: Workbench, evaluator: Evaluator) -> Outcome:
 def merge(job: Job, bench: Workbench) -> Merged:
     """Write the model of a candidate into its folder.
 
-    A folder that holds it whole is used as it is; what a merge that was killed left there is gone on
-    with, or removed where that cannot be.
+    A folder that holds it whole is used as it is; what a merge that was killed left there is gone
+    on with, or removed where that cannot be.
 
     Raises:
         InputError: Recipe, models or calibration cannot be used as they are.

@@ -58,12 +58,14 @@ class Kept:
                 continue
             if not models:
                 raise InputError(
-                    f"disk: {human_size(size)} do not fit beside what the farm's folder holds; allow "
-                    "more"
+                    f"disk: {human_size(size)} do not fit beside what the farm's folder holds; "
+                    "allow more"
                 )
             self._drop(models[-1])
 
-    def settle(self, size_of: Callable[[Candidate], int], merge: Callable[[Candidate], Merged]) -> str:
+    def settle(
+        self, size_of: Callable[[Candidate], int], merge: Callable[[Candidate], Merged]
+    ) -> str:
         """See to it that the best models lie in the folder, whole and flushed, and no others.
 
         Args:
@@ -99,6 +101,6 @@ class Kept:
         return f"of the best {self._most} not all are kept: {'; '.join(missing)}" if missing else ""
 
     def _drop(self, entry: Entry) -> None:
-        """Delete a model. A kill between the two steps leaves a folder that the next run removes."""
+        """Delete a model; a kill between the steps leaves a folder that the next run removes."""
         self._database.keep(entry.number, False)
         self._space.remove(entry.folder)

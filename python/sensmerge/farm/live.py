@@ -27,7 +27,9 @@ _SECONDS = 1.0
 _AROUND = 8
 
 
-def show(read: Callable[[], Board], seconds: float = _SECONDS, console: Console | None = None) -> Board:
+def show(
+    read: Callable[[], Board], seconds: float = _SECONDS, console: Console | None = None
+) -> Board:
     """Show a board until its farm does not run any more.
 
     Args:

@@ -63,8 +63,8 @@ def find(name: str, template: Recipe) -> Place:
         near = nearest(name, known)
         hint = "" if near is None else f"; did you mean '{near}'?"
         raise InputError(
-            f"{name}: is no place in a recipe{hint}; name a parameter of `sensmerge methods`, a key "
-            "of the sensitivity section, merge_method, seed, dtype, or keys such as "
+            f"{name}: is no place in a recipe{hint}; name a parameter of `sensmerge methods`, a "
+            "key of the sensitivity section, merge_method, seed, dtype, or keys such as "
             "models[0].weight"
         )
     if "parameters" in found:
@@ -194,9 +194,9 @@ def _parts(data: dict[str, Any]) -> list[dict[str, Any]]:
 def _put(data: dict[str, Any], place: Place, value: Any) -> None:
     if place.keys[0] == "parameters":
         # A value for all models; a model's own would come before it.
-        for part in _parts(data)[1:]:
-            if isinstance(part.get("parameters"), dict):
-                part["parameters"].pop(place.keys[-1], None)
+        for model in _parts(data)[1:]:
+            if isinstance(model.get("parameters"), dict):
+                model["parameters"].pop(str(place.keys[-1]), None)
     part: Any = data
     for key in place.keys[:-1]:
         if isinstance(part, dict) and part.get(key) is None:

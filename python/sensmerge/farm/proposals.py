@@ -15,7 +15,6 @@ from sensmerge.recipe import Recipe, methods
 from sensmerge.search.settings import TEMPERATURES
 
 if TYPE_CHECKING:
-    from sensmerge.farm.database import Candidate
     from sensmerge.farm.evaluators import Better
 
 
@@ -117,9 +116,11 @@ class Study:
             InputError: There is no such place, no interval is known of it, or Optuna is missing.
         """
         # Also says what to install where Optuna is missing.
+        import optuna
+
         from sensmerge.search import study
 
-        optuna, self._sampler = study.optuna, study.sampler
+        self._sampler = study.sampler
         self._settings, self._template = settings, template
         self.places = _places(list(settings.ranges), template, "study.ranges")
         self.most = settings.trials

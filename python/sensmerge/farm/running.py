@@ -163,8 +163,8 @@ class Farm:
         """A candidate with these values.
 
         Raises:
-            InputError: They make no recipe, its models cannot be opened, or its output is larger than
-                the budget.
+            InputError: They make no recipe, its models cannot be opened, or its output is larger
+                than the budget.
         """
         recipe, used = filled(self._template, self._proposals.places, chosen)
         on_disk = self._evaluator.needs_output or self._file.keep > 0
@@ -244,9 +244,7 @@ class Farm:
             with (
                 ThreadPoolExecutor(self._options.workers) as pool,
                 self._stopping(pool),
-                bar(
-                    total, "candidates", "candidates", enabled=self._options.progress
-                ) as advance,
+                bar(total, "candidates", "candidates", enabled=self._options.progress) as advance,
             ):
                 advance(there - len(waiting))
                 for candidate in self._next(waiting):
@@ -357,8 +355,8 @@ class Farm:
             while self._collect(advance, block=True):
                 pass
             raise InputError(
-                f"{self._folder}: the disk is full, {_MOST_FULL} candidates one after the other could "
-                "not be written; free space, and run the same command again with --retry"
+                f"{self._folder}: the disk is full, {_MOST_FULL} candidates one after the other "
+                "could not be written; free space, and run the same command again with --retry"
             )
 
     def _collect(self, advance: Callable[[int], None], *, block: bool) -> bool:

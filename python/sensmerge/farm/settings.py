@@ -156,7 +156,9 @@ class FarmFile(Strict):
         """
         read = read_yaml(path)
         if len(read.documents) != 1 or not isinstance(read.documents[0], dict):
-            raise InputError(f"{path}: a farm is a mapping with recipe, grid or study, and evaluate")
+            raise InputError(
+                f"{path}: a farm is a mapping with recipe, grid or study, and evaluate"
+            )
         wrong = [f"{path}: {said}" for said in read.twice]
         try:
             found = cls.model_validate(read.documents[0])

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
     from sensmerge.recipe import Recipe
 
-# What an output takes beside its tensors' data: a name, a dtype, a shape and offsets for each in the
-# header and in an index, and the files that a merge writes beside the weights.
+# What an output takes beside its tensors' data: a name, a dtype, a shape and offsets for each in
+# the header and in an index, and the files that a merge writes beside the weights.
 _PER_TENSOR = 512
 _BESIDE = 64 * 1024
 
@@ -118,7 +118,8 @@ class Workbench:
 
         Args:
             recipe: The candidate.
-            calibration: Its calibration file, a copy of which lies beside the weights; None without.
+            calibration: Its calibration file, a copy of which lies beside the weights; None
+                without.
 
         Raises:
             InputError: Models or calibration cannot be used as they are.

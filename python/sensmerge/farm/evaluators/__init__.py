@@ -24,8 +24,8 @@ class Evaluator(Protocol):
     """Scores candidates, several at a time in threads.
 
     Attributes:
-        needs_output: Whether a candidate has to be written to the disk before. If not, the evaluator
-            merges it itself, in memory.
+        needs_output: Whether a candidate has to be written to the disk before. If not, the
+            evaluator merges it itself, in memory.
         better: Which scores are better.
     """
 

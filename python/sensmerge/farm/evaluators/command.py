@@ -1,4 +1,4 @@
-"""By a command that prints JSON: any program that is given a model's folder and says how good it is."""
+"""By a command that prints JSON: any program that says how good the model in a folder is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import signal
 import subprocess
 import tempfile
 import threading
-from pathlib import Path
 from typing import IO, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -94,8 +93,8 @@ class Command:
         self._stopped = False
         if settings.score is None and not settings.tasks:
             raise InputError(
-                "evaluate.command: name the number that it prints: score, or tasks of which the mean "
-                "counts"
+                "evaluate.command: name the number that it prints: score, or tasks of which the "
+                "mean counts"
             )
         program = settings.run[0]
         beside = context.folder / program if os.sep in program else None
@@ -220,10 +219,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     """End a command, and what it started and left."""
     if process.poll() is None:
         _signal(process, signal.SIGTERM)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(_GRACE)
-        except subprocess.TimeoutExpired:
-            pass
     _signal(process, getattr(signal, "SIGKILL", signal.SIGTERM))
     process.wait()
 

@@ -39,7 +39,7 @@ class LossSettings(Strict):
         return Loss(self, context)
 
 
-class _Stopped(Exception):
+class _StoppedError(Exception):
     """The farm is being stopped."""
 
 
@@ -110,9 +110,7 @@ class Loss:
                 ready = self._context.bench.ready(recipe, job.measured)
                 model = judge.merged(request(recipe, ready.coefficients, ready.models))
                 seconds = time.monotonic() - began
-            losses = means(
-                sample_losses(model, [task.search for task in self._tasks], self._go_on)
-            )
+            losses = means(sample_losses(model, [task.search for task in self._tasks], self._go_on))
             validation = None
             if self._settings.validation:
                 held = sample_losses(model, [task.validation for task in self._tasks], self._go_on)
@@ -130,7 +128,7 @@ class Loss:
 
     def _go_on(self, _: int = 0) -> None:
         if self._stopped.is_set():
-            raise _Stopped
+            raise _StoppedError
 
     def key(self) -> dict[str, Any]:
         """The settings, the samples, and the kind of device."""
@@ -138,7 +136,8 @@ class Loss:
             "loss": self._settings.model_dump(),
             "tasks": [[task.name, task.digest] for task in self._tasks],
             "device": self._context.device.partition(":")[0],
-            "dtype": self._context.template.sensitivity and self._context.template.sensitivity.dtype,
+            "dtype": self._context.template.sensitivity
+            and self._context.template.sensitivity.dtype,
         }
 
     def notes(self) -> list[str]:
@@ -146,8 +145,8 @@ class Loss:
         said = test_sets.of_samples(self._context.template)
         if not self._settings.validation:
             said.append(
-                "nothing is validated: candidates are chosen by the scores that are shown, which are "
-                "better than those on other samples will be"
+                "nothing is validated: candidates are chosen by the scores that are shown, which "
+                "are better than those on other samples will be"
             )
         return said
 
@@ -158,4 +157,3 @@ class Loss:
     def close(self) -> None:
         """Restore torch's settings."""
         self._surroundings.close()
-
