@@ -132,8 +132,7 @@ class Study:
             name: _distribution(optuna.distributions, each) for name, each in self._ranges.items()
         }
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        direction = "minimize" if better == "lower" else "maximize"
-        self._study = optuna.create_study(direction=direction)
+        self._study = optuna.create_study(direction="minimize" if better == "lower" else "maximize")
         self._optuna = optuna
         self._trials: dict[str, Any] = {}
 

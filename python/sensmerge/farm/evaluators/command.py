@@ -10,6 +10,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+from contextlib import suppress
 from typing import IO, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
