@@ -26,6 +26,8 @@ from sensmerge.farm.running import Options, farm
 from sensmerge.farm.workbench import Workbench
 from sensmerge.search.judge import Judge
 from test_bad_input import run
+from test_evaluation import CHOICE, choices
+from test_evaluation import write as write_task
 
 Said = pytest.CaptureFixture[str]
 QUIET = Options(threads=1, progress=False)
@@ -123,6 +125,25 @@ def test_losses_are_those_of_the_merges_and_the_best_are_written(
     weights = "model.safetensors"
     assert (model / weights).read_bytes() == (tmp_path / "merged" / weights).read_bytes()
     assert len(models(tmp_path / "out")) == 2
+
+
+def test_benchmarks_score_merges_in_memory(own: Family, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    from sensmerge.evaluation import scores_of
+
+    (own.folder / "tasks").mkdir()
+    write_task(own.folder / "tasks", "choice", CHOICE, choices())
+    asked = {"benchmarks": {"tasks": ["choice"], "tasks_dir": "tasks"}}
+    path = write_farm(own, grid={"lambda": [0.2, 0.9]}, keep=1, evaluate=asked)
+    board = farm(path, tmp_path / "out", QUIET)
+    assert board.counts["done"] == 2
+    for each in board.candidates:
+        recipe = Recipe.from_dict(each.recipe, folder=own.folder)
+        found = scores_of(recipe, "choice", tasks_dir=own.folder / "tasks", progress=False)
+        assert each.scores == found
+        assert each.score == found["choice"]
+    assert any("choose by validation samples" in note for note in board.notes)
+    assert len(models(tmp_path / "out")) == 1
 
 
 def test_a_command_scores_models_and_the_rest_are_deleted(own: Family, tmp_path: Path) -> None:

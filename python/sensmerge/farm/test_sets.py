@@ -21,7 +21,8 @@ _SPLITS = ("split", "subset")
 # Rows that are looked at.
 _MOST_ROWS = 1000
 
-_SO = (
+# What follows from it.
+SO = (
     "candidates are chosen by it, so that the best score says little of other data; choose by "
     "validation samples, and use the test set once, at the end"
 )
@@ -40,9 +41,9 @@ def of_samples(recipe: Recipe) -> list[str]:
             # A folder above may be called anything.
             name = "/".join(PurePath(file).parts[-2:])
             if is_test(name):
-                found[file] = f"{file}: is a test set by its name: {_SO}"
+                found[file] = f"{file}: is a test set by its name: {SO}"
             elif _rows_say_so(recipe, file):
-                found[file] = f"{file}: is a test set, as its rows say: {_SO}"
+                found[file] = f"{file}: is a test set, as its rows say: {SO}"
     return list(found.values())
 
 
@@ -68,7 +69,7 @@ def of_words(words: Iterable[str], what: str) -> list[str]:
         what: What they are, such as ``evaluate.command``.
     """
     named = [word for word in words if is_test("/".join(PurePath(word).parts[-2:]))]
-    return [f"{what}: '{named[0]}' names a test set: {_SO}"] if named else []
+    return [f"{what}: '{named[0]}' names a test set: {SO}"] if named else []
 
 
 def distinct(names: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Protocol
 from pydantic import BeforeValidator, model_validator
 
 from sensmerge.farm.evaluators import Context, Evaluator
+from sensmerge.farm.evaluators.benchmarks import BenchmarkSettings
 from sensmerge.farm.evaluators.command import CommandSettings
 from sensmerge.farm.evaluators.loss import LossSettings
 from sensmerge.recipe.fields import Strict, section
@@ -30,10 +31,12 @@ class Evaluate(Strict):
     Attributes:
         loss: By the loss on the experts' samples, merged in memory.
         command: By a command that prints JSON.
+        benchmarks: By tasks of lm-evaluation-harness, merged in memory.
     """
 
     loss: Annotated[LossSettings | None, BeforeValidator(section)] = None
     command: CommandSettings | None = None
+    benchmarks: BenchmarkSettings | None = None
 
     @model_validator(mode="before")
     @classmethod
