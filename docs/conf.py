@@ -89,7 +89,7 @@ def reference() -> str:
     return "\n## Reference\n" + "".join(blocks)
 
 
-RUSTDOC = '\n<p><a href="../rust/sensmerge_core/index.html">The reference of the crate</a></p>\n'
+RUSTDOC = '\n<p><a href="../rustdoc/sensmerge_core/index.html">The reference of the crate</a></p>\n'
 
 
 def complete(app: Any, name: str, source: list[str]) -> None:
