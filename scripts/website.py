@@ -105,7 +105,8 @@ def rustdoc() -> None:
 
 def sphinx() -> None:
     """Write the pages."""
-    strict = ["--fail-on-warning", "--keep-going", "--quiet"]
+    # Afresh: what conf.py adds to a page is no reason for Sphinx to read it again.
+    strict = ["--fresh-env", "--fail-on-warning", "--keep-going", "--quiet"]
     where = ["--conf-dir", "docs", "--doctree-dir", "target/doctrees", ".", str(SITE)]
     command = [sys.executable, "-m", "sphinx", *strict, *where]
     paths = os.pathsep.join([str(PACKAGES), str(ROOT / "python")])
