@@ -84,7 +84,8 @@ def reference() -> str:
     blocks = []
     for name in sensmerge.__all__:
         if isinstance(getattr(sensmerge, name), type):
-            directive = f".. autoclass:: sensmerge.{name}\n   :members:\n   :exclude-members: __init__\n"
+            options = "   :members:\n   :exclude-members: __init__\n"
+            directive = f".. autoclass:: sensmerge.{name}\n{options}"
         else:
             directive = f".. autofunction:: sensmerge.{name}\n"
         blocks.append(f"\n### {name}\n\n```{{eval-rst}}\n{directive}```\n")
