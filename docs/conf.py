@@ -32,7 +32,9 @@ exclude_patterns = [".*", "target", "site", "dist", "demo", "**/__pycache__"]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 source_suffix = {".md": "markdown"}
 myst_heading_anchors = 6
+autodoc_class_signature = "separated"
 autodoc_typehints = "signature"
+napoleon_use_ivar = True
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
@@ -82,14 +84,15 @@ def reference() -> str:
     blocks = []
     for name in sensmerge.__all__:
         if isinstance(getattr(sensmerge, name), type):
-            directive = f".. autoclass:: sensmerge.{name}\n   :members:\n"
+            options = "   :members:\n   :exclude-members: __init__\n"
+            directive = f".. autoclass:: sensmerge.{name}\n{options}"
         else:
             directive = f".. autofunction:: sensmerge.{name}\n"
         blocks.append(f"\n### {name}\n\n```{{eval-rst}}\n{directive}```\n")
     return "\n## Reference\n" + "".join(blocks)
 
 
-RUSTDOC = '\n<p><a href="../rust/sensmerge_core/index.html">The reference of the crate</a></p>\n'
+RUSTDOC = '\n<p><a href="../rustdoc/sensmerge_core/index.html">The reference of the crate</a></p>\n'
 
 
 def complete(app: Any, name: str, source: list[str]) -> None:

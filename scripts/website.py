@@ -73,7 +73,7 @@ def page(path: Path) -> Page:
 def faults(site: Path) -> Iterator[str]:
     """What is wrong with the pages that Sphinx wrote, each in a sentence."""
     for path in sorted(site.rglob("*.html")):
-        if path.relative_to(site).parts[0] in ("rust", "_static"):
+        if path.relative_to(site).parts[0] in ("rustdoc", "_static"):
             continue  # rustdoc checks its own; the theme leaves templates among its files
         name, content = path.relative_to(site), page(path)
         for load in content.loads:
@@ -100,12 +100,13 @@ def rustdoc() -> None:
     flags = os.environ | {"RUSTDOCFLAGS": "-D warnings"}
     if subprocess.run(command.split(), cwd=ROOT, env=flags).returncode != 0:
         sys.exit("error: cargo doc failed")
-    shutil.copytree(folder, SITE / "rust")
+    shutil.copytree(folder, SITE / "rustdoc")
 
 
 def sphinx() -> None:
     """Write the pages."""
-    strict = ["--fail-on-warning", "--keep-going", "--quiet"]
+    # Afresh: what conf.py adds to a page is no reason for Sphinx to read it again.
+    strict = ["--fresh-env", "--fail-on-warning", "--keep-going", "--quiet"]
     where = ["--conf-dir", "docs", "--doctree-dir", "target/doctrees", ".", str(SITE)]
     command = [sys.executable, "-m", "sphinx", *strict, *where]
     paths = os.pathsep.join([str(PACKAGES), str(ROOT / "python")])

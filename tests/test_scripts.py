@@ -109,8 +109,8 @@ def test_what_tries_wheels_agrees_with_this_build() -> None:
 
 
 def test_faults_of_a_site_are_named(tmp_path: Path) -> None:
-    (tmp_path / "rust").mkdir()
-    (tmp_path / "rust" / "a.html").write_text('<a href="gone.html">not looked at</a>')
+    (tmp_path / "rustdoc").mkdir()
+    (tmp_path / "rustdoc" / "a.html").write_text('<a href="gone.html">not looked at</a>')
     (tmp_path / "picture.png").write_bytes(b"")
     (tmp_path / "a.html").write_text(
         '<link href="https://elsewhere.invalid/a.css"><h1 id="top">A</h1><a href="#top">up</a>'
