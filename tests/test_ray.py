@@ -7,7 +7,7 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,17 @@ from tiers import cases
 LAYERS = 12
 
 
+def patiently(start: Callable[[], Any]) -> Any:
+    """Start a part of a cluster; on a busy machine, Ray's half a minute may not be enough."""
+    for _ in range(5):
+        try:
+            return start()
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+    return start()
+
+
 class Nodes:
     """A cluster whose head runs no tasks, and its nodes."""
 
@@ -29,7 +40,7 @@ class Nodes:
         from ray.cluster_utils import Cluster
 
         head = {"num_cpus": 0, "include_dashboard": False}
-        self.cluster: Any = Cluster(initialize_head=True, head_node_args=head)
+        self.cluster: Any = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
         self.nodes: list[Any] = []
         for _ in range(2):
             self.add()
@@ -39,7 +50,7 @@ class Nodes:
         return str(self.cluster.address)
 
     def add(self) -> None:
-        self.nodes.append(self.cluster.add_node(num_cpus=1, wait=False))
+        self.nodes.append(patiently(lambda: self.cluster.add_node(num_cpus=1, wait=False)))
 
     def kill(self, draw: random.Random) -> None:
         node = self.nodes.pop(draw.randrange(len(self.nodes)))
@@ -102,10 +113,12 @@ def test_lost_nodes_change_nothing(
     while killed < cases(2, 100):
         out = tmp_path / f"out{merges}"
         process, merges = driver(nodes, recipe, out), merges + 1
-        while process.poll() is None:
-            time.sleep(draw.uniform(0.5, 3.0))
+        for _ in range(5):
             # Not before the first task is under way.
-            if out.exists() and process.poll() is None:
+            while not out.exists() and process.poll() is None:
+                time.sleep(0.05)
+            time.sleep(draw.uniform(0.1, 3.0))
+            if process.poll() is None and killed < cases(2, 100):
                 nodes.kill(draw)
                 killed += 1
         assert ended(process) == (0, "")

@@ -152,6 +152,10 @@ def _environment(folder: str) -> dict[str, str]:
     }
 
 
+# Numbers of tries for which a share is estimated, where a task names none.
+TRIES = (1, 10, 100)
+
+
 class CodeEval:
     """In the place of the metric ``code_eval`` of the library ``evaluate``."""
 
@@ -163,7 +167,7 @@ class CodeEval:
         *,
         predictions: Sequence[Sequence[str]],
         references: Sequence[str],
-        k: Sequence[int] = (1, 10, 100),
+        k: Sequence[int] = TRIES,
         num_workers: int = 4,
         timeout: float | None = None,
     ) -> tuple[dict[str, float], dict[int, list[tuple[int, dict[str, Any]]]]]:
