@@ -112,6 +112,22 @@ def test_a_terminal_shows_it_until_the_farm_ends(folder: Path) -> None:
     assert last_frame.count("\n") < 16
 
 
+def test_a_narrow_terminal_shows_what_matters_most(folder: Path) -> None:
+    from rich.console import Console
+
+    def shown(width: int) -> str:
+        screen = io.StringIO()
+        console = Console(file=screen, width=width, height=30)
+        console.print(live.drawn(Board.read(folder), width, 30))
+        return screen.getvalue()
+
+    assert all(name in shown(120) for name in ("math", "code", "lambda", "merge ", "evaluation"))
+    narrow = shown(42)
+    assert not any(name in narrow for name in ("math", "code", "merge ", "evaluation"))
+    assert all(name in narrow for name in ("score", "lambda", "merge_method", "status"))
+    assert "…" not in narrow.partition("note:")[0].partition("no.")[2]
+
+
 class Page(HTMLParser):
     """What a page holds: its tags are closed in order, and it names no other file."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,8 +22,10 @@ from sensmerge import InputError, Recipe
 from sensmerge.farm import jobs, lock
 from sensmerge.farm.board import Board
 from sensmerge.farm.database import Database
-from sensmerge.farm.jobs import Job, Outcome, tree_bytes
+from sensmerge.farm.evaluators.registry import Evaluate
+from sensmerge.farm.jobs import Job, Merged, Outcome, Scores, tree_bytes
 from sensmerge.farm.running import Options, farm
+from sensmerge.farm.settings import FarmFile
 from sensmerge.farm.workbench import Workbench
 from sensmerge.search.judge import Judge
 from test_bad_input import run
@@ -580,3 +583,35 @@ def test_a_job_is_plain_data_and_runs_by_itself(own: Family, tmp_path: Path) -> 
     assert done[0].scores is not None
     assert done[0].scores.score == done[0].merged.bytes > 0
     assert done[1] == Outcome(2, done[1].merged, None, "no")
+
+
+def test_where_the_disk_is_full_nothing_is_half_written(tmp_path: Path) -> None:
+    outcome = Outcome(1, Merged(1.0, 5, {"e": "x" * 100_000}), Scores(1.0, {"task": 2.0}))
+    with closing(Database(tmp_path, write=True)) as database:
+        database.add([("a" * 64, {}, {"seed": 1})])
+        (pages,) = database._one("PRAGMA page_count")
+        # SQLite's answer is that to a full disk.
+        database._one(f"PRAGMA max_page_count = {pages}")
+        assert (tmp_path / "spare").stat().st_size > 0
+        with pytest.raises(InputError, match="full; free space, and run the same command again"):
+            database.end(outcome, kept=True)
+        # It was given up, in vain here.
+        assert not (tmp_path / "spare").exists()
+        (found,) = database.candidates()
+        assert (found.status, found.kept, found.scores) == ("waiting", False, {})
+        database._one("PRAGMA max_page_count = 1000")
+        database.end(outcome, kept=True)
+        assert database.candidate(1).scores == {"task": 2.0}
+    with closing(Database(tmp_path, write=True)):
+        assert (tmp_path / "spare").exists()
+
+
+def test_the_schema_for_editors_knows_every_key(capsys: Said) -> None:
+    assert run("schema", "--farm") == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert set(schema["properties"]) == set(FarmFile.model_fields)
+    sections = schema["$defs"]
+    assert set(sections["Evaluate"]["properties"]) == set(Evaluate.model_fields)
+    assert {"lambda", "density"} <= set(sections["Parameters"]["properties"])
+    named = re.findall(r'"#/\$defs/(\w+)"', json.dumps(schema))
+    assert set(named) <= set(sections)

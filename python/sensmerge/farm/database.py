@@ -180,11 +180,8 @@ class Database:
 
     def set(self, **settings: Any) -> None:
         """Write down something of the farm as a whole."""
-        with self._changing():
-            self._connection.executemany(
-                "INSERT OR REPLACE INTO farm VALUES (?, ?)",
-                [(key, json.dumps(value)) for key, value in settings.items()],
-            )
+        said = [(key, json.dumps(value)) for key, value in settings.items()]
+        self._change(("INSERT OR REPLACE INTO farm VALUES (?, ?)", said))
 
     def add(
         self, found: Sequence[tuple[str, dict[str, Any], dict[str, Any]]]
@@ -197,41 +194,50 @@ class Database:
         Returns:
             The number of each, and whether it is new.
         """
-        added = []
-        with self._changing():
-            for identity, recipe, chosen in found:
-                cursor = self._connection.execute(
-                    "INSERT INTO candidates (hash, recipe, chosen, status) VALUES (?, ?, ?, "
-                    "'waiting') ON CONFLICT (hash) DO NOTHING",
-                    (identity, json.dumps(recipe), json.dumps(chosen)),
-                )
-                (number,) = self._one("SELECT number FROM candidates WHERE hash = ?", identity)
-                added.append((int(number), cursor.rowcount > 0))
-        return added
+        before = {identity for identity, _, _ in found if self._number(identity) is not None}
+        rows = [
+            (identity, json.dumps(recipe), json.dumps(chosen)) for identity, recipe, chosen in found
+        ]
+        self._change(
+            (
+                "INSERT INTO candidates (hash, recipe, chosen, status) VALUES (?, ?, ?, 'waiting') "
+                "ON CONFLICT (hash) DO NOTHING",
+                rows,
+            )
+        )
+        return [(self._number(identity) or 0, identity not in before) for identity, _, _ in found]
+
+    def _number(self, identity: str) -> int | None:
+        with self._said():
+            found = self._one("SELECT number FROM candidates WHERE hash = ?", identity)
+        return None if found is None else int(found[0])
 
     def remove(self, numbers: Sequence[int]) -> None:
         """Remove candidates of which nothing is known yet."""
-        with self._changing():
-            self._connection.executemany(
+        self._change(
+            (
                 "DELETE FROM candidates WHERE number = ? AND status = 'waiting'",
                 [(number,) for number in numbers],
             )
+        )
 
     def begin(self, number: int) -> None:
         """Write down that a candidate is being merged or scored."""
-        with self._changing():
-            self._connection.execute(
+        self._change(
+            (
                 "UPDATE candidates SET status = 'running', reason = NULL WHERE number = ?",
-                (number,),
+                [(number,)],
             )
+        )
 
     def wait_again(self, status: Status) -> None:
         """Let all candidates of a status wait: those that ran when a process ended, or failed."""
-        with self._changing():
-            self._connection.execute(
+        self._change(
+            (
                 "UPDATE candidates SET status = 'waiting', reason = NULL WHERE status = ?",
-                (status,),
+                [(status,)],
             )
+        )
 
     def end(self, outcome: Outcome, *, kept: bool) -> None:
         """Write down what came of a candidate.
@@ -254,29 +260,29 @@ class Database:
             found,
             outcome.number,
         )
-        with self._changing():
-            self._connection.execute(
+        tasks = {} if scores is None else scores.tasks
+        self._change(
+            (
                 "UPDATE candidates SET status = ?, reason = ?, score = ?, validation = ?, "
                 "merge_seconds = ?, evaluation_seconds = ?, bytes = ?, kept = ?, coefficients = ? "
                 "WHERE number = ?",
-                values,
-            )
-            self._connection.execute("DELETE FROM scores WHERE number = ?", (outcome.number,))
-            self._connection.executemany(
+                [values],
+            ),
+            ("DELETE FROM scores WHERE number = ?", [(outcome.number,)]),
+            (
                 "INSERT INTO scores VALUES (?, ?, ?)",
-                [
-                    (outcome.number, task, score)
-                    for task, score in ({} if scores is None else scores.tasks).items()
-                ],
-            )
+                [(outcome.number, task, score) for task, score in tasks.items()],
+            ),
+        )
 
     def keep(self, number: int, kept: bool, size: int | None = None) -> None:
         """Write down whether a candidate's model lies in the farm's folder, and what it takes."""
-        with self._changing():
-            self._connection.execute(
+        self._change(
+            (
                 "UPDATE candidates SET kept = ?, bytes = coalesce(?, bytes) WHERE number = ?",
-                (kept, size, number),
+                [(kept, size, number)],
             )
+        )
 
     def best(self, better: str, *, kept: bool = False, limit: int = -1) -> list[Entry]:
         """The candidates that have a score, the best first; of equal ones the earlier.
@@ -336,49 +342,48 @@ class Database:
         return self._connection.execute(statement, given).fetchone()
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._connection.execute("BEGIN")
+    def _transaction(self, kind: str = "DEFERRED") -> Iterator[None]:
+        self._connection.execute(f"BEGIN {kind}")
         try:
             yield
+            self._connection.execute("COMMIT")
         except BaseException:
-            self._connection.rollback()
+            # SQLite may have taken it back itself.
+            if self._connection.in_transaction:
+                self._connection.rollback()
             raise
-        self._connection.execute("COMMIT")
 
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """A change, which is whole or not there."""
+    def _change(self, *statements: tuple[str, Sequence[tuple[Any, ...]]]) -> None:
+        """Make a change, which is whole or not there: each statement with all its values."""
         with self._said():
-            self._connection.execute("BEGIN IMMEDIATE")
             try:
-                yield
-                self._commit()
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.rollback()
-                raise
+                self._carry_out(statements)
+            except sqlite3.OperationalError as error:
+                if not _is_full(error) or self._spare is None:
+                    raise
+                self._spare.unlink(missing_ok=True)
+                self._carry_out(statements)
 
-    def _commit(self) -> None:
-        try:
-            self._connection.execute("COMMIT")
-        except sqlite3.OperationalError:
-            if self._spare is None or not self._connection.in_transaction:
-                raise
-            self._spare.unlink(missing_ok=True)
-            self._connection.execute("COMMIT")
+    def _carry_out(self, statements: Sequence[tuple[str, Sequence[tuple[Any, ...]]]]) -> None:
+        with self._transaction("IMMEDIATE"):
+            for statement, values in statements:
+                self._connection.executemany(statement, values)
 
     @contextmanager
     def _said(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
-            full = getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
-            hint = "; free space, and run the same command again" if full else ""
+            hint = "; free space, and run the same command again" if _is_full(error) else ""
             raise InputError(f"{self.path}: {error}{hint}") from None
         except ValueError as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{self.path}: is damaged: {error}") from None
+
+
+def _is_full(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
 
 
 def _candidate(row: Mapping[str, Any], scores: Mapping[int, dict[str, float]]) -> Candidate:

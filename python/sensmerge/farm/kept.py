@@ -52,6 +52,9 @@ class Kept:
             InputError: It does not fit into the budget.
         """
         self._space.check(size)
+        # Where the disk itself is short, evaluations that end may make room as well.
+        while self._space.lacks(size) and waited():
+            pass
         while not self._space.fits(size, folder):
             models = self.models()
             if waited():

@@ -42,26 +42,43 @@ def show(
     """
     console = console or Console()
     board = read()
-    with Live(drawn(board, console.height), console=console, auto_refresh=False) as live:
+    first = drawn(board, console.width, console.height)
+    # Its last state is printed by whoever asked.
+    with Live(first, console=console, auto_refresh=False, transient=True) as live:
         while board.running:
             time.sleep(seconds)
             board = read()
-            live.update(drawn(board, console.height), refresh=True)
+            live.update(drawn(board, console.width, console.height), refresh=True)
     return board
 
 
-def drawn(board: Board, height: int) -> Group:
-    """A board as rich draws it, no higher than the terminal.
+def drawn(board: Board, width: int, height: int) -> Group:
+    """A board as rich draws it, no larger than the terminal where that can be.
 
     Args:
         board: The board.
+        width: Columns of the terminal.
         height: Lines of the terminal.
     """
+    head, rows = board.head(), board.rows(max(3, height - _AROUND))
+    shown = _fitting(board, head, rows, width)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in board.head():
-        table.add_column(Text(name), justify="right", no_wrap=True)
-    for row in board.rows(max(3, height - _AROUND)):
-        kept = row[-1] == "kept"
-        table.add_row(*(Text(plain(cell)) for cell in row), style="bold" if kept else "")
+    for column in shown:
+        table.add_column(Text(head[column]), justify="right", no_wrap=True)
+    for row in rows:
+        style = "bold" if row[-1] == "kept" else ""
+        table.add_row(*(Text(plain(row[column])) for column in shown), style=style)
     notes = [Text(f"note: {plain(note)}", style="yellow") for note in board.notes[:3]]
     return Group(Text(board.sentence()), table, *notes)
+
+
+def _fitting(board: Board, head: list[str], rows: list[list[str]], width: int) -> list[int]:
+    """The columns for which there is room: seconds go first, then scores beside the score."""
+    columns = list(range(len(head)))
+    widths = [max(map(len, column)) + 1 for column in zip(head, *rows, strict=True)]
+    scores = [2 + place for place in range(board.validated + len(board.tasks))]
+    for column in [len(head) - 2, len(head) - 3, *reversed(scores)]:
+        if sum(widths[each] for each in columns) <= width + 1:
+            break
+        columns.remove(column)
+    return columns
